@@ -1,0 +1,1 @@
+"""The runner: one daemon that queues, launches, watches, saves and bills the jobs of one box."""

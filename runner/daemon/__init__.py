@@ -1,0 +1,1 @@
+"""The turn: load, decide, apply; and the threads that feed it."""

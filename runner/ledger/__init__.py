@@ -1,0 +1,1 @@
+"""Who pays what: integer rules over accounts, transfers and metered time."""

@@ -1,0 +1,1 @@
+"""Who runs next, on which devices: pure functions over a snapshot."""

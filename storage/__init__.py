@@ -1,0 +1,1 @@
+"""Bytes in, bytes out: digests, trees, leases and the roots it is given."""

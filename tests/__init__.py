@@ -1,0 +1,1 @@
+"""The suite; nothing in it leaves the machine."""
