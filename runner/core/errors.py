@@ -15,7 +15,9 @@ The client imports this module on every command: standard library only.
 
 from __future__ import annotations
 
-from typing import Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130

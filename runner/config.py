@@ -1,0 +1,245 @@
+"""One frozen Config: built-in defaults < TOML files < `STOKER_SECTION__KEY` in the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from runner.core.errors import UsageError
+from runner.core.nearest import nearest
+from runner.core.units import parse_duration, parse_size
+
+FILE_MAX_BYTES = 1 << 20
+
+
+def _size(text: str, what: str) -> int:
+    return parse_size(text, what)
+
+
+def _setting(default: Any, help: str, parse: Callable[[str, str], Any] | None = None) -> Any:  # noqa: A002
+    metadata = {"help": help, "parse": parse, "shown": default}
+    if parse is not None:
+        default = parse(default, "a default")
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a job gets that says nothing."""
+
+    gpus: int = _setting(1, "GPUs of a job that does not say, where the box has any")
+    grace_s: float = _setting("120s", "between the stop signal and SIGKILL", parse_duration)
+    pass_env: list[str] = _setting([], "variables that look secret and are passed all the same")
+
+
+@dataclass(frozen=True)
+class Box:
+    """What the box has, where the runner should not count for itself."""
+
+    cpus: float = _setting(0.0, "cores to give away; 0 counts them")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Which devices to use and when one is free."""
+
+    exclude: list[str] = _setting([], "UUIDs that are never given to a job")
+    free_below_bytes: int = _setting("1GiB", "a device with less in use, and no foreign compute process, is free", _size)
+    lock_dir: str = _setting("/run/lock", "where the runners of one box agree on devices")
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How much is kept, and for how long."""
+
+    cache_limit_bytes: int = _setting("200GiB", "staged inputs beyond this give way, oldest first", _size)
+    min_free_bytes: int = _setting("1GiB", "no staging below this much free disk", _size)
+    keep_finished_s: float = _setting("90d", "logs and directories of finished jobs", parse_duration)
+    log_limit_bytes: int = _setting("1GiB", "a longer log keeps its first MiB and its newest half", _size)
+    allow_network_filesystem: bool = _setting(False, "keep the state on NFS, CIFS or FUSE at your own risk")
+
+
+@dataclass(frozen=True)
+class S3:
+    """Where s3:// leads."""
+
+    endpoint: str = _setting("", "URL of an S3-compatible server; empty is AWS")
+    region: str = _setting("", "region, where the server wants one")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where data comes from."""
+
+    s3: S3 = field(default_factory=S3)
+
+
+@dataclass(frozen=True)
+class Credits:
+    """What time costs. Amounts are written as strings, so that no float touches money."""
+
+    gpu_hour: str = _setting("1", "credits for an hour of one GPU")
+    cpu_hour: str = _setting("0", "credits for an hour of one core")
+    models: dict[str, str] = _setting({}, "credits for a GPU-hour by model, the longest match wins")
+    post_every_s: float = _setting("10m", "running jobs are charged this often", parse_duration)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What is read from running jobs."""
+
+    interval_s: float = _setting("5s", "between two samples of a running job", parse_duration)
+
+
+@dataclass(frozen=True)
+class Log:
+    """The runner's own log."""
+
+    level: str = _setting("info", "debug, info, warning or error")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of the runner, and where each came from."""
+
+    defaults: Defaults = field(default_factory=Defaults)
+    box: Box = field(default_factory=Box)
+    gpu: Gpu = field(default_factory=Gpu)
+    storage: Storage = field(default_factory=Storage)
+    sources: Sources = field(default_factory=Sources)
+    credits: Credits = field(default_factory=Credits)
+    metrics: Metrics = field(default_factory=Metrics)
+    log: Log = field(default_factory=Log)
+    origins: dict[str, str] = field(default_factory=dict, compare=False)
+
+
+def load(files: list[str], environ: Mapping[str, str]) -> Config:
+    """Read the configuration, weakest file first; an unknown key or a wrong type is a `UsageError`."""
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for path in files:
+        _overlay(values, origins, _read(path), path, "")
+    for name in sorted(environ):
+        if name.startswith("STOKER_") and "__" in name:
+            keys = name.removeprefix("STOKER_").lower().split("__")
+            _overlay(values, origins, _nested(keys, _scalar(keys, environ[name], name)), name, "")
+    config = _build(Config, values, origins, "")
+    assert isinstance(config, Config)
+    return dataclasses.replace(config, origins=origins)
+
+
+def names() -> list[tuple[str, Any, str]]:
+    """Return (dotted name, default as written, help) of every setting, in order: the source of the example file."""
+    return list(_walk(Config, ""))
+
+
+def shown_name(name: str) -> str:
+    """Return the key a person writes for a field: units are in the value ("120s", "1GiB"), not in the key."""
+    return re.sub(r"_(s|bytes)\Z", "", name)
+
+
+def _walk(section: type, prefix: str) -> Any:
+    hints = get_type_hints(section)
+    for each in dataclasses.fields(section):
+        if dataclasses.is_dataclass(hints[each.name]):
+            yield from _walk(hints[each.name], f"{prefix}{each.name}.")
+        elif "help" in each.metadata:
+            yield f"{prefix}{shown_name(each.name)}", each.metadata["shown"], each.metadata["help"]
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(FILE_MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint="check STOKER_CONFIG") from None
+    if len(data) > FILE_MAX_BYTES:
+        raise UsageError(f"{path} is larger than 1 MiB", hint="a configuration is a few lines")
+    try:
+        return tomllib.loads(data.decode(), parse_float=Decimal)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not TOML: {error}"[:300], hint="see config.example.toml") from None
+
+
+def _overlay(values: dict[str, Any], origins: dict[str, str], new: dict[str, Any], origin: str, prefix: str) -> None:
+    for key, value in new.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            existing = values.setdefault(key, {})
+            if not isinstance(existing, dict):
+                raise UsageError(f"{name} is no section (from {origin})", hint="see config.example.toml")
+            _overlay(existing, origins, value, origin, f"{name}.")
+        else:
+            values[key] = value
+        origins[name] = origin
+
+
+def _nested(keys: list[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def _scalar(keys: list[str], text: str, name: str) -> Any:
+    """Read an environment value as TOML where the setting is no string."""
+    hint: Any = Config
+    metadata: Mapping[str, Any] = {}
+    for key in keys:
+        fields = {shown_name(each.name): each for each in dataclasses.fields(hint)} if dataclasses.is_dataclass(hint) else {}
+        if key not in fields:
+            raise UsageError(f"unknown setting {name}", hint=nearest(key, fields))
+        metadata = fields[key].metadata
+        hint = get_type_hints(hint)[fields[key].name]
+    if hint is str or metadata.get("parse"):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}", parse_float=Decimal)["value"]
+    except ValueError:
+        raise UsageError(f"{name} is not a value: {text[:60]!r}", hint="write it as in config.example.toml") from None
+
+
+def _build(section: type, values: dict[str, Any], origins: dict[str, str], prefix: str) -> Any:
+    hints = get_type_hints(section)
+    fields = {shown_name(each.name): each for each in dataclasses.fields(section) if each.name != "origins"}
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        origin = origins.get(name, "")
+        if key not in fields:
+            raise UsageError(f"unknown setting {name!r} (from {origin})", hint=nearest(key, fields))
+        each = fields[key]
+        if dataclasses.is_dataclass(hints[each.name]):
+            if not isinstance(value, dict):
+                raise UsageError(f"{name} is a section (from {origin})", hint="see config.example.toml")
+            built[each.name] = _build(hints[each.name], value, origins, f"{name}.")  # type: ignore[arg-type]
+        else:
+            built[each.name] = _value(hints[each.name], each.metadata.get("parse"), value, f"{name} (from {origin})")
+    return section(**built)
+
+
+def _value(hint: Any, parse: Callable[[str, str], Any] | None, value: Any, what: str) -> Any:
+    if parse is not None:
+        if not isinstance(value, str):
+            raise UsageError(f"{what} is not text", hint='write it with its unit, like "120s" or "8GiB"')
+        return parse(value, what)
+    if hint is float and isinstance(value, int | Decimal) and not isinstance(value, bool):
+        if not Decimal(value).is_finite():
+            raise UsageError(f"{what} is not a number", hint="NaN and infinity are refused")
+        return float(value)
+    if hint in (bool, int, str) and type(value) is hint:
+        return value
+    if hint == list[str] and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return value
+    if hint == dict[str, str] and isinstance(value, dict) and all(isinstance(item, str) for item in value.values()):
+        return value
+    kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(hint, "a list or table of text")
+    raise UsageError(f"{what} is not {kind}: {str(value)[:60]!r}", hint="see config.example.toml")

@@ -1,0 +1,176 @@
+"""Text into job documents: strict JSON and TOML, flags, `#STOKER` lines, and the merge that keeps each value's origin."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from runner.core.errors import UsageError
+from runner.core.flags import JOB_FLAGS
+from runner.core.nearest import nearest
+
+DOCUMENT_MAX_BYTES = 1 << 20
+DEPTH_MAX = 32
+NODES_MAX = 10_000
+
+_BY_FLAG = {flag.flag: flag for flag in JOB_FLAGS}
+_INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+_NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,9})?(?:[eE][-+]?[0-9]{1,3})?", re.ASCII)
+_WHOLE = {"gpus", "priority", "retries"}
+
+Layer = tuple[str, dict[str, Any]]
+
+
+def parse_json(text: str | bytes, what: str) -> Any:
+    """Parse JSON strictly: bounded size, depth and nodes; no NaN, no Infinity, no key twice."""
+    if len(text) > DOCUMENT_MAX_BYTES:
+        raise UsageError(f"{what} is larger than 1 MiB", hint="a job document is a few lines")
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise UsageError(f"{what} is nested too deeply", hint=f"at most {DEPTH_MAX} levels") from None
+    except ValueError as error:
+        raise UsageError(f"{what} is not JSON: {error}"[:300], hint="`stoker schema job` describes the document") from None
+    check_shape(value, what)
+    return value
+
+
+def parse_toml(text: str, what: str) -> dict[str, Any]:
+    """Parse TOML under the same bounds; tomllib itself refuses a key given twice."""
+    if len(text) > DOCUMENT_MAX_BYTES:
+        raise UsageError(f"{what} is larger than 1 MiB", hint="a job document is a few lines")
+    try:
+        value = tomllib.loads(text)
+    except RecursionError:
+        raise UsageError(f"{what} is nested too deeply", hint=f"at most {DEPTH_MAX} levels") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{what} is not TOML: {error}"[:300], hint="`stoker schema job` describes the document") from None
+    check_shape(value, what)
+    return value
+
+
+def check_shape(value: Any, what: str) -> None:
+    """Refuse a document that is too deep or has too many nodes, without recursion."""
+    stack = [(value, 1)]
+    nodes = 0
+    while stack:
+        node, depth = stack.pop()
+        nodes += 1
+        if depth > DEPTH_MAX or nodes > NODES_MAX:
+            fault = "nested too deeply" if depth > DEPTH_MAX else "too large"
+            raise UsageError(f"{what} is {fault}", hint=f"at most {DEPTH_MAX} levels and {NODES_MAX} values")
+        children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        stack.extend((child, depth + 1) for child in children)
+
+
+def from_flags(pairs: Iterable[Sequence[str]], origin: str) -> list[Layer]:
+    """Turn (flag, value) pairs into one-value layers, in order, each with its origin."""
+    return [(f"{flag} {origin}".strip(), _flag_document(flag, text)) for flag, text in pairs]
+
+
+def from_directives(script: str, path: str) -> list[Layer]:
+    """Read the `#STOKER` lines of a script, up to its first command."""
+    layers: list[Layer] = []
+    for number, line in enumerate(script.splitlines(), 1):
+        stripped = line.strip()
+        if stripped and not stripped.startswith("#"):
+            break
+        if not re.match(r"#STOKER(\s|$)", stripped):
+            continue
+        where = f"{path} line {number}"
+        try:
+            words = shlex.split(stripped[len("#STOKER") :], comments=True)
+        except ValueError as error:
+            raise UsageError(f"{where}: {error}", hint="quote as in a shell") from None
+        layers += from_flags(_pairs(words, where), f"in {where}")
+    return layers
+
+
+def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Lay documents over each other, weakest first; tables merge by key. Return the whole and each value's origin."""
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, document in layers:
+        for key, value in document.items():
+            if isinstance(value, dict) and isinstance(merged.get(key, {}), dict):
+                merged[key] = {**merged.get(key, {}), **value}
+                origins.update((f"{key}.{name}", origin) for name in value)
+            elif key == "pass_env" and isinstance(value, list) and isinstance(merged.get(key, []), list):
+                merged[key] = [*merged.get(key, []), *value]
+            else:
+                merged[key] = value
+            origins[key] = origin
+    return merged, origins
+
+
+def _pairs(words: list[str], where: str) -> list[tuple[str, str]]:
+    pairs = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag not in _BY_FLAG:
+            raise UsageError(f"{where}: unknown flag {flag[:60]!r}", hint=nearest(flag, _BY_FLAG))
+        if not equals:
+            if not rest:
+                raise UsageError(f"{where}: {flag} needs a value", hint=_BY_FLAG[flag].metavar)
+            value = rest.pop(0)
+        pairs.append((flag, value))
+    return pairs
+
+
+def _flag_document(flag: str, text: str) -> dict[str, Any]:
+    if flag not in _BY_FLAG:
+        raise UsageError(f"unknown flag {flag[:60]!r}", hint=nearest(flag, _BY_FLAG))
+    key = _BY_FLAG[flag].key
+    if key in _WHOLE:
+        return {key: int(text) if _INTEGER.fullmatch(text) else text}
+    if key == "cpus":
+        return {key: float(text) if _NUMBER.fullmatch(text) else text}
+    if key in {"env", "input", "metric", "param"}:
+        return _named(flag, key, text)
+    return {key: text}
+
+
+def _named(flag: str, key: str, text: str) -> dict[str, Any]:
+    name, equals, value = text.partition("=")
+    if key == "env" and not equals:
+        return {"pass_env": [name]}
+    if not equals or not name:
+        shown = name[:40] if key == "env" else text[:40]
+        raise UsageError(f"{flag} {shown!r} is not {_BY_FLAG[flag].metavar}", hint=f"{flag} {_BY_FLAG[flag].metavar}")
+    if key == "input":
+        return {key: {name: _input(value)}}
+    if key == "param":
+        return {key: {name: _parameter(value)}}
+    return {key: {name: value}}
+
+
+def _input(value: str) -> dict[str, Any]:
+    uri, comma, option = value.rpartition(",")
+    return {"uri": uri, "rw": True} if comma and option == "rw" else {"uri": value}
+
+
+def _parameter(text: str) -> str | bool | int | float:
+    if text in {"true", "false"}:
+        return text == "true"
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if _NUMBER.fullmatch(text) else text
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:60]!r} is given twice")
+    return document
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number here")

@@ -1,0 +1,43 @@
+"""The flags of a job, declared once: the fast parser, typer's options, `#STOKER` lines and the docs are made from this.
+
+No import at all: the client reads it on every command.
+"""
+
+from __future__ import annotations
+
+class JobFlag:
+    """One flag of `run` and `submit`: what it is called, which key of the job document it fills, how it reads."""
+
+    __slots__ = ("flag", "help", "key", "metavar", "repeats")
+
+    def __init__(self, flag: str, key: str, metavar: str, repeats: bool, help: str) -> None:  # noqa: A002, FBT001
+        self.flag = flag
+        self.key = key
+        self.metavar = metavar
+        self.repeats = repeats
+        self.help = help
+
+
+JOB_FLAGS = (
+    JobFlag("--name", "name", "NAME", False, "Name of the job; an adjective and a noun when not given."),
+    JobFlag("--gpus", "gpus", "N", False, "GPUs a worker needs; 0 hides them all."),
+    JobFlag("--cpus", "cpus", "N", False, "Cores, fractions allowed; 0 counts nothing. A stated value is a limit."),
+    JobFlag("--mem", "mem", "SIZE", False, "Main memory (8G is 8 GiB); a limit where the box can enforce one."),
+    JobFlag("--time", "time", "DURATION", False, "Time limit of an attempt: 90s, 30m, 6h, 2d."),
+    JobFlag("--priority", "priority", "N", False, "-1000 to 1000; higher starts first."),
+    JobFlag("--env", "env", "NAME[=VALUE]", True, "Set a variable, or pass one of yours that looks secret."),
+    JobFlag("--env-file", "env_file", "FILE", True, "Variables from a file of NAME=VALUE lines."),
+    JobFlag("--cwd", "cwd", "DIR", False, "Working directory; yours when not given."),
+    JobFlag("--input", "input", "NAME=URI[,rw]", True, "Fetch URI before the job needs a GPU; rw gives a private copy."),
+    JobFlag("--output", "output", "DIR", False, "Make DIR the output directory; what lands there is saved."),
+    JobFlag("--checkpoint", "checkpoint", "DIR", False, "Make DIR the checkpoint directory; it outlives attempts."),
+    JobFlag("--requirements", "requirements", "FILE", False, "Run in a virtual environment built once from FILE."),
+    JobFlag("--metric", "metric", "NAME=REGEX", True, "Read a metric from the log; one group catches the number."),
+    JobFlag("--param", "param", "NAME=VALUE", True, "A parameter, given to the job in STOKER_PARAMS_FILE."),
+    JobFlag("--retries", "retries", "N", False, "Tries after a failure of the job's own."),
+    JobFlag("--requeue", "requeue", "always|never", False, "What to do when the box or the runner went away."),
+    JobFlag("--grace", "grace", "DURATION", False, "Time between the stop signal and SIGKILL; 120s."),
+    JobFlag("--signal", "signal", "NAME", False, "The signal that asks the job to stop; TERM."),
+    JobFlag("--array", "array", "FIRST-LAST[%N]", False, "One element an index, at most N at once."),
+    JobFlag("--executor", "executor", "process", False, "How to run it."),
+)

@@ -1,0 +1,175 @@
+"""The JobSpec: one strict, versioned document, the same as TOML file, JSON over the API, `#STOKER` lines and flags."""
+
+from __future__ import annotations
+
+import re
+import signal as signals
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+
+from runner.core.errors import UsageError
+from runner.core.nearest import nearest
+from runner.core.units import parse_duration, parse_size
+
+SPEC_VERSION = 1
+ARRAY_MAX = 100_000
+COMMAND_MAX_BYTES = 1 << 20
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"
+_KEY = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
+_ARRAY = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?(?:%([0-9]{1,9}))?", re.ASCII)
+
+Text = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Name = Annotated[str, StringConstraints(pattern=_NAME)]
+Variable = Annotated[str, StringConstraints(pattern=_VARIABLE)]
+Key = Annotated[str, StringConstraints(pattern=_KEY)]
+Argument = Annotated[str, StringConstraints(max_length=131_072, pattern=r"^[^\x00]*$")]
+
+
+def _size(value: object) -> object:
+    return parse_size(value, "mem") if isinstance(value, str) else value
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, str):
+        return parse_duration(value, "a duration")
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _cores(value: object) -> object:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+SizeBytes = Annotated[int, BeforeValidator(_size), Field(ge=1, le=1 << 60)]
+Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=10 * 365 * 86400)]
+Cores = Annotated[float, BeforeValidator(_cores), Field(ge=0, le=4096)]
+Parameter = Annotated[str, StringConstraints(max_length=4096)] | bool | int | float
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+
+class Input(_Document):
+    """One named input: fetched, verified and kept before the job needs a device."""
+
+    uri: Text
+    rw: bool = False
+
+
+class JobSpec(_Document):
+    """What a user asks for. Values that are None were not stated; the runner's defaults fill them."""
+
+    version: Literal[1] = 1
+    kind: Literal["training", "inference", "notebook", "endpoint", "pipeline"] = "training"
+    name: Name | None = None
+    command: Annotated[list[Argument], Field(min_length=1, max_length=100_000)]
+    cwd: Text | None = None
+    env: Annotated[dict[Variable, Argument], Field(max_length=10_000)] = {}
+    pass_env: Annotated[list[Variable], Field(max_length=1000)] = []
+    gpus: Annotated[int, Field(ge=0, le=64)] | None = None
+    cpus: Cores | None = None
+    memory_bytes: SizeBytes | None = Field(default=None, alias="mem")
+    time_limit_s: Annotated[Seconds, Field(gt=0)] | None = Field(default=None, alias="time")
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    inputs: Annotated[dict[Key, Input], Field(max_length=100)] = Field(default={}, alias="input")
+    output: Text | None = None
+    checkpoint: Text | None = None
+    requirements: Text | None = None
+    metrics: Annotated[dict[Key, Annotated[str, StringConstraints(max_length=500)]], Field(max_length=40)] = Field(
+        default={}, alias="metric"
+    )
+    params: Annotated[dict[Key, Parameter], Field(max_length=1000)] = Field(default={}, alias="param")
+    retries: Annotated[int, Field(ge=0, le=1000)] = 0
+    requeue: Literal["always", "never"] | None = None
+    grace_s: Seconds | None = Field(default=None, alias="grace")
+    signal: str | None = None
+    executor: Literal["process"] = "process"
+    array: str | None = None
+
+    @field_validator("command")
+    @classmethod
+    def _command_says_something(cls, command: list[str]) -> list[str]:
+        if not command[0].strip():
+            raise ValueError("the command is empty")
+        if sum(map(len, command)) > COMMAND_MAX_BYTES:
+            raise ValueError("the command is longer than 1 MiB")
+        return command
+
+    @field_validator("signal")
+    @classmethod
+    def _signal_exists(cls, name: str | None) -> str | None:
+        if name is not None and f"SIG{name.removeprefix('SIG')}" not in signals.Signals.__members__:
+            raise ValueError("no such signal")
+        return name
+
+    @field_validator("array")
+    @classmethod
+    def _array_parses(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_array(text)
+        return text
+
+    @property
+    def stop_signal(self) -> int:
+        """The number of the signal that asks the job to stop."""
+        return int(signals.Signals[f"SIG{(self.signal or 'TERM').removeprefix('SIG')}"])
+
+    def document(self) -> dict[str, Any]:
+        """Return the document that gives this spec again: only what was stated, in its own units."""
+        return self.model_dump(by_alias=True, exclude_defaults=True) | {"version": SPEC_VERSION}
+
+
+def parse_array(text: str) -> tuple[int, int, int | None]:
+    """Return (first, last, most at once) of `0-99%8`; ValueError says what is wrong."""
+    match = _ARRAY.fullmatch(text)
+    if not match:
+        raise ValueError("an array is FIRST-LAST or FIRST-LAST%N, like 0-99%8")
+    first = int(match[1])
+    last = int(match[2]) if match[2] is not None else first
+    limit = int(match[3]) if match[3] is not None else None
+    if last < first:
+        raise ValueError("an array counts upwards")
+    if last - first >= ARRAY_MAX:
+        raise ValueError(f"an array has at most {ARRAY_MAX} elements")
+    if limit == 0:
+        raise ValueError("an array runs at least one element at once")
+    return first, last, limit
+
+
+def validate(document: dict[str, Any], origins: dict[str, str] | None = None) -> JobSpec:
+    """Return the spec that `document` states; `UsageError` names the first fault, where it came from and what is near."""
+    try:
+        return JobSpec.model_validate(document)
+    except ValidationError as error:
+        raise _usage(error, origins or {}) from None
+
+
+def _usage(error: ValidationError, origins: dict[str, str]) -> UsageError:
+    faults = error.errors(include_url=False, include_context=False)
+    fault = next((each for each in faults if each["type"] == "extra_forbidden"), faults[0])
+    path = [str(part) for part in fault["loc"] if str(part) not in {"int", "float", "bool", "str"}]
+    key = ".".join(path)[:120]
+    origin = next((origins[name] for name in (key, path[0] if path else "") if name in origins), "")
+    where = f" (from {origin})" if origin else ""
+    if fault["type"] == "extra_forbidden":
+        known = [field.alias or name for name, field in JobSpec.model_fields.items()] if len(path) == 1 else ["uri", "rw"]
+        return UsageError(f"unknown key {key!r}{where}", hint=nearest(path[-1], known), key=key)
+    if fault["type"] == "missing":
+        return UsageError(f"{key} is missing{where}", hint="a job needs a command: stoker run -- python train.py", key=key)
+    text = str(fault["msg"]).removeprefix("Value error, ")
+    shown = repr(fault.get("input"))[:80]
+    if path and path[0] == "env":  # a value may be a secret
+        shown = "its value"
+    message = f"{key} is wrong{where}: {text[0].lower()}{text[1:]}, not {shown}" if key else text
+    return UsageError(message, hint=_hint(path[0] if path else "", fault["type"]), key=key)
+
+
+def _hint(key: str, kind: str) -> str:
+    if key == "gpus":
+        return "gpus is a whole number of devices, like 1"
+    if kind == "string_pattern_mismatch":
+        return "letters, digits, dot, dash and underscore; it begins with a letter or digit, 63 characters at most"
+    return "`stoker schema job` describes the document"
