@@ -1,0 +1,313 @@
+"""The statements that move jobs: hand-written, bound parameters only, always inside the turn's transaction."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from runner.core.job import Attempt, Element, Ref
+from runner.core.lifecycle import Event, State, after
+
+_ELEMENT = """
+SELECT e.job_id, e.idx, e.state, e.queued_us, e.held, e.not_before_us, e.attempts, j.owner_uid, j.account
+FROM elements e JOIN jobs j ON j.id = e.job_id
+"""
+_ATTEMPT = """
+SELECT a.id, a.job_id, a.idx, a.number, a.token, a.boot_id, j.account, a.decided_us, a.started_us, a.start_ns,
+       a.stop_ending, a.gpu_rate_micro, a.cpu_rate_micro
+FROM attempts a JOIN jobs j ON j.id = a.job_id
+"""
+
+
+def insert_job(
+    connection: sqlite3.Connection,
+    *,
+    owner_uid: int,
+    account: str,
+    name: str,
+    spec: str,
+    request: str,
+    variables: bytes | None,
+    priority: int,
+    array_limit: int | None,
+    indices: Iterable[int],
+    now_us: int,
+) -> int:
+    """Write a job and its elements, all pending; return its number."""
+    cursor = connection.execute(
+        "INSERT INTO jobs (owner_uid, account, name, spec, request, variables, priority, array_limit, created_us)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (owner_uid, account, name, spec, request, variables, priority, array_limit, now_us),
+    )
+    job_id = cursor.lastrowid
+    assert job_id is not None
+    connection.executemany(
+        "INSERT INTO elements (job_id, idx, queued_us) VALUES (?, ?, ?)", ((job_id, index, now_us) for index in indices)
+    )
+    return job_id
+
+
+def insert_input(connection: sqlite3.Connection, job_id: int, name: str, uri: str, *, writable: bool) -> None:
+    """Write one input of a job, not yet staged."""
+    connection.execute(
+        "INSERT INTO inputs (job_id, name, uri, writable) VALUES (?, ?, ?, ?)", (job_id, name, uri, int(writable))
+    )
+
+
+def keep_variables(connection: sqlite3.Connection, digest: bytes, sealed: bytes) -> None:
+    """Keep a sealed environment once, however many jobs share it."""
+    connection.execute("INSERT INTO variables (digest, sealed) VALUES (?, ?) ON CONFLICT DO NOTHING", (digest, sealed))
+
+
+def variables_of(connection: sqlite3.Connection, job_id: int) -> bytes | None:
+    """Return the sealed environment of a job."""
+    row = connection.execute(
+        "SELECT v.sealed FROM jobs j JOIN variables v ON v.digest = j.variables WHERE j.id = ?", (job_id,)
+    ).fetchone()
+    return bytes(row[0]) if row else None
+
+
+def move(connection: sqlite3.Connection, ref: Ref, state: State, event: Event, now_us: int, **columns: Any) -> State:
+    """Apply one transition: refused by the table, guarded by the state it came from, written down as an event."""
+    new = after(state, event, ref.label)
+    columns["state"] = str(new)
+    names = ", ".join(f"{name} = ?" for name in columns)
+    changed = connection.execute(
+        f"UPDATE elements SET {names} WHERE job_id = ? AND idx = ? AND state = ?",  # noqa: S608 - names are our own
+        (*columns.values(), ref.job_id, ref.index, str(state)),
+    ).rowcount
+    if changed != 1:
+        raise AssertionError(f"job {ref.label} was not {state}")
+    data = {key: columns[key] for key in ("ending", "sentence", "exit_code", "signal") if columns.get(key) is not None}
+    note(connection, now_us, str(new), ref, data)
+    return new
+
+
+def note(
+    connection: sqlite3.Connection, now_us: int, kind: str, ref: Ref | None = None, data: dict[str, Any] | None = None
+) -> None:
+    """Write an event."""
+    connection.execute(
+        "INSERT INTO events (at_us, job_id, idx, kind, data) VALUES (?, ?, ?, ?, ?)",
+        (now_us, ref.job_id if ref else None, ref.index if ref else None, kind, json.dumps(data or {})),
+    )
+
+
+def element(connection: sqlite3.Connection, ref: Ref) -> Element | None:
+    """Return one element."""
+    row = connection.execute(_ELEMENT + "WHERE e.job_id = ? AND e.idx = ?", ref).fetchone()
+    return _element(row) if row else None
+
+
+def elements(connection: sqlite3.Connection, job_id: int) -> list[Element]:
+    """Return all elements of a job, in order."""
+    return [_element(row) for row in connection.execute(_ELEMENT + "WHERE e.job_id = ? ORDER BY e.idx", (job_id,))]
+
+
+def pending_elements(connection: sqlite3.Connection) -> Iterator[tuple[Element, str, str, int, int | None]]:
+    """Yield (element, request, spec, priority, array limit) of everything that waits, oldest job first."""
+    rows = connection.execute(
+        "SELECT e.job_id, e.idx, e.state, e.queued_us, e.held, e.not_before_us, e.attempts, j.owner_uid, j.account,"
+        " j.request, j.spec, j.priority, j.array_limit FROM elements e JOIN jobs j ON j.id = e.job_id"
+        " WHERE e.finished_us IS NULL AND e.state = 'pending' ORDER BY e.queued_us, e.job_id, e.idx"
+    )
+    for row in rows:
+        yield _element(row[:9]), row[9], row[10], row[11], row[12]
+
+
+def saving_elements(connection: sqlite3.Connection) -> list[Element]:
+    """Return the elements whose output is being saved."""
+    return [_element(row) for row in connection.execute(_ELEMENT + "WHERE e.finished_us IS NULL AND e.state = 'saving'")]
+
+
+def set_held(connection: sqlite3.Connection, ref: Ref, *, held: bool) -> None:
+    """Hold a pending element, or let it go."""
+    connection.execute("UPDATE elements SET held = ? WHERE job_id = ? AND idx = ?", (int(held), *ref))
+
+
+def job_facts(connection: sqlite3.Connection, job_id: int) -> tuple[str, str, str, int, str, int, int | None] | None:
+    """Return (name, spec, request, owner uid, account, priority, array limit) of a job that was not removed."""
+    row: tuple[str, str, str, int, str, int, int | None] | None = connection.execute(
+        "SELECT name, spec, request, owner_uid, account, priority, array_limit FROM jobs"
+        " WHERE id = ? AND removed_us IS NULL",
+        (job_id,),
+    ).fetchone()
+    return row
+
+
+def open_attempt(
+    connection: sqlite3.Connection,
+    *,
+    ref: Ref,
+    number: int,
+    token: str,
+    boot_id: str,
+    now_us: int,
+    rates: tuple[int, int],
+    why: str,
+    devices: Sequence[str],
+) -> int:
+    """Open an attempt and take its devices: the unique index on open allocations refuses a device given twice."""
+    cursor = connection.execute(
+        "INSERT INTO attempts (job_id, idx, number, token, boot_id, decided_us, gpu_rate_micro, cpu_rate_micro, why)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*ref, number, token, boot_id, now_us, *rates, why),
+    )
+    attempt_id = cursor.lastrowid
+    assert attempt_id is not None
+    connection.executemany(
+        "INSERT INTO allocations (attempt_id, device_uuid, opened_us) VALUES (?, ?, ?)",
+        ((attempt_id, uuid, now_us) for uuid in devices),
+    )
+    return attempt_id
+
+
+def attempt(connection: sqlite3.Connection, attempt_id: int) -> Attempt | None:
+    """Return one attempt with the devices it was given."""
+    row = connection.execute(_ATTEMPT + "WHERE a.id = ?", (attempt_id,)).fetchone()
+    return _attempt(connection, row) if row else None
+
+
+def last_attempt(connection: sqlite3.Connection, ref: Ref) -> Attempt | None:
+    """Return the newest attempt of an element."""
+    row = connection.execute(
+        _ATTEMPT + "WHERE a.job_id = ? AND a.idx = ? ORDER BY a.number DESC LIMIT 1", ref
+    ).fetchone()
+    return _attempt(connection, row) if row else None
+
+
+def open_attempts(connection: sqlite3.Connection) -> list[Attempt]:
+    """Return every attempt that has not been closed."""
+    return [_attempt(connection, row) for row in connection.execute(_ATTEMPT + "WHERE a.ended_us IS NULL").fetchall()]
+
+
+def open_attempt_of(connection: sqlite3.Connection, ref: Ref) -> Attempt | None:
+    """Return the attempt of an element that is under way."""
+    row = connection.execute(
+        _ATTEMPT + "WHERE a.job_id = ? AND a.idx = ? AND a.ended_us IS NULL", ref
+    ).fetchone()
+    return _attempt(connection, row) if row else None
+
+
+def begin_attempt(connection: sqlite3.Connection, attempt_id: int, started_us: int, start_ns: int) -> None:
+    """Write down that the workers of an attempt run."""
+    connection.execute(
+        "UPDATE attempts SET started_us = ?, start_ns = ? WHERE id = ?", (started_us, start_ns, attempt_id)
+    )
+
+
+def ask_stop(connection: sqlite3.Connection, attempt_id: int, ending: str) -> None:
+    """Remember why an attempt is being stopped; the first reason stays."""
+    connection.execute(
+        "UPDATE attempts SET stop_ending = ? WHERE id = ? AND stop_ending IS NULL", (ending, attempt_id)
+    )
+
+
+def close_attempt(connection: sqlite3.Connection, attempt_id: int, ended_us: int, **columns: Any) -> None:
+    """Close an attempt with what its watcher recorded. Its devices are released apart, when they are empty."""
+    columns["ended_us"] = ended_us
+    names = ", ".join(f"{name} = ?" for name in columns)
+    changed = connection.execute(
+        f"UPDATE attempts SET {names} WHERE id = ? AND ended_us IS NULL",  # noqa: S608 - names are our own
+        (*columns.values(), attempt_id),
+    ).rowcount
+    if changed != 1:
+        raise AssertionError(f"attempt {attempt_id} was closed before")
+
+
+def set_output(connection: sqlite3.Connection, attempt_id: int, digest: str, size_bytes: int, files: int) -> None:
+    """Write down what an attempt left in its output directory."""
+    connection.execute(
+        "UPDATE attempts SET output_digest = ?, output_bytes = ?, output_files = ? WHERE id = ?",
+        (digest, size_bytes, files, attempt_id),
+    )
+
+
+def release_devices(connection: sqlite3.Connection, attempt_id: int, uuids: Iterable[str], now_us: int) -> None:
+    """Close allocations of an attempt."""
+    connection.executemany(
+        "UPDATE allocations SET closed_us = ? WHERE attempt_id = ? AND device_uuid = ? AND closed_us IS NULL",
+        ((now_us, attempt_id, uuid) for uuid in uuids),
+    )
+
+
+def held_devices(connection: sqlite3.Connection) -> dict[str, tuple[int, Ref]]:
+    """Return who holds each device that is given away: attempt and element."""
+    rows = connection.execute(
+        "SELECT l.device_uuid, l.attempt_id, a.job_id, a.idx FROM allocations l JOIN attempts a ON a.id = l.attempt_id"
+        " WHERE l.closed_us IS NULL"
+    )
+    return {uuid: (attempt_id, Ref(job_id, index)) for uuid, attempt_id, job_id, index in rows}
+
+
+def spent_endings(connection: sqlite3.Connection, ref: Ref) -> list[str]:
+    """Return how the earlier attempts of an element ended, oldest first."""
+    rows = connection.execute(
+        "SELECT ending FROM attempts WHERE job_id = ? AND idx = ? AND ending IS NOT NULL ORDER BY number", ref
+    )
+    return [row[0] for row in rows]
+
+
+def inputs(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, str, bool, str | None]]:
+    """Return (name, URI, writable, tree digest once staged) of a job's inputs."""
+    rows = connection.execute(
+        "SELECT name, uri, writable, tree_digest FROM inputs WHERE job_id = ? ORDER BY name", (job_id,)
+    )
+    return [(name, uri, bool(writable), digest) for name, uri, writable, digest in rows]
+
+
+def set_input(
+    connection: sqlite3.Connection, job_id: int, name: str, *, digest: str, size_bytes: int, files: int, pins: str
+) -> None:
+    """Write down what an input turned out to be."""
+    connection.execute(
+        "UPDATE inputs SET tree_digest = ?, size_bytes = ?, files = ?, pins = ?, fault = NULL WHERE job_id = ? AND name = ?",
+        (digest, size_bytes, files, pins, job_id, name),
+    )
+
+
+def source(connection: sqlite3.Connection, uri: str) -> tuple[str, int, int, str] | None:
+    """Return (tree digest, bytes, files, pins) of what a URI was when it was last fetched."""
+    row: tuple[str, int, int, str] | None = connection.execute(
+        "SELECT tree_digest, size_bytes, files, pins FROM sources WHERE uri = ?", (uri,)
+    ).fetchone()
+    return row
+
+
+def set_source(
+    connection: sqlite3.Connection, uri: str, *, digest: str, size_bytes: int, files: int, pins: str, now_us: int
+) -> None:
+    """Remember what a URI is."""
+    connection.execute(
+        "INSERT INTO sources (uri, tree_digest, size_bytes, files, pins, fetched_us) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (uri) DO UPDATE SET tree_digest = excluded.tree_digest, size_bytes = excluded.size_bytes,"
+        " files = excluded.files, pins = excluded.pins, fetched_us = excluded.fetched_us",
+        (uri, digest, size_bytes, files, pins, now_us),
+    )
+
+
+def _element(row: Sequence[Any]) -> Element:
+    return Element(Ref(row[0], row[1]), State(row[2]), row[3], bool(row[4]), row[5], row[6], row[7], row[8])
+
+
+def _attempt(connection: sqlite3.Connection, row: Sequence[Any]) -> Attempt:
+    devices = connection.execute(
+        "SELECT device_uuid FROM allocations WHERE attempt_id = ? ORDER BY device_uuid", (row[0],)
+    ).fetchall()
+    return Attempt(
+        id=row[0],
+        ref=Ref(row[1], row[2]),
+        number=row[3],
+        token=row[4],
+        boot_id=row[5],
+        account=row[6],
+        decided_us=row[7],
+        started_us=row[8],
+        start_ns=row[9],
+        stop_ending=row[10],
+        gpu_rate_micro=row[11],
+        cpu_rate_micro=row[12],
+        devices=tuple(uuid for (uuid,) in devices),
+    )
