@@ -115,6 +115,15 @@ def becomes(ending: Ending, *, requeues_spent: int, retries_left: int, requeue: 
     return Becomes.FAILED
 
 
+def outcome_code(ending: Ending | None, exit_code: int | None, signal: int | None) -> int:
+    """Return the code that `run`, `attach` and `wait` give (DESIGN 4): 0 only when the job succeeded."""
+    if ending is Ending.COMPLETED:
+        return 0
+    if signal is not None:
+        return 128 + signal
+    return exit_code or 125
+
+
 HINTS: dict[Ending, str] = {
     Ending.STOPPED_BY_USER: "`stoker start {job}` takes it up again",
     Ending.OUT_OF_CREDITS: "add credits, then `stoker start {job}`",

@@ -69,6 +69,17 @@ def variables_of(connection: sqlite3.Connection, job_id: int) -> bytes | None:
     return bytes(row[0]) if row else None
 
 
+def environment_of(connection: sqlite3.Connection, job_id: int) -> str | None:
+    """Return the virtual environment that was built for a job."""
+    row = connection.execute("SELECT environment_dir FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    return row[0] if row else None
+
+
+def set_environment(connection: sqlite3.Connection, job_id: int, directory: str) -> None:
+    """Write down the virtual environment of a job."""
+    connection.execute("UPDATE jobs SET environment_dir = ? WHERE id = ?", (directory, job_id))
+
+
 def move(connection: sqlite3.Connection, ref: Ref, state: State, event: Event, now_us: int, **columns: Any) -> State:
     """Apply one transition: refused by the table, guarded by the state it came from, written down as an event."""
     new = after(state, event, ref.label)
@@ -205,6 +216,12 @@ def ask_stop(connection: sqlite3.Connection, attempt_id: int, ending: str) -> No
     )
 
 
+def stop_ending_of(connection: sqlite3.Connection, attempt_id: int) -> str | None:
+    """Return why an attempt is being stopped."""
+    row = connection.execute("SELECT stop_ending FROM attempts WHERE id = ?", (attempt_id,)).fetchone()
+    return row[0] if row else None
+
+
 def close_attempt(connection: sqlite3.Connection, attempt_id: int, ended_us: int, **columns: Any) -> None:
     """Close an attempt with what its watcher recorded. Its devices are released apart, when they are empty."""
     columns["ended_us"] = ended_us
@@ -215,6 +232,30 @@ def close_attempt(connection: sqlite3.Connection, attempt_id: int, ended_us: int
     ).rowcount
     if changed != 1:
         raise AssertionError(f"attempt {attempt_id} was closed before")
+
+
+def left_output(connection: sqlite3.Connection, ref: Ref) -> bool:
+    """Say whether the last attempt of an element ran and was not published."""
+    row = connection.execute(
+        "SELECT start_ns IS NOT NULL AND output_digest IS NULL FROM attempts WHERE job_id = ? AND idx = ?"
+        " ORDER BY number DESC LIMIT 1",
+        ref,
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def set_saving(connection: sqlite3.Connection, attempt_id: int, becomes: str, sentence: str) -> None:
+    """Remember where an element goes once the output of its last attempt is saved."""
+    connection.execute("UPDATE attempts SET becomes = ?, sentence = ? WHERE id = ?", (becomes, sentence, attempt_id))
+
+
+def saving_of(connection: sqlite3.Connection, attempt_id: int) -> tuple[str, int | None, int | None, str, str] | None:
+    """Return (ending, code, signal, sentence, becomes) of an attempt whose output is being saved."""
+    row: tuple[str, int | None, int | None, str, str] | None = connection.execute(
+        "SELECT ending, exit_code, signal, sentence, becomes FROM attempts WHERE id = ? AND becomes IS NOT NULL",
+        (attempt_id,),
+    ).fetchone()
+    return row
 
 
 def set_output(connection: sqlite3.Connection, attempt_id: int, digest: str, size_bytes: int, files: int) -> None:
@@ -256,6 +297,11 @@ def inputs(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, str, 
         "SELECT name, uri, writable, tree_digest FROM inputs WHERE job_id = ? ORDER BY name", (job_id,)
     )
     return [(name, uri, bool(writable), digest) for name, uri, writable, digest in rows]
+
+
+def owner_of(connection: sqlite3.Connection, job_id: int) -> int:
+    """Return whose job it is."""
+    return int(connection.execute("SELECT owner_uid FROM jobs WHERE id = ?", (job_id,)).fetchone()[0])
 
 
 def set_input(

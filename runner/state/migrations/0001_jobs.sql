@@ -12,6 +12,7 @@ CREATE TABLE jobs (
     variables BLOB REFERENCES variables (digest),
     priority INTEGER NOT NULL,
     array_limit INTEGER CHECK (array_limit > 0),
+    environment_dir TEXT,
     created_us INTEGER NOT NULL,
     removed_us INTEGER
 ) STRICT;
@@ -68,6 +69,8 @@ CREATE TABLE attempts (
     exit_code INTEGER,
     signal INTEGER,
     record TEXT,
+    becomes TEXT CHECK (becomes IN ('succeeded', 'failed', 'stopped')),
+    sentence TEXT,
     why TEXT NOT NULL DEFAULT '',
     gpu_rate_micro INTEGER NOT NULL DEFAULT 0 CHECK (gpu_rate_micro >= 0),
     cpu_rate_micro INTEGER NOT NULL DEFAULT 0 CHECK (cpu_rate_micro >= 0),

@@ -1,0 +1,142 @@
+"""What the parts of the daemon share: one value built by bootstrap, one cache of the jobs that are being started."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runner.config import Config
+from runner.core.spec import JobSpec
+from runner.daemon.board import Board
+from runner.daemon.launch import JobFacts
+from runner.executors.base import Executor
+from runner.executors.link import SpawnerLink
+from runner.identity.sealing import Sealer
+from runner.ledger.pricing import Price
+from runner.paths import Paths
+from runner.service.desk import Change, Desk, Hub
+from runner.service.submit import request_from, split_environment
+from runner.state import jobs
+from runner.state.ballast import Ballast
+from runner.state.engine import Database
+from storage.store import Store
+
+FACTS_KEPT = 256
+
+
+class Clock:
+    """The one place that reads time: wall microseconds, and nanoseconds of CLOCK_MONOTONIC."""
+
+    def now_us(self) -> int:
+        """Return microseconds since 1970."""
+        return time.time_ns() // 1000
+
+    def monotonic_ns(self) -> int:
+        """Return nanoseconds of the monotonic clock."""
+        return time.monotonic_ns()
+
+
+@dataclass(slots=True)
+class Context:
+    """The daemon's tools."""
+
+    config: Config
+    paths: Paths
+    database: Database
+    desk: Desk
+    hub: Hub
+    board: Board
+    executor: Executor
+    link: SpawnerLink
+    sealer: Sealer
+    store: Store
+    boot_id: str
+    mounts_permitted: bool
+    prices: tuple[Price, ...]
+    account_ids: dict[str, int]
+    ballast: Ballast
+    clock: Clock = field(default_factory=Clock)
+    admission: str = ""
+    _facts: OrderedDict[int, JobFacts] = field(default_factory=OrderedDict)
+
+    def change(self) -> Change:
+        """Begin a turn: its time, its view of the box."""
+        return Change(
+            connection=self.database.writer,
+            now_us=self.clock.now_us(),
+            config=self.config,
+            inventory=self.board.inventory(),
+            boot_id=self.boot_id,
+            mounts_permitted=self.mounts_permitted,
+            admission=self.admission,
+        )
+
+    def refused(self, error: sqlite3.OperationalError) -> str:
+        """Note that the database refused a write: on a full disk give the ballast back and stop admission."""
+        if "full" not in str(error):
+            return f"the database cannot be written: {error}"
+        self.ballast.drop()
+        self.admission = "the disk that holds the state is full"
+        return self.admission
+
+    def breathe(self) -> None:
+        """After a turn that was written: take the ballast again when there is room, and admit jobs again."""
+        if self.admission and self.ballast.take():
+            self.admission = ""
+
+    def control_dir(self, attempt_id: int) -> Path:
+        """Return the control directory of an attempt."""
+        return Path(self.paths.control(attempt_id))
+
+    def token(self) -> str:
+        """Return what marks the processes of a new attempt."""
+        return secrets.token_hex(16)
+
+    def facts(self, job_id: int) -> JobFacts:
+        """Return what every attempt of a job shares; the newest few jobs are kept."""
+        known = self._facts.get(job_id)
+        if known is not None:
+            self._facts.move_to_end(job_id)
+            return known
+        facts = read_facts(self, job_id)
+        self._facts[job_id] = facts
+        if len(self._facts) > FACTS_KEPT:
+            self._facts.popitem(last=False)
+        return facts
+
+    def forget_facts(self, job_id: int) -> None:
+        """Read a job again the next time: its inputs or environment changed."""
+        self._facts.pop(job_id, None)
+
+
+def read_facts(context: Context, job_id: int) -> JobFacts:
+    """Read a job and unseal its environment, on the turn's thread."""
+    connection = context.database.writer
+    row = jobs.job_facts(connection, job_id)
+    assert row is not None, f"job {job_id} has no row"
+    name, stored, request, owner_uid, account, priority, array_limit = row
+    sealed = jobs.variables_of(connection, job_id)
+    umask, variables = 0o022, {}
+    if sealed is not None:
+        umask, variables = split_environment(context.sealer.unseal(owner_uid, "environment", "variables", sealed))
+    staged = jobs.inputs(connection, job_id)
+    built = jobs.environment_of(connection, job_id)
+    return JobFacts(
+        job_id=job_id,
+        name=name,
+        spec=JobSpec.model_validate(json.loads(stored)),
+        request=request_from(request),
+        owner_uid=owner_uid,
+        account=account,
+        priority=priority,
+        array_limit=array_limit,
+        umask=umask,
+        variables=variables,
+        inputs=tuple((input_name, writable, digest or "") for input_name, _, writable, digest in staged),
+        environment_dir=built,
+    )

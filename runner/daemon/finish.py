@@ -1,0 +1,333 @@
+"""Follow attempts to their end: ask the disk, write down what it says, bill it, and settle where the job goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from runner.core.job import Ref
+from runner.core.lifecycle import Event, State
+from runner.core.reasons import RETRYABLE, Becomes, Ending, becomes
+from runner.daemon import verdict
+from runner.daemon.board import RunningAttempt
+from runner.daemon.context import Context
+from runner.daemon.devices import Devices
+from runner.daemon.launch import attempt_dir
+from runner.daemon.loop import Loop
+from runner.daemon.save import Saver
+from runner.daemon.start import Starter
+from runner.daemon.verdict import Ended
+from runner.executors.base import AttemptRecord
+from runner.ledger.metering import Instant, metered_ns, owed
+from runner.service.desk import Change, Enqueue
+from runner.state import books, jobs
+
+LOG_TAIL_BYTES = 65536
+RELOOK_S = 0.2
+BACKOFF_S = 1.0
+BACKOFF_MAX_S = 60.0
+
+log = logging.getLogger("stoker.finish")
+
+
+class Finisher:
+    """The turn's second half of an attempt."""
+
+    def __init__(
+        self, context: Context, loop: Loop, *, devices: Devices, starter: Starter, saver: Saver, sweepers: ThreadPoolExecutor
+    ) -> None:
+        self.context = context
+        self.loop = loop
+        self.devices = devices
+        self.starter = starter
+        self.saver = saver
+        self._sweepers = sweepers
+        self._sweeping: set[int] = set()
+        self._ingested: list[RunningAttempt] = []
+        self._relaunch: list[RunningAttempt] = []
+        saver.settle = self.settle
+
+    def look(self, change: Change, attempt_id: int) -> None:
+        """Ask the disk about an attempt and write down what is new."""
+        running = self.context.board.running.get(attempt_id)
+        if running is None:
+            return
+        if running.attempt.boot_id != self.context.boot_id:
+            self._after_reboot(change, running)
+            return
+        record = self.context.executor.look(self.context.control_dir(attempt_id))
+        if record.start is not None and running.attempt.start_ns is None:
+            self._begin(change, running, record)
+        match record.fate:
+            case "alive":
+                self._keep_watching(running, record)
+            case "finished":
+                self._end(change, running, record, self._judge(running, record))
+            case "lost":
+                self._sweep(running, record)
+            case "never_ran" if running.pidfd < 0:
+                self._never_ran(change, running, record)
+
+    def settle(self, change: Change, ref: Ref, ended: Ended, becomes_: Becomes) -> None:
+        """Move an element out of saving to where its last attempt leads."""
+        event = {Becomes.SUCCEEDED: Event.SUCCEED, Becomes.STOPPED: Event.STOP_SAVED, Becomes.FAILED: Event.FAIL}[becomes_]
+        jobs.move(
+            change.connection,
+            ref,
+            State.SAVING,
+            event,
+            change.now_us,
+            finished_us=change.now_us,
+            ending=str(ended.ending),
+            sentence=ended.sentence,
+            exit_code=ended.exit_code,
+            signal=ended.signal,
+        )
+        change.touched.add(ref)
+
+    def after_commit(self) -> None:
+        """Take away the control directories of attempts that are in the database now, and launch again what never ran."""
+        ingested, self._ingested = self._ingested, []
+        for running in ingested:
+            if running.pidfd >= 0:
+                self.loop.forget(running.pidfd)
+                os.close(running.pidfd)
+                running.pidfd = -1
+            clear_control(self.context, running.attempt_id)
+        relaunch, self._relaunch = self._relaunch, []
+        for running in relaunch:
+            self.starter.relaunch(running)
+
+    def rolled_back(self) -> None:
+        """Forget what a refused turn wanted done."""
+        self._ingested.clear()
+        self._relaunch.clear()
+
+    def _begin(self, change: Change, running: RunningAttempt, record: AttemptRecord) -> None:
+        start = record.start
+        assert start is not None
+        jobs.begin_attempt(change.connection, running.attempt_id, start.wall_us, start.monotonic_ns)
+        if running.state is State.STARTING:
+            running.state = jobs.move(
+                change.connection, running.ref, State.STARTING, Event.BEGIN, change.now_us, started_us=start.wall_us
+            )
+        running.attempt = dataclasses.replace(running.attempt, started_us=start.wall_us, start_ns=start.monotonic_ns)
+        change.touched.add(running.ref)
+
+    def _keep_watching(self, running: RunningAttempt, record: AttemptRecord) -> None:
+        """A watcher lives that we do not hold: its launch was not answered, or an earlier runner started it."""
+        if running.pidfd >= 0 or record.start is None:
+            return
+        pidfd = self.context.executor.reopen(record)
+        if pidfd is None:
+            self.loop.after(RELOOK_S, lambda: self.loop.look_at(running.attempt_id))
+            return
+        running.pidfd = pidfd
+        self.starter.watch(running)
+
+    def _judge(self, running: RunningAttempt, record: AttemptRecord) -> Ended:
+        rank = record.ranks[0] if record.ranks else None
+        failed = rank is None or rank.code != 0
+        tail = _tail(self.context.control_dir(running.attempt_id) / "log.0") if failed else b""
+        stop_ending = running.attempt.stop_ending
+        if running.state is State.STOPPING:
+            stop_ending = jobs.stop_ending_of(self.context.database.writer, running.attempt_id)
+        free = os.statvfs(self.context.paths.state_dir) if failed else None
+        return verdict.judge(
+            record,
+            stop_ending=stop_ending,
+            log_tail=tail,
+            had_devices=bool(running.attempt.devices),
+            disk_full=free is not None and free.f_bavail * free.f_frsize < 1 << 20,
+        )
+
+    def _end(self, change: Change, running: RunningAttempt, record: AttemptRecord, ended: Ended) -> None:
+        """Close an attempt: its element goes to saving, its time is billed, its resources come back."""
+        attempt, ref = running.attempt, running.ref
+        end_ns = record.final.monotonic_ns if record.final is not None else None
+        rank = record.ranks[0] if record.ranks else None
+        running.state = jobs.move(change.connection, ref, running.state, Event.END, change.now_us)
+        jobs.close_attempt(
+            change.connection,
+            attempt.id,
+            record.final.wall_us if record.final is not None else change.now_us,
+            end_ns=end_ns,
+            ending=str(ended.ending),
+            exit_code=ended.exit_code,
+            signal=ended.signal,
+            record=json.dumps(_record_document(record)),
+            peak_memory_bytes=rank.max_rss_kib * 1024 if rank is not None else None,
+        )
+        self._bill(change, running, record)
+        self.context.board.end(attempt.id)
+        self.devices.leave(change, attempt)
+        self._ingested.append(running)
+        change.touched.add(ref)
+        self._next(change, running, ended)
+
+    def _next(self, change: Change, running: RunningAttempt, ended: Ended) -> None:
+        """Say where the element goes: back to the queue, to the end, or to the end by way of the store."""
+        ref, facts = running.ref, self.context.facts(running.ref.job_id)
+        earlier = jobs.spent_endings(change.connection, ref)[:-1]
+        tried = sum(Ending(each) in RETRYABLE for each in earlier)
+        where = becomes(
+            ended.ending,
+            requeues_spent=earlier.count(str(ended.ending)),
+            retries_left=facts.spec.retries - tried,
+            requeue=facts.spec.requeue,
+        )
+        if where is Becomes.PENDING:
+            self._requeue(change, running, ended, len(earlier))
+            return
+        output = attempt_dir(self.context.paths, ref, running.attempt.number) / "output"
+        if has_files(output):
+            jobs.set_saving(change.connection, running.attempt_id, str(where), ended.sentence)
+            self.saver.save(running.attempt, output, ended, where)
+        else:
+            self.settle(change, ref, ended, where)
+
+    def _requeue(self, change: Change, running: RunningAttempt, ended: Ended, earlier: int) -> None:
+        ref, facts = running.ref, self.context.facts(running.ref.job_id)
+        spec = facts.spec
+        resumes = spec.requeue == "always" or (spec.checkpoint is not None and spec.requeue != "never")
+        held = ended.ending is Ending.INTERRUPTED and not resumes
+        delay_s = 0.0 if ended.ending in {Ending.PREEMPTED, Ending.INTERRUPTED} else min(BACKOFF_MAX_S, BACKOFF_S * 2**earlier)
+        not_before_us = change.now_us + int(delay_s * 1e6)
+        jobs.move(
+            change.connection,
+            ref,
+            State.SAVING,
+            Event.REQUEUE,
+            change.now_us,
+            held=int(held),
+            not_before_us=not_before_us,
+            sentence=f"{ended.ending}: {ended.sentence}",
+            started_us=None,
+        )
+        if held:
+            return
+        element = jobs.element(change.connection, ref)
+        assert element is not None
+        prepares = any(writable for _, writable, _ in facts.inputs)
+        again = Enqueue(
+            ref.job_id, (ref.index,), facts.request, facts.priority, element.queued_us, facts.array_limit, prepares
+        )
+        if delay_s:
+            self.loop.after(delay_s, lambda: self.context.desk.put(lambda later: _still_pending(later, ref, again)))
+        else:
+            change.effects.append(again)
+
+    def _bill(self, change: Change, running: RunningAttempt, record: AttemptRecord) -> None:
+        attempt = running.attempt
+        if attempt.start_ns is None:
+            return
+        boot = attempt.boot_id
+        end = Instant(boot, record.final.monotonic_ns) if record.final is not None else None
+        beat = Instant(boot, record.beat_ns) if record.beat_ns is not None else None
+        elapsed_ns = metered_ns(Instant(boot, attempt.start_ns), end=end, beat=beat, now=None)
+        books.charge_attempt(
+            change.connection,
+            attempt.id,
+            self.context.account_ids[attempt.account],
+            owed_micro=owed(attempt.gpu_rate_micro + attempt.cpu_rate_micro, elapsed_ns),
+            upto_ns=elapsed_ns,
+            final=True,
+            now_us=change.now_us,
+        )
+
+    def _sweep(self, running: RunningAttempt, record: AttemptRecord) -> None:
+        """Its watcher is dead: kill what it left, off this thread, until nothing is there any more."""
+        if running.attempt_id in self._sweeping:
+            return
+        self._sweeping.add(running.attempt_id)
+
+        def work() -> None:
+            swept = self.context.executor.sweep(record)
+            self.context.desk.put(lambda change: self._swept(change, running.attempt_id, record, empty=swept.empty))
+
+        self._sweepers.submit(work)
+
+    def _swept(self, change: Change, attempt_id: int, record: AttemptRecord, *, empty: bool) -> None:
+        self._sweeping.discard(attempt_id)
+        running = self.context.board.running.get(attempt_id)
+        if running is None:
+            return
+        if not empty and running.launches < 3:
+            running.launches += 1
+            self._sweep(running, record)
+            return
+        self._end(change, running, record, verdict.LOST)
+
+    def _never_ran(self, change: Change, running: RunningAttempt, record: AttemptRecord) -> None:
+        """No user code ran: launch the same attempt again, or give it up after a few tries."""
+        if running.state is State.STOPPING:
+            ending = Ending(jobs.stop_ending_of(change.connection, running.attempt_id) or Ending.STOPPED_BY_USER)
+            self._end(change, running, record, Ended(ending, None, None, "it was stopped before it began"))
+        elif running.launches >= 3:
+            sentence = running.fault or "its watcher did not start"
+            self._end(change, running, record, Ended(Ending.LAUNCH_FAILED, None, None, sentence))
+        else:
+            self._relaunch.append(running)
+
+    def _after_reboot(self, change: Change, running: RunningAttempt) -> None:
+        """Another boot: nothing is signalled; what was recorded counts, all else was interrupted."""
+        record = self.context.executor.look(self.context.control_dir(running.attempt_id))
+        if record.start is not None and running.attempt.start_ns is None:
+            self._begin(change, running, record)
+        ended = self._judge(running, record) if record.final is not None else verdict.INTERRUPTED
+        self._end(change, running, record, ended)
+
+
+def clear_control(context: Context, attempt_id: int) -> None:
+    """Move an ingested attempt's logs away and remove its control directory; may be repeated after a crash."""
+    directory = context.control_dir(attempt_id)
+    if not directory.exists():
+        return
+    for file in directory.glob("log.*"):
+        if file.stat().st_size:
+            kept = Path(context.paths.job_log(attempt_id, int(file.name.partition(".")[2])))
+            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file.rename(kept)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def has_files(directory: Path) -> bool:
+    """Say whether an output directory holds anything at all."""
+    try:
+        with os.scandir(directory) as found:
+            return next(found, None) is not None
+    except FileNotFoundError:
+        return False
+
+
+def _still_pending(change: Change, ref: Ref, again: Enqueue) -> None:
+    element = jobs.element(change.connection, ref)
+    if element is not None and element.state is State.PENDING and not element.held:
+        change.effects.append(again)
+
+
+def _record_document(record: AttemptRecord) -> dict[str, object]:
+    start, final = record.start, record.final
+    return {
+        "start": dataclasses.asdict(start) if start else None,
+        "ranks": [dataclasses.asdict(rank) if rank else None for rank in record.ranks],
+        "final": dataclasses.asdict(final) if final else None,
+        "beat_ns": record.beat_ns,
+    }
+
+
+def _tail(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - LOG_TAIL_BYTES))
+            return file.read(LOG_TAIL_BYTES)
+    except FileNotFoundError:
+        return b""
+
+

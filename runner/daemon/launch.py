@@ -1,0 +1,186 @@
+"""From a decision to a running watcher: open the attempt in the turn's transaction, then build its plan and start it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.core.job import PLAIN, Attempt, Ref
+from runner.core.lifecycle import Event, State
+from runner.core.plan import LaunchPlan, Link, Mount, WorkerPlan
+from runner.core.spec import JobSpec
+from runner.paths import Paths
+from runner.service.desk import Change
+from runner.state import jobs
+from schedulers.decision import Start
+from schedulers.resources import Allocation, ResourceRequest
+
+
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """What every attempt of a job shares; `variables` are in clear and never leave this process but for the job's own."""
+
+    job_id: int
+    name: str
+    spec: JobSpec
+    request: ResourceRequest
+    owner_uid: int
+    account: str
+    priority: int
+    array_limit: int | None
+    umask: int
+    variables: Mapping[str, str]
+    inputs: tuple[tuple[str, bool, str], ...]
+    environment_dir: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An attempt that is written down and must be started now."""
+
+    attempt: Attempt
+    allocation: Allocation
+
+
+def allocate(change: Change, start: Start, ref: Ref, *, token: str, rates: tuple[int, int]) -> Attempt:
+    """Move an element to starting and open its attempt, devices and rates included."""
+    element = jobs.element(change.connection, ref)
+    assert element is not None
+    number = element.attempts + 1
+    devices = start.allocation.devices
+    jobs.move(change.connection, ref, State.PENDING, Event.ALLOCATE, change.now_us, attempts=number)
+    attempt_id = jobs.open_attempt(
+        change.connection,
+        ref=ref,
+        number=number,
+        token=token,
+        boot_id=change.boot_id,
+        now_us=change.now_us,
+        rates=rates,
+        why=start.why,
+        devices=devices,
+    )
+    change.touched.add(ref)
+    return Attempt(
+        id=attempt_id,
+        ref=ref,
+        number=number,
+        token=token,
+        boot_id=change.boot_id,
+        account=element.account,
+        decided_us=change.now_us,
+        started_us=None,
+        start_ns=None,
+        stop_ending=None,
+        gpu_rate_micro=rates[0],
+        cpu_rate_micro=rates[1],
+        devices=devices,
+    )
+
+
+def attempt_dir(paths: Paths, ref: Ref, number: int) -> Path:
+    """Return the directory of one attempt, the job's user's."""
+    return Path(paths.job_dir(ref.job_id, None if ref.index == PLAIN else ref.index), f"attempt-{number}")
+
+
+def checkpoint_dir(paths: Paths, ref: Ref) -> Path:
+    """Return the checkpoint directory of an element: it outlives attempts."""
+    return Path(paths.job_dir(ref.job_id, None if ref.index == PLAIN else ref.index), "checkpoint")
+
+
+def make_directories(paths: Paths, attempt: Attempt, facts: JobFacts, *, mounts_permitted: bool) -> None:
+    """Make what an attempt expects to find; may be repeated."""
+    directory = attempt_dir(paths, attempt.ref, attempt.number)
+    for name in ("output", "scratch"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    checkpoint_dir(paths, attempt.ref).mkdir(exist_ok=True)
+    if facts.inputs:
+        (directory / "input").mkdir(exist_ok=True)
+    if mounts_permitted:
+        for name in (facts.spec.output, facts.spec.checkpoint):
+            if name:
+                Path(facts.spec.cwd or "/", name).mkdir(parents=True, exist_ok=True)
+        for name, writable, _ in facts.inputs:
+            if not writable:
+                (directory / "input" / name).mkdir(exist_ok=True)
+    (directory / "params.json").write_text(json.dumps(facts.spec.params))
+
+
+def build_plan(
+    order: Order,
+    facts: JobFacts,
+    *,
+    paths: Paths,
+    mounts_permitted: bool,
+    views: Mapping[str, Path],
+    log_limit_bytes: int,
+    default_grace_s: float,
+) -> LaunchPlan:
+    """Return the plan of an attempt; `views` are the directories of its read-only inputs."""
+    spec = facts.spec
+    directory = attempt_dir(paths, order.attempt.ref, order.attempt.number)
+    cwd = Path(spec.cwd or "/")
+    places = [(spec.output, directory / "output"), (spec.checkpoint, checkpoint_dir(paths, order.attempt.ref))]
+    named = [(str(cwd / name), str(target)) for name, target in places if name]
+    mounts = [Mount(source, target, read_only=False) for target, source in named] if mounts_permitted else []
+    links = [] if mounts_permitted else [Link(path, target) for path, target in named]
+    for name, view in views.items():
+        target = str(directory / "input" / name)
+        if mounts_permitted:
+            mounts.append(Mount(str(view), target))
+        else:
+            links.append(Link(target, str(view)))
+    return LaunchPlan(
+        attempt_id=order.attempt.id,
+        job=order.attempt.ref.label,
+        token=order.attempt.token,
+        cwd=str(cwd),
+        workers=(WorkerPlan(rank=0, argv=tuple(spec.command), env_names=()),),
+        umask=facts.umask,
+        stop_signal=spec.stop_signal,
+        grace_s=spec.grace_s if spec.grace_s is not None else default_grace_s,
+        time_limit_s=spec.time_limit_s,
+        memory_bytes=spec.memory_bytes,
+        cpu_quota_milli=order.allocation.cpu_milli if spec.cpus else None,
+        cpu_weight_milli=None if spec.cpus else order.allocation.cpu_milli or None,
+        mounts=tuple(mounts),
+        links=tuple(links),
+        log_limit_bytes=log_limit_bytes,
+    )
+
+
+def build_environment(order: Order, facts: JobFacts, *, paths: Paths, now_s: float) -> dict[str, str]:
+    """Return the variables of an attempt's worker: the job's own, its devices by UUID, and STOKER_*."""
+    spec = facts.spec
+    directory = attempt_dir(paths, order.attempt.ref, order.attempt.number)
+    environment = dict(facts.variables)
+    if facts.environment_dir:
+        environment["VIRTUAL_ENV"] = facts.environment_dir
+        environment["PATH"] = f"{facts.environment_dir}/bin:{environment.get('PATH', os.defpath)}"
+        environment.pop("PYTHONHOME", None)
+    devices = ",".join(order.allocation.devices)
+    environment |= {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": devices,
+        "NVIDIA_VISIBLE_DEVICES": devices or "none",
+        "STOKER_STATE_DIR": paths.state_dir,
+        "STOKER_JOB_ID": order.attempt.ref.label,
+        "STOKER_JOB_NAME": facts.name,
+        "STOKER_ATTEMPT": str(order.attempt.number),
+        "STOKER_OUTPUT_DIR": str(directory / "output"),
+        "STOKER_CHECKPOINT_DIR": str(checkpoint_dir(paths, order.attempt.ref)),
+        "STOKER_PARAMS_FILE": str(directory / "params.json"),
+        "STOKER_METRICS_FILE": str(directory / "metrics.jsonl"),
+        "STOKER_TOKEN": order.attempt.token,
+        "STOKER_SCRATCH_DIR": str(directory / "scratch"),
+    }
+    if order.attempt.ref.index != PLAIN:
+        environment["STOKER_ARRAY_INDEX"] = str(order.attempt.ref.index)
+    if spec.time_limit_s is not None:
+        environment["STOKER_DEADLINE"] = str(int(now_s + spec.time_limit_s))
+    for name, _, _ in facts.inputs:
+        environment[f"STOKER_INPUT_{name}"] = str(directory / "input" / name)
+    return environment

@@ -1,0 +1,47 @@
+"""Charge running attempts now and then, so that a bill is never far behind; the end record settles it exactly."""
+
+from __future__ import annotations
+
+from runner.daemon.context import Context
+from runner.daemon.loop import Loop
+from runner.ledger.metering import owed
+from runner.service.desk import Change
+from runner.state import books
+
+
+class Meter:
+    """Posts what running attempts owe, all in one transaction. Asleep while nothing runs."""
+
+    def __init__(self, context: Context, loop: Loop) -> None:
+        self.context = context
+        self.loop = loop
+        self._armed = False
+
+    def arm(self) -> None:
+        """See to it that the next posting comes, while anything runs."""
+        if self._armed or not self.context.board.running:
+            return
+        self._armed = True
+        self.loop.after(self.context.config.credits.post_every_s, self._due)
+
+    def _due(self) -> None:
+        self._armed = False
+        self.context.desk.put(self._post)
+
+    def _post(self, change: Change) -> None:
+        now_ns = self.context.clock.monotonic_ns()
+        for running in self.context.board.running.values():
+            attempt = running.attempt
+            if attempt.start_ns is None:
+                continue
+            elapsed_ns = max(0, now_ns - attempt.start_ns)
+            books.charge_attempt(
+                change.connection,
+                attempt.id,
+                self.context.account_ids[attempt.account],
+                owed_micro=owed(attempt.gpu_rate_micro + attempt.cpu_rate_micro, elapsed_ns),
+                upto_ns=elapsed_ns,
+                final=False,
+                now_us=change.now_us,
+            )
+        self.arm()

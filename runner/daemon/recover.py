@@ -1,0 +1,63 @@
+"""Take up where a killed runner left off: ask the disk about every open attempt, never guess."""
+
+from __future__ import annotations
+
+import logging
+
+from runner.core.job import Ref
+from runner.core.reasons import Becomes, Ending
+from runner.daemon.context import Context
+from runner.daemon.devices import Devices
+from runner.daemon.finish import clear_control
+from runner.daemon.launch import attempt_dir
+from runner.daemon.loop import Loop
+from runner.daemon.prepare import Preparer
+from runner.daemon.save import Saver
+from runner.daemon.start import Starter
+from runner.daemon.verdict import Ended
+from runner.state import jobs
+
+log = logging.getLogger("stoker.recover")
+
+
+def recover(context: Context, loop: Loop, *, devices: Devices, starter: Starter, preparer: Preparer, saver: Saver) -> int:
+    """Rebuild the board from the database and have the first turn look at every open attempt; return their number.
+
+    What was committed but not done is done now: control directories of closed attempts go, outputs that were being
+    saved are saved, devices that nothing holds any more are emptied.
+    """
+    starter.reload()
+    preparer.load()
+    open_ids = set(context.board.running)
+    for attempt_id in open_ids:
+        loop.look_at(attempt_id)
+    devices.recovered(open_ids)
+    for attempt_id in _leftover_control(context, open_ids):
+        clear_control(context, attempt_id)
+    for element in jobs.saving_elements(context.database.writer):
+        _save_again(context, saver, element.ref)
+    saver.proceed()
+    if open_ids:
+        log.info("took up %d attempts", len(open_ids))
+    return len(open_ids)
+
+
+def _leftover_control(context: Context, open_ids: set[int]) -> list[int]:
+    """Control directories that an earlier runner had ingested and not yet removed, or never wrote down."""
+    root = context.control_dir(0).parent
+    if not root.is_dir():
+        return []
+    found = [int(each.name) for each in root.iterdir() if each.name.isdigit() and int(each.name) not in open_ids]
+    return [each for each in found if jobs.attempt(context.database.writer, each) is not None]
+
+
+def _save_again(context: Context, saver: Saver, ref: Ref) -> None:
+    attempt = jobs.last_attempt(context.database.writer, ref)
+    assert attempt is not None, f"job {ref.label} is being saved without an attempt"
+    output = attempt_dir(context.paths, ref, attempt.number) / "output"
+    saving = jobs.saving_of(context.database.writer, attempt.id)
+    if saving is None:
+        saver.salvage(ref)
+        return
+    ending, code, number, sentence, destination = saving
+    saver.save(attempt, output, Ended(Ending(ending), code, number, sentence), Becomes(destination))

@@ -1,0 +1,153 @@
+"""Start attempts and stop them: the board's side of a decision, and the executor's once it is committed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+
+from runner.core.errors import StokerError
+from runner.core.job import Attempt
+from runner.core.lifecycle import State
+from runner.daemon import launch
+from runner.daemon.board import RunningAttempt
+from runner.daemon.context import Context
+from runner.daemon.devices import Devices
+from runner.daemon.launch import Order
+from runner.daemon.loop import Loop
+from runner.ledger.pricing import rate_for
+from runner.service.desk import Change, Halt
+from runner.service.submit import request_from
+from runner.state import jobs
+from schedulers.decision import Start
+from schedulers.resources import Allocation
+from storage.checkout import view
+from storage.errors import StorageError
+
+RELAUNCH_S = 0.5
+LAUNCHES_MAX = 3
+
+log = logging.getLogger("stoker.start")
+
+
+class Starter:
+    """Opens attempts and hands them to the executor."""
+
+    def __init__(self, context: Context, loop: Loop, devices: Devices) -> None:
+        self.context = context
+        self.loop = loop
+        self.devices = devices
+
+    def allocate(self, change: Change, start: Start) -> Order:
+        """Write the attempt of a decision and take its resources off the board."""
+        board = self.context.board
+        ref = board.next_ref(start.job_id)
+        models = [self.devices.model(uuid) for uuid in start.allocation.devices]
+        rate = rate_for(models, start.allocation.cpu_milli, self.context.prices)
+        attempt = launch.allocate(
+            change,
+            start,
+            ref,
+            token=self.context.token(),
+            rates=(rate.gpu_micro_per_hour, rate.cpu_micro_per_hour),
+        )
+        board.withdraw(ref)
+        board.take(RunningAttempt(attempt, start.allocation))
+        return Order(attempt, start.allocation)
+
+    def start(self, order: Order) -> None:
+        """Hand a committed attempt to a watcher; where that fails it is looked at again and launched again."""
+        running = self.context.board.running.get(order.attempt.id)
+        if running is None:
+            return
+        running.launches += 1
+        try:
+            running.pidfd = self._launch(order)
+        except (StokerError, StorageError, OSError) as error:
+            log.warning("job %s was not launched: %s", order.attempt.ref.label, error)
+            running.fault = str(error)
+            if running.launches >= LAUNCHES_MAX:
+                self.loop.look_at(order.attempt.id)
+            else:
+                self.loop.after(RELAUNCH_S, lambda: self.loop.look_at(order.attempt.id))
+            return
+        self.watch(running)
+
+    def relaunch(self, running: RunningAttempt) -> None:
+        """Launch an attempt again whose user code never ran."""
+        shutil.rmtree(self.context.control_dir(running.attempt_id), ignore_errors=True)
+        self.start(Order(running.attempt, running.allocation))
+
+    def watch(self, running: RunningAttempt) -> None:
+        """Have the disk asked when the watcher of an attempt ends."""
+        attempt_id, pidfd = running.attempt_id, running.pidfd
+
+        def ended() -> None:
+            self.loop.forget(pidfd)
+            os.close(pidfd)
+            now = self.context.board.running.get(attempt_id)
+            if now is not None:
+                now.pidfd = -1
+            self.loop.look_at(attempt_id)
+
+        self.loop.listen(pidfd, ended)
+
+    def halt(self, effect: Halt) -> None:
+        """Ask a watcher to stop its tree; one that is not there yet or any more is looked at."""
+        running = self.context.board.running.get(effect.attempt_id)
+        if running is None:
+            return
+        running.state = State.STOPPING
+        spec = self.context.facts(running.ref.job_id).spec
+        grace_s = effect.grace_s if effect.grace_s is not None else spec.grace_s
+        if grace_s is None:
+            grace_s = self.context.config.defaults.grace_s
+        control_dir = self.context.control_dir(effect.attempt_id)
+        if not self.context.executor.stop(control_dir, spec.stop_signal, grace_s):
+            self.loop.look_at(effect.attempt_id)
+
+    def reload(self) -> None:
+        """Rebuild what runs from the database, keeping hold of the watchers."""
+        board = self.context.board
+        kept = dict(board.running)
+        connection = self.context.database.writer
+        board.clear()
+        self.devices.reload(jobs.held_devices(connection))
+        for attempt in jobs.open_attempts(connection):
+            running = self.running_from(attempt)
+            if attempt.id in kept:
+                running.pidfd, running.launches = kept[attempt.id].pidfd, kept[attempt.id].launches
+            board.take(running)
+
+    def running_from(self, attempt: Attempt) -> RunningAttempt:
+        """Rebuild what an open attempt holds from its rows."""
+        element = jobs.element(self.context.database.writer, attempt.ref)
+        row = jobs.job_facts(self.context.database.writer, attempt.ref.job_id)
+        assert element is not None and row is not None
+        request = request_from(row[2])
+        allocation = Allocation(
+            attempt.devices, request.cpu_milli * request.workers, request.memory_bytes * request.workers
+        )
+        return RunningAttempt(attempt, allocation, element.state)
+
+    def _launch(self, order: Order) -> int:
+        context, attempt = self.context, order.attempt
+        facts = context.facts(attempt.ref.job_id)
+        launch.make_directories(context.paths, attempt, facts, mounts_permitted=context.mounts_permitted)
+        views = {
+            name: view(context.store, digest)
+            for name, writable, digest in facts.inputs
+            if not writable
+        }
+        plan = launch.build_plan(
+            order,
+            facts,
+            paths=context.paths,
+            mounts_permitted=context.mounts_permitted,
+            views=views,
+            log_limit_bytes=context.config.storage.log_limit_bytes,
+            default_grace_s=context.config.defaults.grace_s,
+        )
+        environment = launch.build_environment(order, facts, paths=context.paths, now_s=context.clock.now_us() / 1e6)
+        prepared = context.executor.prepare(attempt.id, plan)
+        return context.executor.launch(prepared, [environment], self.devices.descriptors(attempt.devices)).pidfd

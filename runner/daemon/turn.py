@@ -1,0 +1,155 @@
+"""The turn: load what happened, decide who starts, apply it in one transaction; then act on what was committed.
+
+One turn per event or deadline, never per timer. Only this thread writes the database and the board.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from typing import Any
+
+from runner.core.errors import StokerError, Unavailable
+from runner.daemon.context import Context
+from runner.daemon.devices import Devices
+from runner.daemon.finish import Finisher
+from runner.daemon.launch import Order
+from runner.daemon.loop import Loop
+from runner.daemon.prepare import Preparer
+from runner.daemon.save import Saver
+from runner.daemon.start import Starter
+from runner.service.desk import AbortSaving, Change, Discard, Done, Enqueue, Halt, Leave, Salvage, Withdraw, Work
+from runner.state.engine import savepoint
+from schedulers.decide import decide
+from schedulers.decision import Start
+
+BATCH_MAX = 1000
+REFUSED_RETRY_S = 1.0
+
+log = logging.getLogger("stoker.turn")
+Item = tuple[Work, Done | None]
+Answer = tuple[Any, BaseException | None]
+
+
+class Turn:
+    """The daemon's one thread of decisions."""
+
+    def __init__(
+        self,
+        context: Context,
+        loop: Loop,
+        *,
+        devices: Devices,
+        preparer: Preparer,
+        starter: Starter,
+        finisher: Finisher,
+        saver: Saver,
+    ) -> None:
+        self.context = context
+        self.loop = loop
+        self.devices = devices
+        self.preparer = preparer
+        self.starter = starter
+        self.finisher = finisher
+        self.saver = saver
+        self.leaving: Leave | None = None
+        loop.listen(context.desk.descriptor, lambda: None)
+
+    def run(self) -> Leave:
+        """Turn until someone asks the runner to leave."""
+        while self.leaving is None:
+            self.loop.wait()
+            self.once(self.context.desk.take(BATCH_MAX), self.loop.take_looks())
+        return self.leaving
+
+    def once(self, items: list[Item], looks: list[int]) -> None:
+        """Run one turn over queued requests and the attempts that want a look."""
+        change = self.context.change()
+        try:
+            with self.context.database.transaction():
+                answers = [self._answer(change, work) for work, _ in items]
+                for attempt_id in looks:
+                    self.finisher.look(change, attempt_id)
+                self._queue(change)
+                orders = self._decide(change)
+        except sqlite3.OperationalError as error:
+            self._refused(error, items, looks)
+            return
+        self.context.breathe()
+        self._act(change, orders)
+        for (_, done), (answer, fault) in zip(items, answers, strict=True):
+            if done is not None:
+                done(answer, fault)
+        self.context.hub.changed({ref.job_id for ref in change.touched})
+
+    def _answer(self, change: Change, work: Work) -> Answer:
+        """Run one request; where it fails nothing of it stays, and the others go on."""
+        effects, touched = len(change.effects), set(change.touched)
+        try:
+            with savepoint(change.connection):
+                return work(change), None
+        except StokerError as error:
+            del change.effects[effects:]
+            change.touched = touched
+            return None, error
+
+    def _queue(self, change: Change) -> None:
+        """Feed the ready queue from what was written."""
+        for effect in change.effects:
+            if isinstance(effect, Enqueue):
+                self.preparer.enqueue(effect)
+            elif isinstance(effect, Withdraw):
+                self.preparer.withdraw(effect.ref)
+
+    def _decide(self, change: Change) -> list[Order]:
+        """Start what may start now, row by row."""
+        board = self.context.board
+        if not board.waiting:
+            return []
+        self.devices.refresh()
+        orders = []
+        for decision in decide(board.snapshot(change.now_us)):
+            if isinstance(decision, Start) and self.devices.lock(decision.allocation.devices):
+                orders.append(self.starter.allocate(change, decision))
+        return orders
+
+    def _act(self, change: Change, orders: list[Order]) -> None:
+        """Do what the committed rows say; whatever a crash leaves undone, `recover` does."""
+        for order in orders:
+            self.starter.start(order)
+        for effect in change.effects:
+            match effect:
+                case Halt():
+                    self.starter.halt(effect)
+                case Salvage():
+                    self.saver.salvage(effect.ref)
+                case AbortSaving():
+                    self.saver.abort(effect.ref)
+                case Discard():
+                    self.saver.discard(effect)
+                case Leave():
+                    self.leaving = effect
+        self.preparer.proceed()
+        self.saver.proceed()
+        self.finisher.after_commit()
+
+    def _refused(self, error: sqlite3.OperationalError, items: list[Item], looks: list[int]) -> None:
+        """Nothing was written, as on a full disk: refuse what came in, keep what the daemon itself has to write."""
+        log.error("the database refused a turn: %s", error)
+        sentence = self.context.refused(error)
+        self.starter.reload()
+        self.preparer.rolled_back()
+        self.saver.rolled_back()
+        self.finisher.rolled_back()
+        kept = [work for work, done in items if done is None]
+
+        def again() -> None:
+            for work in kept:
+                self.context.desk.put(work)
+            for attempt_id in looks:
+                self.loop.look_at(attempt_id)
+
+        self.loop.after(REFUSED_RETRY_S, again)
+        for _, done in items:
+            if done is not None:
+                done(None, Unavailable(sentence, hint="free some space; running jobs go on and lose nothing"))

@@ -1,0 +1,171 @@
+"""Where requests wait for the turn and where everybody learns what it did: the seam between the API and the daemon."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from runner.config import Config
+from runner.core.job import Ref
+from schedulers.resources import Inventory, ResourceRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueue:
+    """Elements of a job wait from now on: to be prepared first (inputs, environment), or ready at once."""
+
+    job_id: int
+    indices: tuple[int, ...]
+    request: ResourceRequest
+    priority: int
+    queued_us: int
+    array_limit: int | None
+    prepares: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """An element no longer waits."""
+
+    ref: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Ask the watcher of an attempt to stop its tree. Grace in seconds; None is the job's own."""
+
+    attempt_id: int
+    grace_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Salvage:
+    """Publish what an earlier attempt left: its element has gone to saving without running again."""
+
+    ref: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class AbortSaving:
+    """End the upload of an element that is being saved; its output stays in the store."""
+
+    ref: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Remove logs and directories of jobs that were removed, and what the store no longer needs."""
+
+    job_ids: tuple[int, ...]
+    attempt_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The runner ends; jobs keep running. With `for_good` nothing starts it again by need."""
+
+    for_good: bool
+
+
+Effect = Enqueue | Withdraw | Halt | Salvage | AbortSaving | Discard | Leave
+
+
+@dataclass(slots=True)
+class Change:
+    """One turn's transaction, as the use cases see it: they write rows and say what else has to happen."""
+
+    connection: sqlite3.Connection
+    now_us: int
+    config: Config
+    inventory: Inventory
+    boot_id: str
+    mounts_permitted: bool
+    admission: str = ""
+    effects: list[Effect] = field(default_factory=list)
+    touched: set[Ref] = field(default_factory=set)
+
+
+Work = Callable[[Change], Any]
+Done = Callable[[Any, BaseException | None], None]
+
+
+class Desk:
+    """A queue of work for the one writer, with a descriptor that becomes readable when there is some."""
+
+    def __init__(self) -> None:
+        self._items: deque[tuple[Work, Done | None]] = deque()
+        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def put(self, work: Work, done: Done | None = None) -> None:
+        """Queue `work` for the next turn; `done` hears its answer after the commit, on the turn's thread."""
+        self._items.append((work, done))
+        os.eventfd_write(self.descriptor, 1)
+
+    def take(self, most: int) -> list[tuple[Work, Done | None]]:
+        """Return what is queued, oldest first."""
+        try:
+            os.eventfd_read(self.descriptor)
+        except BlockingIOError:
+            pass
+        taken = []
+        while self._items and len(taken) < most:
+            taken.append(self._items.popleft())
+        if self._items:
+            os.eventfd_write(self.descriptor, 1)
+        return taken
+
+    def call(self, work: Work, timeout_s: float = 60.0) -> Any:
+        """Queue `work` and wait for its answer; for threads that may block."""
+        finished = threading.Event()
+        box: list[Any] = []
+
+        def done(answer: Any, error: BaseException | None) -> None:
+            box.extend((answer, error))
+            finished.set()
+
+        self.put(work, done)
+        if not finished.wait(timeout_s):
+            raise TimeoutError("the turn did not answer")
+        answer, error = box
+        if error is not None:
+            raise error
+        return answer
+
+
+class Hub:
+    """Tells whoever waits that something about a job changed. Listeners are called on the turn's thread: be quick."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_job: dict[int, set[Callable[[], None]]] = {}
+        self._everything: set[Callable[[], None]] = set()
+
+    def listen(self, job_id: int | None, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` at each change of a job, or of any (None); return what ends that."""
+        with self._lock:
+            listeners = self._everything if job_id is None else self._by_job.setdefault(job_id, set())
+            listeners.add(listener)
+
+        def forget() -> None:
+            with self._lock:
+                listeners.discard(listener)
+                if job_id is not None and not listeners and self._by_job.get(job_id) is listeners:
+                    del self._by_job[job_id]
+
+        return forget
+
+    def changed(self, job_ids: set[int]) -> None:
+        """Tell those who listen to one of these jobs, and those who listen to everything."""
+        if not self._by_job and not self._everything:
+            return
+        with self._lock:
+            listeners = list(self._everything)
+            for job_id in job_ids:
+                listeners += self._by_job.get(job_id, ())
+        for listener in listeners:
+            listener()

@@ -1,0 +1,69 @@
+"""Stop jobs: those that wait leave the queue, those that run get their signal and their grace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runner.core.job import Element
+from runner.core.lifecycle import ACTIVE, FINISHED, Event, State
+from runner.core.reasons import Ending
+from runner.service.desk import AbortSaving, Change, Halt, Salvage, Withdraw
+from runner.service.refs import resolve
+from runner.state import jobs
+
+
+def stop(change: Change, refs: list[str], owner_uid: int, grace_s: float | None) -> dict[str, Any]:
+    """Stop every element that the references mean; a job that has finished is left as it is."""
+    answers = []
+    for text in refs:
+        target = resolve(change.connection, text, owner_uid)
+        found = [
+            element
+            for element in jobs.elements(change.connection, target.job_id)
+            if target.index in (None, element.ref.index)
+        ]
+        sentences = {stop_element(change, element, Ending.STOPPED_BY_USER, grace_s) for element in found}
+        answers.append({"id": target.label, "sentence": "; ".join(sorted(sentences))})
+    return {"jobs": answers}
+
+
+def stop_element(change: Change, element: Element, ending: Ending, grace_s: float | None) -> str:
+    """Stop one element for a reason; return what that means for it."""
+    ref, now_us = element.ref, change.now_us
+    change.touched.add(ref)
+    if element.state in FINISHED:
+        return f"it had {element.state} before"
+    if element.state is State.PENDING:
+        return _stop_pending(change, element, ending)
+    if element.state is State.SAVING:
+        jobs.move(change.connection, ref, element.state, Event.STOP, now_us)
+        change.effects.append(AbortSaving(ref))
+        return "its output is being saved and stays in the store"
+    attempt = jobs.open_attempt_of(change.connection, ref)
+    assert attempt is not None and element.state in ACTIVE
+    jobs.move(change.connection, ref, element.state, Event.STOP, now_us)
+    jobs.ask_stop(change.connection, attempt.id, str(ending))
+    change.effects.append(Halt(attempt.id, grace_s))
+    return "stopping"
+
+
+def _stop_pending(change: Change, element: Element, ending: Ending) -> str:
+    """Leave the queue; what an earlier attempt left is saved first."""
+    ref = element.ref
+    change.effects.append(Withdraw(ref))
+    if element.attempts and jobs.left_output(change.connection, ref):
+        jobs.move(change.connection, ref, State.PENDING, Event.SALVAGE, change.now_us, held=0)
+        change.effects.append(Salvage(ref))
+        return "it will not run again; what its last attempt left is being saved"
+    jobs.move(
+        change.connection,
+        ref,
+        State.PENDING,
+        Event.CANCEL,
+        change.now_us,
+        held=0,
+        finished_us=change.now_us,
+        ending=str(ending),
+        sentence="it was stopped before it ran" if not element.attempts else "it was stopped while it waited",
+    )
+    return "stopped"

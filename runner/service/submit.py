@@ -1,0 +1,256 @@
+"""Accept jobs: read what the caller sent (`prepare`, no database) and write it down (`accept`, inside a turn)."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from runner.core import documents, environment, names
+from runner.core.errors import NeverFits, StokerError, Unavailable, UsageError
+from runner.core.job import PLAIN, Ref
+from runner.core.spec import JobSpec, parse_array, validate
+from runner.identity.sealing import Sealer
+from runner.service.desk import Change, Enqueue
+from runner.state import jobs
+from runner.telemetry.metrics import compile_patterns
+from schedulers.placement import never_fits
+from schedulers.resources import Inventory, ResourceRequest
+from storage import uri as uris
+from storage.errors import StorageError
+
+BATCH_MAX = 100_000
+ENVIRONMENT_MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who submits, from where: the working directory and environment that a job inherits."""
+
+    uid: int
+    account: str
+    cwd: str
+    env: Mapping[str, str]
+    umask: int = 0o022
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job read, checked and sealed, ready to be written."""
+
+    spec: JobSpec
+    stored: str
+    origins: dict[str, str]
+    variables_digest: bytes
+    variables_sealed: bytes
+    left_out: tuple[str, ...]
+    input_uris: tuple[tuple[str, str, bool], ...]
+
+
+def read_caller(document: Any, uid: int, account: str) -> Caller:
+    """Read the `caller` part of a request."""
+    if not isinstance(document, dict):
+        raise UsageError("the request says nothing of its caller", hint="send caller.cwd and caller.env")
+    cwd, env, umask = document.get("cwd"), document.get("env", {}), document.get("umask", 0o022)
+    if not isinstance(cwd, str) or not cwd.startswith("/") or "\0" in cwd:
+        raise UsageError("caller.cwd is not an absolute path", hint="send the directory you are in")
+    if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
+        raise UsageError("caller.env is not a table of text", hint="send names and values")
+    if sum(len(name) + len(value) for name, value in env.items()) > ENVIRONMENT_MAX_BYTES:
+        raise UsageError("the environment is larger than 1 MiB", hint="unset what the job does not need")
+    if not isinstance(umask, int) or isinstance(umask, bool) or not 0 <= umask <= 0o777:
+        raise UsageError("caller.umask is not a file mode", hint="send a number up to 511")
+    clean = {name: value for name, value in env.items() if name and "=" not in name and "\0" not in name + value}
+    return Caller(uid, account, cwd, clean, umask)
+
+
+def merge(body: Mapping[str, Any], caller: Caller) -> tuple[dict[str, Any], dict[str, str]]:
+    """Lay file, script directives, document and flags over each other; return the document and each value's origin."""
+    layers: list[documents.Layer] = []
+    file, script = body.get("file"), body.get("script")
+    if file is not None:
+        layers.append((file["path"], documents.parse_toml(file["text"], file["path"])))
+    if script is not None:
+        layers += documents.from_directives(script["text"], PurePath(script["path"]).name)
+    if body.get("spec") is not None:
+        layers.append(("the request", body["spec"]))
+    layers += documents.from_flags(body.get("flags", ()), "")
+    if body.get("command"):
+        layers.append(("the command line", {"command": body["command"]}))
+    document, origins = documents.merge(layers)
+    document.setdefault("cwd", caller.cwd)
+    return document, origins
+
+
+def prepare(
+    document: dict[str, Any], origins: dict[str, str], caller: Caller, *, sealer: Sealer, pass_env: Sequence[str]
+) -> Prepared:
+    """Check a job document against everything but the box, and seal its environment."""
+    spec = validate(document, origins)
+    cwd = Path(caller.cwd, spec.cwd or ".")
+    if not cwd.is_dir():
+        raise UsageError(f"there is no directory {str(cwd)!r} to run in", hint="give --cwd a directory that exists")
+    if spec.metrics:
+        compile_patterns(spec.metrics)
+    variables, left_out = environment.inherit(caller.env, stated=spec.env, passed=[*spec.pass_env, *pass_env])
+    missing = [name for name in spec.pass_env if name not in caller.env and name not in spec.env]
+    if missing:
+        raise UsageError(f"{missing[0]} is not set in your environment", hint=f"give it a value: --env {missing[0]}=VALUE")
+    resolved = spec.model_copy(
+        update={
+            "cwd": str(cwd),
+            "requirements": _requirements(spec.requirements, cwd),
+            "output": _inside(spec.output, cwd, "--output"),
+            "checkpoint": _inside(spec.checkpoint, cwd, "--checkpoint"),
+            "env": dict.fromkeys(spec.env, ""),
+        }
+    )
+    payload = json.dumps({"umask": caller.umask, "env": variables}, sort_keys=True).encode()
+    return Prepared(
+        spec=resolved,
+        stored=json.dumps(resolved.document()),
+        origins=origins,
+        variables_digest=sealer.keyed_hash(b"%d:" % caller.uid + payload),
+        variables_sealed=sealer.seal(caller.uid, "environment", "variables", payload),
+        left_out=tuple(left_out),
+        input_uris=tuple((name, _source(each.uri, cwd), each.rw) for name, each in sorted(spec.inputs.items())),
+    )
+
+
+def request_of(spec: JobSpec, inventory: Inventory, default_gpus: int) -> ResourceRequest:
+    """Return what a job asks of this box: stated values, else one GPU where there is any and its share of the cores."""
+    gpus = spec.gpus if spec.gpus is not None else (default_gpus if inventory.known else 0)
+    if spec.cpus is not None:
+        cpu_milli = round(spec.cpus * 1000)
+    else:
+        share = inventory.cpu_milli * gpus // max(1, len(inventory.known))
+        cpu_milli = min(inventory.cpu_milli, max(1000, share))
+    return ResourceRequest(gpus=gpus, cpu_milli=cpu_milli, memory_bytes=spec.memory_bytes or 0)
+
+
+def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> dict[str, Any]:
+    """Write a job down and let it wait; `number` is random and picks a name where none was given."""
+    if change.admission:
+        raise Unavailable(change.admission, hint="free some disk space; it goes on by itself")
+    spec = prepared.spec
+    request = request_of(spec, change.inventory, change.config.defaults.gpus)
+    refusal = never_fits(request, change.inventory)
+    if refusal:
+        raise NeverFits(f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has")
+    name = spec.name or names.made_up(number)
+    first, last, limit = parse_array(spec.array) if spec.array else (PLAIN, PLAIN, None)
+    indices = tuple(range(first, last + 1))
+    jobs.keep_variables(change.connection, prepared.variables_digest, prepared.variables_sealed)
+    job_id = jobs.insert_job(
+        change.connection,
+        owner_uid=caller.uid,
+        account=caller.account,
+        name=name,
+        spec=prepared.stored,
+        request=json.dumps([request.gpus, request.cpu_milli, request.memory_bytes, request.workers]),
+        variables=prepared.variables_digest,
+        priority=spec.priority,
+        array_limit=limit,
+        indices=indices,
+        now_us=change.now_us,
+    )
+    for input_name, address, writable in prepared.input_uris:
+        jobs.insert_input(change.connection, job_id, input_name, address, writable=writable)
+    jobs.note(change.connection, change.now_us, "submitted", Ref(job_id, PLAIN), {"name": name})
+    prepares = bool(prepared.input_uris or spec.requirements)
+    change.effects.append(Enqueue(job_id, indices, request, spec.priority, change.now_us, limit, prepares))
+    change.touched.add(Ref(job_id, indices[0]))
+    return {
+        "id": job_id,
+        "name": name,
+        "elements": len(indices) if spec.array else None,
+        "state": "pending",
+        "left_out": list(prepared.left_out),
+        "warnings": [],
+    }
+
+
+def read_batch(body: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Read JSON lines: the first says who calls, each other is a job document."""
+    lines = [line for line in body.split(b"\n") if line.strip()]
+    if not lines:
+        raise UsageError("there is nothing on standard input", hint="one JSON job document a line")
+    if len(lines) - 1 > BATCH_MAX:
+        raise UsageError(f"more than {BATCH_MAX} jobs in one call", hint="send them in several calls, or as one --array")
+    head = documents.parse_json(lines[0], "the first line")
+    parsed = []
+    for number, line in enumerate(lines[1:], 1):
+        document = documents.parse_json(line, f"line {number}")
+        if not isinstance(document, dict):
+            raise UsageError(f"line {number} is no job document", hint='write {"command": ["python", "train.py"]}')
+        parsed.append(document)
+    if not isinstance(head, dict) or not parsed:
+        raise UsageError("there is no job on standard input", hint="one JSON job document a line")
+    return head, parsed
+
+
+def at_line(error: StokerError, number: int) -> StokerError:
+    """Say in which line of a batch an error was found."""
+    error.message = f"line {number}: {error.message}"
+    error.args = (error.message,)
+    return error
+
+
+def _inside(directory: str | None, cwd: Path, flag: str) -> str | None:
+    if directory is None:
+        return None
+    parts = PurePath(directory).parts
+    if not parts or PurePath(directory).is_absolute() or ".." in parts or parts == (".",):
+        raise UsageError(f"{flag} {directory!r} is not a directory below {str(cwd)!r}", hint=f"give a relative one: {flag} out")
+    return str(PurePath(directory))
+
+
+def _requirements(file: str | None, cwd: Path) -> str | None:
+    if file is None:
+        return None
+    path = cwd / file
+    if not path.is_file():
+        raise UsageError(f"there is no requirements file {str(path)!r}", hint="give --requirements a file that exists")
+    return str(path)
+
+
+def _source(text: str, cwd: Path) -> str:
+    try:
+        parsed = uris.parse(text, cwd)
+    except StorageError as error:
+        raise UsageError(f"--input: {error.message}", hint=error.hint) from None
+    if parsed.scheme == "file" and not Path(parsed.path).exists():
+        raise UsageError(f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory")
+    return parsed.text
+
+
+def interpreter_of(env: Mapping[str, str], cwd: str) -> str:
+    """Return the Python that a caller means: `python3` or `python` on its PATH."""
+    found = shutil.which("python3", path=env.get("PATH")) or shutil.which("python", path=env.get("PATH"))
+    if found is None:
+        raise UsageError("there is no python3 on your PATH to build an environment with", hint="install Python or set PATH")
+    return str(Path(cwd, found))
+
+
+def split_environment(payload: bytes) -> tuple[int, dict[str, str]]:
+    """Return (umask, variables) from an unsealed environment."""
+    document = json.loads(payload)
+    return document["umask"], document["env"]
+
+
+def request_from(text: str) -> ResourceRequest:
+    """Return the request as it was stored with its job."""
+    return ResourceRequest(*json.loads(text))
+
+
+_REF = re.compile(r"([0-9]{1,18})(?:\[([0-9]{1,9})\])?", re.ASCII)
+
+
+def parse_ref(text: str) -> tuple[int, int | None] | None:
+    """Return (job, index) of `42` or `42[7]`; None when it is a name."""
+    match = _REF.fullmatch(text)
+    return (int(match[1]), int(match[2]) if match[2] else None) if match else None
