@@ -30,7 +30,7 @@ ADVICE = {
     NO_PERMISSION: "this user may not open /dev/nvidia*: join the group that owns them",
     DRIVER_NOT_LOADED: "the NVIDIA library is installed but its kernel driver is not loaded: try `modprobe nvidia`",
     LIBRARY_NOT_FOUND: f"{LIBRARY} is there but cannot be loaded: reinstall the NVIDIA driver for this architecture",
-    VERSION_MISMATCH: "the NVIDIA driver was upgraded, the kernel still runs the old one: reboot, or reload its modules",
+    VERSION_MISMATCH: "the NVIDIA driver was upgraded but the kernel runs the old one: reboot, or reload its modules",
     UNKNOWN: "the NVIDIA driver does not answer (Unknown Error): see `dmesg`; in a container, start it again",
 }
 
@@ -212,11 +212,16 @@ class Nvml:
 
     def _processes(self, handle: Any) -> tuple[GpuProcess, ...] | None:
         nvml = self._nvml
-        compute = self._listing(nvml.nvmlDeviceGetComputeRunningProcesses, handle)
+        # By version: pynvml's unversioned names raise something that is no NVMLError on a driver older than itself.
+        compute = self._listing(nvml.nvmlDeviceGetComputeRunningProcesses_v3, handle)
+        if compute is None:
+            compute = self._listing(nvml.nvmlDeviceGetComputeRunningProcesses_v2, handle)
         if compute is None:
             return None
-        clients = self._listing(nvml.nvmlDeviceGetMPSComputeRunningProcesses, handle)
-        graphics = self._listing(nvml.nvmlDeviceGetGraphicsRunningProcesses, handle)
+        clients = self._listing(nvml.nvmlDeviceGetMPSComputeRunningProcesses_v3, handle)
+        graphics = self._listing(nvml.nvmlDeviceGetGraphicsRunningProcesses_v3, handle)
+        if graphics is None:
+            graphics = self._listing(nvml.nvmlDeviceGetGraphicsRunningProcesses_v2, handle)
         found: dict[int, GpuProcess] = {}
         kinds: list[tuple[ProcessKind, Any]] = [("graphics", graphics), ("compute", clients), ("compute", compute)]
         for kind, listing in kinds:

@@ -109,7 +109,7 @@ def is_empty(reading: GpuReading, known_pids: AbstractSet[int], free_below_bytes
 
 
 def is_clear(reading: GpuReading, known_pids: AbstractSet[int]) -> bool:
-    """Say whether no process of an ended job is listed; a share of a device needs no more, its memory has other users."""
+    """Say whether no process of an ended job is listed: all that a share of a device needs."""
     return reading.error is None and all(process.pid in known_pids for process in reading.processes or ())
 
 
