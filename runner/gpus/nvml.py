@@ -11,10 +11,11 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from runner.gpus.reading import BoxReading, GpuProcess, GpuReading, ProcessKind
+from runner.gpus.reading import BoxReading, GpuProcess, GpuReading, Link, ProcessKind
 
 LIBRARY = "libnvidia-ml.so.1"
 SEARCHED = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/lib64", "/lib")
@@ -22,8 +23,9 @@ SEARCHED = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib
 # NVML's codes, which are ABI; pynvml itself is loaded late.
 NOT_SUPPORTED, NO_PERMISSION, INSUFFICIENT_SIZE, DRIVER_NOT_LOADED = 3, 4, 7, 9
 LIBRARY_NOT_FOUND, FUNCTION_NOT_FOUND, VERSION_MISMATCH, UNKNOWN = 12, 13, 18, 999
+ARGUMENT_VERSION_MISMATCH = 25
 GONE = frozenset({15, 16, 28})
-UNTOLD = frozenset({NOT_SUPPORTED, NO_PERMISSION, FUNCTION_NOT_FOUND})
+UNTOLD = frozenset({NOT_SUPPORTED, NO_PERMISSION, FUNCTION_NOT_FOUND, ARGUMENT_VERSION_MISMATCH})
 """Codes that mean "this cannot be told here", not "something is wrong"."""
 
 ADVICE = {
@@ -64,6 +66,20 @@ class Nvml:
         if reading is None or reading.processes is None:
             return None
         return frozenset(process.pid for process in reading.processes)
+
+    def links(self) -> tuple[Link, ...]:
+        """Return how far each two GPUs are apart, as far as the driver tells; it does not change while it is loaded."""
+        with self._lock:
+            uuids = sorted({device.mig_parent or device.uuid for device in self._read().devices if not device.error})
+            try:
+                handles = {uuid: self._nvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids}
+                found = [
+                    (frozenset(pair), self._distance(handles[pair[0]], handles[pair[1]]))
+                    for pair in combinations(uuids, 2)
+                ]
+            except Exception:  # noqa: BLE001 - as in _read, which says what is wrong
+                return ()
+            return tuple(Link(pair, distance) for pair, distance in found if distance is not None)
 
     def reopen(self) -> None:
         """Close the driver: the next look opens it and lists its devices anew. For self-checks and after a reset."""
@@ -242,6 +258,14 @@ class Nvml:
     def _numa_node(self, handle: Any) -> int | None:
         words = self._told(self._nvml.nvmlDeviceGetMemoryAffinity, handle, 16, 0, default=())
         return next((64 * place + (word & -word).bit_length() - 1 for place, word in enumerate(words) if word), None)
+
+    def _distance(self, one: Any, other: Any) -> int | None:
+        nvml = self._nvml
+        nvlink = self._told(nvml.nvmlDeviceGetP2PStatus, one, other, nvml.NVML_P2P_CAPS_INDEX_NVLINK, default=None)
+        if nvlink == nvml.NVML_P2P_STATUS_OK:
+            return 0
+        distance: int | None = self._told(nvml.nvmlDeviceGetTopologyCommonAncestor, one, other, default=None)
+        return distance
 
     def _told(self, call: Callable[..., Any], *arguments: Any, default: Any, grave: bool = False) -> Any:
         """Return what a call tells, or `default` where it cannot.

@@ -53,6 +53,14 @@ class GpuReading:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """How far two GPUs are from each other: 0 by NVLink, else 10 to 50 as NVML grades the PCI path, less is nearer."""
+
+    uuids: frozenset[str]
+    distance: int
+
+
+@dataclass(frozen=True, slots=True)
 class BoxReading:
     """All devices in PCI order. A box without a driver has none and no `error`, which is one sentence for its owner."""
 

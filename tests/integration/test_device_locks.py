@@ -16,8 +16,8 @@ from runner.gpus.locks import acquire, holder_pid, holds, lock_path
 ROOT = Path(__file__).parents[2]
 UUID = "GPU-11111111-2222-3333-4444-555555555555"
 
-# A winner that finds the mark of another has shared the device. Every fourth win removes the lock file while it is held,
-# where its maker may: the worst that a cleaner of the folder can do. Nobody leaves before both have won their rounds.
+# A winner that finds the mark of another has shared the device. Every fourth win removes the lock file while it is
+# held, where its maker may, as a cleaner of the folder would. Nobody leaves before both have won their rounds.
 CONTEND = """
 import os, sys
 from pathlib import Path
@@ -61,7 +61,7 @@ print(shared, lost)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder like /run/lock: everyone may write, only a file's owner may remove it."""
+    """Make a folder like /run/lock: everyone may write, only a file's owner may remove it."""
     made = tmp_path / "lock"
     made.mkdir()
     made.chmod(0o1777)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from runner.gpus.nvml import LIBRARY, library_found
-from runner.gpus.reading import BoxReading, GpuProcess, GpuReading
+from runner.gpus.reading import BoxReading, GpuProcess, GpuReading, Link
 from tests.fakes.nvml import box as fake
 from tests.fakes.nvml.box import GIB, FakeBox
 from tests.fakes.nvml.build import build_fake_nvml, compilers
@@ -62,13 +62,13 @@ class Probe:
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the fake driver library."""
+    """Build the fake driver library."""
     return build_fake_nvml(tmp_path_factory.mktemp("nvml"))
 
 
 @pytest.fixture
 def box(tmp_path: Path) -> FakeBox:
-    """A box without devices yet."""
+    """Make a box without devices."""
     return FakeBox(tmp_path / "box")
 
 
@@ -88,12 +88,12 @@ def start() -> Iterator[Callable[[dict[str, str]], Probe]]:
 
 @pytest.fixture
 def probe(box: FakeBox, library: Path, start: Callable[[dict[str, str]], Probe]) -> Probe:
-    """A probe of the box."""
+    """Start a probe of the box."""
     return start(box.env(library))
 
 
 def only(reading: BoxReading) -> GpuReading:
-    """The box's one device."""
+    """Return the one device of a healthy box."""
     assert reading.error is None
     (device,) = reading.devices
     return device
@@ -193,6 +193,24 @@ def test_one_device_is_read_alone_by_its_uuid(box: FakeBox, probe: Probe) -> Non
     assert probe.ask("process_pids", "GPU-nobody") is None
 
 
+def test_distances_between_gpus_are_told(box: FakeBox, probe: Probe) -> None:
+    """NVLink is nearest, one host bridge nearer than two sockets; a MIG instance is where its GPU is."""
+    first, second, third = (box.add_device() for _ in range(3))
+    first.nvlink_group = second.nvlink_group = 0
+    third.numa_node = 1
+    box.add_mig(third.uuid)
+    assert set(probe.ask("links")) == {
+        Link(frozenset({first.uuid, second.uuid}), 0),
+        Link(frozenset({first.uuid, third.uuid}), 50),
+        Link(frozenset({second.uuid, third.uuid}), 50),
+    }
+    second.nvlink_group = -1
+    box.write()
+    assert Link(frozenset({first.uuid, second.uuid}), 30) in probe.ask("links")
+    box.fail("*", fake.UNKNOWN)
+    assert probe.ask("links") == ()
+
+
 def test_a_device_that_falls_off_the_bus_is_lost_by_name_and_the_others_go_on(box: FakeBox, probe: Probe) -> None:
     """It keeps the identity it had, and leaves the list when the driver is opened anew."""
     stays, goes = box.add_device(), box.add_device()
@@ -278,7 +296,7 @@ def test_a_chip_without_memory_of_its_own_is_read(box: FakeBox, probe: Probe) ->
 
 @pytest.mark.parametrize("code", [fake.NO_PERMISSION, fake.NOT_SUPPORTED])
 def test_processes_that_cannot_be_listed_are_none(box: FakeBox, probe: Probe, code: int) -> None:
-    """ "Cannot be told" is not "none", and no error either."""
+    """What cannot be told is neither an empty list nor an error."""
     uuid = box.add_device().uuid
     box.fail("nvmlDeviceGetComputeRunningProcesses", code, uuid=uuid)
     device = only(probe.read())

@@ -14,17 +14,17 @@ IDLE = GpuReading(uuid="GPU-a", index=0, model="H100", pci_bus_id="00:01.0", mem
 
 
 def device(used_gib: float, *processes: GpuProcess) -> GpuReading:
-    """A device with that much in use and those processes."""
+    """Make a device with that much in use and those processes."""
     return replace(IDLE, used_bytes=int(used_gib * GIB), processes=processes)
 
 
 def compute(pid: int, used_gib: float | None) -> GpuProcess:
-    """A process with a compute context."""
+    """Make a process with a compute context."""
     return GpuProcess(pid, None if used_gib is None else int(used_gib * GIB), "compute")
 
 
 def graphics(pid: int, used_gib: float | None) -> GpuProcess:
-    """A process that only draws."""
+    """Make a process that only draws."""
     return GpuProcess(pid, None if used_gib is None else int(used_gib * GIB), "graphics")
 
 

@@ -43,6 +43,7 @@ class FakeDevice:
     ecc_uncorrected: int = 0
     capability: tuple[int, int] = (9, 0)
     numa_node: int = 0
+    nvlink_group: int = -1
     instance: tuple[int, int] = (-1, -1)
     mig: list[FakeDevice] = field(default_factory=list)
     processes: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -65,6 +66,7 @@ class FakeDevice:
             f"ecc {self.ecc_uncorrected}",
             f"capability {major} {minor}",
             f"numa {self.numa_node}",
+            f"nvlink {self.nvlink_group}",
             f"instance {self.instance[0]} {self.instance[1]}",
             f"mig_mode {int(bool(self.mig))}",
             *(f"process {kind} {pid} {used}" for (kind, pid), used in self.processes.items()),

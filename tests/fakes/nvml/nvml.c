@@ -17,6 +17,7 @@
 enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
        DRIVER_NOT_LOADED = 9, TIMEOUT = 10, GPU_IS_LOST = 15, ARGUMENT_VERSION_MISMATCH = 25, UNKNOWN = 999 };
 enum { MAX_DEVICES = 128, MAX_PROCESSES = 128, MAX_ERRORS = 32, MAX_XIDS = 32, MAX_MIG = 7, XID_EVENT = 8 };
+enum { P2P_OK = 0, P2P_NOT_SUPPORTED = 5, P2P_NVLINK = 2 };
 
 typedef unsigned long long u64;
 typedef struct { char call[64]; int code; } Error;
@@ -25,7 +26,7 @@ typedef struct {
     char uuid[96], name[96], bus[32];
     int parent, gpu_instance, compute_instance;
     unsigned minor, utilization, memory_utilization, temperature, power, power_limit, mig_mode, major_cc, minor_cc;
-    int numa;
+    int numa, nvlink;
     u64 total, used, reserved, energy, ecc;
     Process processes[MAX_PROCESSES];
     int process_count;
@@ -79,6 +80,7 @@ static void read_word(Device *d, const char *word, const char *rest) {
     else if (!strcmp(word, "ecc")) d->ecc = strtoull(rest, NULL, 10);
     else if (!strcmp(word, "capability")) sscanf(rest, "%u %u", &d->major_cc, &d->minor_cc);
     else if (!strcmp(word, "numa")) d->numa = atoi(rest);
+    else if (!strcmp(word, "nvlink")) d->nvlink = atoi(rest);
     else if (!strcmp(word, "mig_mode")) d->mig_mode = strtoul(rest, NULL, 10);
     else if (!strcmp(word, "instance")) sscanf(rest, "%d %d", &d->gpu_instance, &d->compute_instance);
     else if (!strcmp(word, "xid") && d->xid_count < MAX_XIDS) d->xids[d->xid_count++] = strtoul(rest, NULL, 10);
@@ -115,7 +117,7 @@ static void load(void) {
         d = &devices[device_count];
         snprintf(d->uuid, sizeof d->uuid, "%s", line + taken);
         d->parent = mig ? whole : -1;
-        d->gpu_instance = d->compute_instance = d->numa = -1;
+        d->gpu_instance = d->compute_instance = d->numa = d->nvlink = -1;
         if (!mig) whole = device_count;
         device_count++;
     }
@@ -328,6 +330,15 @@ int nvmlDeviceGetTopologyCommonAncestor(Handle *one, Handle *other, int *level) 
     int code = find(other, __func__, &second);
     if (code) return code;
     *level = d == second ? 0 : d->numa == second->numa ? 30 : 50;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetP2PStatus(Handle *one, Handle *other, int what, int *status) {
+    WHOLE(one);
+    Device *second;
+    int code = find(other, __func__, &second);
+    if (code) return code;
+    *status = what == P2P_NVLINK && d->nvlink >= 0 && d->nvlink == second->nvlink ? P2P_OK : P2P_NOT_SUPPORTED;
     return SUCCESS;
 }
 
