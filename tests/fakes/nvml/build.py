@@ -16,21 +16,20 @@ LIBRARY = "libnvidia-ml.so.1"
 Compiler = tuple[str, ...]
 
 
-def build_fake_nvml(cache_dir: Path, *, without: tuple[str, ...] = (), compiler: Compiler | None = None) -> Path:
+def build_fake_nvml(cache_dir: Path, *, without: tuple[str, ...] = ()) -> Path:
     """Return the directory to put in LD_LIBRARY_PATH, building the library there once per source and options.
 
     `without` names calls that the library shall lack, as an older driver does. Raises RuntimeError when no
     compiler can build it.
     """
     options = ["-shared", "-fPIC", "-O1", f"-Wl,-soname,{LIBRARY}", *(f"-D{call}=absent_{call}" for call in without)]
-    candidates = [compiler] if compiler else compilers()
-    key = hashlib.sha256(SOURCE.read_bytes() + repr((options, compiler)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(SOURCE.read_bytes() + repr(options).encode()).hexdigest()[:16]
     directory = cache_dir / f"fake-nvml-{key}"
     if (directory / LIBRARY).exists():
         return directory
     directory.mkdir(parents=True, exist_ok=True)
     failures = []
-    for candidate in candidates:
+    for candidate in _compilers():
         error = _compile(candidate, options, directory, cache_dir / "zig")
         if error is None:
             return directory
@@ -38,7 +37,7 @@ def build_fake_nvml(cache_dir: Path, *, without: tuple[str, ...] = (), compiler:
     raise RuntimeError("no C compiler could build the fake NVML library:\n" + "\n".join(failures or ["none was found"]))
 
 
-def compilers() -> list[Compiler]:
+def _compilers() -> list[Compiler]:
     """Return the compilers at hand, the machine's own first."""
     own = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
     found: list[Compiler] = [(own,)] if own else []

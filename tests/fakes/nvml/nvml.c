@@ -52,6 +52,7 @@ static Error errors[MAX_ERRORS];
 static int error_count, file_present, initialized, generation, initialized_in;
 static char driver[80];
 static int cuda_version;
+static FILE *current; /* stays open, so that no later file can get its inode number and pass for it */
 static struct stat loaded;
 static Handle *handles[4 * MAX_DEVICES];
 static int handle_count;
@@ -94,13 +95,15 @@ static void read_word(Device *d, const char *word, const char *rest) {
 static void load(void) {
     const char *path = getenv("STOKER_FAKE_NVML");
     struct stat now;
-    FILE *file = path && !stat(path, &now) ? fopen(path, "r") : NULL;
-    if (!file) { file_present = 0; return; }
-    if (file_present && now.st_ino == loaded.st_ino && now.st_size == loaded.st_size
-        && now.st_mtim.tv_sec == loaded.st_mtim.tv_sec && now.st_mtim.tv_nsec == loaded.st_mtim.tv_nsec) {
-        fclose(file);
+    file_present = path && !stat(path, &now);
+    if (!file_present) return;
+    if (current && now.st_ino == loaded.st_ino && now.st_size == loaded.st_size
+        && now.st_mtim.tv_sec == loaded.st_mtim.tv_sec && now.st_mtim.tv_nsec == loaded.st_mtim.tv_nsec)
         return;
-    }
+    if (current) fclose(current);
+    current = fopen(path, "re");
+    file_present = current && !fstat(fileno(current), &loaded);
+    if (!file_present) return;
     memset(devices, 0, sizeof devices);
     device_count = error_count = generation = 0;
     cuda_version = 12040;
@@ -108,7 +111,7 @@ static void load(void) {
     char line[512], word[32];
     int whole = -1, taken;
     Device *d = NULL;
-    while (fgets(line, sizeof line, file)) {
+    while (fgets(line, sizeof line, current)) {
         line[strcspn(line, "\n")] = 0;
         if (sscanf(line, " %31s %n", word, &taken) != 1 || *word == '#') continue;
         int mig = !strcmp(word, "mig");
@@ -121,9 +124,6 @@ static void load(void) {
         if (!mig) whole = device_count;
         device_count++;
     }
-    fclose(file);
-    loaded = now;
-    file_present = 1;
 }
 
 static void leave(int *held) { (void)held; pthread_mutex_unlock(&mutex); }
