@@ -89,7 +89,7 @@ class Nvml:
     def _read_one(self, uuid: str) -> GpuReading | None:
         places = (index for index, devices in self._seen.items() if any(device.uuid == uuid for device in devices))
         index = next(places, None)
-        if index is None or not self._opened:
+        if index is None:
             return None
         try:
             return BoxReading(self._devices_at(index)).device(uuid)

@@ -226,6 +226,18 @@ def test_a_device_that_falls_off_the_bus_is_lost_by_name_and_the_others_go_on(bo
     assert [device.uuid for device in probe.read().devices] == [stays.uuid]
 
 
+def test_a_device_is_not_taken_for_the_one_that_had_its_index(box: FakeBox, probe: Probe) -> None:
+    """When the driver is opened anew the indexes move: a silent device gets nobody else's name."""
+    gone, silent = box.add_device(), box.add_device()
+    probe.read()
+    box.vanish(gone.uuid)
+    box.fail("nvmlDeviceGetUUID", fake.UNKNOWN, uuid=silent.uuid)
+    probe.ask("reopen")
+    reading = probe.read()
+    assert reading.devices == ()
+    assert reading.error == "GPU 0 cannot be read: Unknown Error"
+
+
 def test_a_mig_gpu_that_is_lost_loses_its_instances(box: FakeBox, probe: Probe) -> None:
     """Instances share the fate of their GPU."""
     parent = box.add_device()
@@ -239,6 +251,7 @@ def test_a_mig_gpu_that_is_lost_loses_its_instances(box: FakeBox, probe: Probe) 
     ("call", "code", "lost"),
     [
         ("nvmlDeviceGetMemoryInfo", fake.UNKNOWN, False),
+        ("nvmlDeviceGetMemoryInfo_v2", fake.UNKNOWN, False),
         ("nvmlDeviceGetComputeRunningProcesses", fake.UNKNOWN, False),
         ("nvmlDeviceGetMemoryInfo", fake.GPU_IS_LOST, True),
         ("nvmlDeviceGetTemperature", fake.RESET_REQUIRED, True),
@@ -384,6 +397,7 @@ def test_threads_take_turns(box: FakeBox, library: Path) -> None:
     uuids = [box.add_device().uuid for _ in range(2)]
     script = """
 import sys, threading
+import pynvml
 from runner.gpus.nvml import Nvml
 probe, seen = Nvml(), []
 def look():
@@ -394,6 +408,10 @@ threads = [threading.Thread(target=look) for _ in range(4)]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
 print(len(seen), *sorted(set(seen)))
+try:
+    pynvml.nvmlDeviceGetCount()
+except pynvml.NVMLError_Uninitialized:
+    print("closed as often as opened")
 """
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -402,7 +420,7 @@ print(len(seen), *sorted(set(seen)))
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == f"400 {tuple(uuids)}"
+    assert done.stdout == f"400 {tuple(uuids)}\nclosed as often as opened\n"
 
 
 @pytest.mark.skipif(library_found(os.environ), reason="needs a box without an NVIDIA driver")
