@@ -221,9 +221,14 @@ def _parse(path: Path, content: bytes) -> _Keys:
 
 
 def _publish(path: Path, keys: _Keys, *, replace: bool) -> None:
-    """Write the whole file beside its place, then put it there in one step: a kill leaves the old one or the new."""
+    """Write the whole file beside its place, then put it there in one step: a kill leaves the old one or the new.
+
+    What a kill leaves beside it are keys that never sealed anything, or old ones, which the next change removes.
+    """
     lines = [_HEADER, f"hash {keys.hashing.hex()}", *(f"seal {key.hex()}" for key in keys.sealing), ""]
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    beside = path.with_name(f".{path.name}.new" if replace else f".{path.name}.{secrets.token_hex(8)}")
+    if replace:
+        beside.unlink(missing_ok=True)
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:

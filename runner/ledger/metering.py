@@ -43,7 +43,7 @@ def metered_ns(start: Instant, *, end: Instant | None, beat: Instant | None, now
     The end record decides. Without one an attempt that still runs is billed to `now`; one that nobody watches any more
     (`now` is None) or that another boot started is billed to its watcher's last beat, and without a beat not at all.
     """
-    for instant in (end, now if end is None else None, beat):
+    for instant in (end, now, beat):
         if instant is not None and instant.boot_id == start.boot_id:
             return max(0, instant.monotonic_ns - start.monotonic_ns)
     return 0

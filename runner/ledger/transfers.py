@@ -20,6 +20,8 @@ METERED_KEYS = "attempt/"
 """The keys of metered entries start so, and no others may."""
 
 _TEXT_CHARS_MAX = 500
+_NOTHING = Balance()
+_UNBILLED = Billed()
 
 
 class Kind(StrEnum):
@@ -123,12 +125,12 @@ class Facts:
     existing: Transfer | None = None
     debit: Account | None = None
     credit: Account | None = None
-    debit_balance: Balance = Balance()
-    credit_balance: Balance = Balance()
+    debit_balance: Balance = _NOTHING
+    credit_balance: Balance = _NOTHING
     linked: Transfer | None = None
     resolved_as: Phase | None = None
     refunded_micro: int = 0
-    billed: Billed = Billed()
+    billed: Billed = _UNBILLED
 
 
 def metered_transfer(attempt_id: int, account_id: int, span: Span, *, last_key: str | None) -> Transfer:

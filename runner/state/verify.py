@@ -21,7 +21,7 @@ class Verdict:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-class _Broken(Exception):
+class _BrokenError(Exception):
     """The first thing that does not hold."""
 
     def __init__(self, reason: str, seq: int | None = None) -> None:
@@ -42,7 +42,7 @@ def verify(connection: sqlite3.Connection, tail: int | None = None) -> Verdict:
             _check_balances(connection, derived)
             _check_spans(connection)
             _check_prices(connection, counts)
-    except _Broken as broken:
+    except _BrokenError as broken:
         return Verdict(ok=False, first_broken=broken.seq, reason=str(broken), counts=counts)
     except sqlite3.DatabaseError as error:
         return Verdict(ok=False, reason=f"the books cannot be read: {error}", counts=counts)
@@ -67,7 +67,7 @@ class _Derived:
         if phase in ("posted", "voided"):
             held = self._open_holds.pop(linked_seq, None)
             if held is None or held[:2] != (debit, credit) or held[2] < amount_micro:
-                raise _Broken("it resolves no open hold", seq)
+                raise _BrokenError("it resolves no open hold", seq)
             self.held_micro[debit] -= held[2]
         if phase != "voided":
             self.posted_micro[debit] = self.posted_micro.get(debit, 0) - amount_micro
@@ -79,37 +79,37 @@ def _check_sum(connection: sqlite3.Connection, counts: dict[str, int]) -> None:
     amounts = [row[0] for row in _rows(connection, "SELECT posted_micro FROM balances")]
     counts["accounts"] = len(amounts)
     if sum(amounts) != 0:
-        raise _Broken(f"the accounts add up to {sum(amounts)} micro-credits instead of zero")
+        raise _BrokenError(f"the accounts add up to {sum(amounts)} micro-credits instead of zero")
 
 
 def _check_chain(connection: sqlite3.Connection, tail: int | None, counts: dict[str, int]) -> _Derived:
     """Walk the entries; a full walk starts at the genesis hash and re-derives the balances on its way."""
     head = next(_rows(connection, "SELECT seq, hash FROM ledger_head"), None)
     if head is None:
-        raise _Broken("the head of the chain is missing")
+        raise _BrokenError("the head of the chain is missing")
     seq = max(0, head[0] - tail) if tail is not None else 0
     previous = GENESIS
     if seq:
         anchor = next(_rows(connection, "SELECT hash FROM transfers WHERE seq = ?", seq), None)
         if anchor is None:
-            raise _Broken("an entry is missing", seq)
+            raise _BrokenError("an entry is missing", seq)
         previous = anchor[0]
     derived = _Derived()
     try:
         for row in _rows(connection, _CHAIN, seq):
             if row[0] != seq + 1:
-                raise _Broken("an entry is missing or out of place", seq + 1)
+                raise _BrokenError("an entry is missing or out of place", seq + 1)
             if entry_hash(previous, row[:-1]) != row[-1]:
-                raise _Broken("its hash does not match", seq + 1)
+                raise _BrokenError("its hash does not match", seq + 1)
             seq, previous = row[0], row[-1]
             counts["entries"] += 1
             if tail is None:
                 derived.add(row)
     except (sqlite3.DatabaseError, TypeError, ValueError) as error:
         # A flipped bit can make a text or a page unreadable, or turn a number into bytes or a float.
-        raise _Broken(f"it cannot be read: {error}", seq + 1) from None
+        raise _BrokenError(f"it cannot be read: {error}", seq + 1) from None
     if (seq, previous) != head:
-        raise _Broken("the entries end elsewhere than the head of the chain", min(seq, head[0]) + 1)
+        raise _BrokenError("the entries end elsewhere than the head of the chain", min(seq, head[0]) + 1)
     return derived
 
 
@@ -121,14 +121,14 @@ def _check_balances(connection: sqlite3.Connection, derived: _Derived) -> None:
     for label, posted_micro, held_micro in rows:
         expected = (derived.posted_micro.get(label, 0), derived.held_micro.get(label, 0))
         if (posted_micro, held_micro) != expected:
-            raise _Broken(f"{label} shows {posted_micro} and holds {held_micro}, its entries say {expected}")
+            raise _BrokenError(f"{label} shows {posted_micro} and holds {held_micro}, its entries say {expected}")
 
 
 def _check_spans(connection: sqlite3.Connection) -> None:
     """No run time paid twice, and each total the sum of what went before."""
     broken = next(_rows(connection, _SPANS), None)
     if broken is not None:
-        raise _Broken("its span does not follow the last one of its attempt", broken[0])
+        raise _BrokenError("its span does not follow the last one of its attempt", broken[0])
 
 
 def _check_prices(connection: sqlite3.Connection, counts: dict[str, int]) -> None:
@@ -138,7 +138,7 @@ def _check_prices(connection: sqlite3.Connection, counts: dict[str, int]) -> Non
     )
     for row in rows:
         if row[0] != counts["prices"] + 1 or entry_hash(previous, row[:-1]) != row[-1]:
-            raise _Broken(f"price {row[0]} is not what was written")
+            raise _BrokenError(f"price {row[0]} is not what was written")
         previous = row[-1]
         counts["prices"] += 1
 

@@ -17,6 +17,7 @@ import pytest
 
 from runner.core.errors import UsageError
 from runner.ledger.accounts import GRANTS, PAYMENTS, USAGE, AccountKind, Balance, Mode
+from runner.ledger.chain import GENESIS, entry_hash
 from runner.ledger.metering import NS_PER_HOUR, Billed
 from runner.ledger.pricing import Price, PriceKind
 from runner.ledger.transfers import Kind, Phase, Result, Transfer
@@ -129,6 +130,7 @@ def test_an_account_is_opened_once(connection: sqlite3.Connection) -> None:
         "DELETE FROM ledger_head",
         "UPDATE ledger_head SET seq = seq - 1",
         "UPDATE ledger_head SET seq = seq + 1, hash = zeroblob(32)",
+        "UPDATE ledger_head SET seq = 1, hash = (SELECT hash FROM transfers WHERE seq = 1)",
         "INSERT OR REPLACE INTO ledger_head VALUES (1, 0, zeroblob(32))",
         "UPDATE prices SET rate_micro = 0",
         "DELETE FROM prices",
@@ -188,6 +190,30 @@ def test_the_database_refuses_nonsense_by_itself(connection: sqlite3.Connection,
     connection.execute(statement, list(ENTRY.values()))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"phase": "posted", "linked_seq": 8, "amount_micro": 8},
+        {"phase": "posted", "linked_seq": 3, "amount_micro": 7},
+        {"phase": "voided", "linked_seq": 1, "amount_micro": 7},
+        {"phase": "posted", "linked_seq": 8, "amount_micro": 7, "debit_account_id": 2},
+        {"attempt_id": 40, "from_ns": NS_PER_HOUR, "to_ns": 3 * NS_PER_HOUR, "attempt_total_micro": 2505},
+        {"attempt_id": 40, "from_ns": 2 * NS_PER_HOUR, "to_ns": 3 * NS_PER_HOUR, "attempt_total_micro": 2505},
+        {"attempt_id": 5, "from_ns": 0, "to_ns": NS_PER_HOUR, "attempt_total_micro": 5},
+        {"attempt_id": 5, "from_ns": NS_PER_HOUR - 1, "to_ns": 2 * NS_PER_HOUR, "attempt_total_micro": 1010},
+    ],
+)
+def test_the_database_refuses_a_second_end_and_a_second_bill(
+    connection: sqlite3.Connection, change: dict[str, object]
+) -> None:
+    """A hold ends once and for no more than it holds; run time is paid once, and never after a correction."""
+    fill(connection)
+    entry = ENTRY | {"seq": 51} | change
+    statement = f"INSERT INTO transfers ({', '.join(entry)}) VALUES ({', '.join('?' * len(entry))})"
+    with pytest.raises(sqlite3.IntegrityError, match=r"no such open hold|does not follow"):
+        connection.execute(statement, list(entry.values()))
+
+
 def test_history_pages_backwards_and_shows_both_sides(connection: sqlite3.Connection) -> None:
     """Newest first, `before` continues where the page ended, nothing twice, nothing missed."""
     alice = fill(connection)
@@ -204,6 +230,12 @@ def test_history_pages_backwards_and_shows_both_sides(connection: sqlite3.Connec
     )  # fmt: skip
     assert books.history(connection, GRANTS.id, limit=10) == [grant]
     assert books.history(connection, alice, limit=-1) == []
+
+
+def test_a_page_of_history_is_bounded(connection: sqlite3.Connection) -> None:
+    """Nobody can ask for the whole table at once."""
+    alice = fill(connection, attempts=books.HISTORY_LIMIT_MAX)
+    assert len(books.history(connection, alice, limit=10**9)) == books.HISTORY_LIMIT_MAX
 
 
 def test_prices_change_by_date_and_can_be_taken_back(connection: sqlite3.Connection) -> None:
@@ -246,6 +278,8 @@ def test_whole_books_are_whole(connection: sqlite3.Connection) -> None:
         ("UPDATE transfers SET hash = zeroblob(32) WHERE seq = 33", 33),
         ("UPDATE transfers SET credit_account_id = 2 WHERE seq = 30", 30),
         ("UPDATE transfers SET created_us = 1 WHERE seq IN (12, 25, 40)", 12),
+        ("UPDATE transfers SET reason = CAST(x'ff' AS TEXT) WHERE seq = 17", 17),
+        ("UPDATE transfers SET key = 'x' || key WHERE seq = 18", 18),
         ("DELETE FROM transfers WHERE seq = 15", 15),
         ("DELETE FROM transfers WHERE seq >= 45", 45),
         ("UPDATE transfers SET seq = 1000 WHERE seq = 22", 22),
@@ -272,6 +306,55 @@ def test_damage_is_found_and_its_first_entry_named(
     assert verdict.first_broken == first_broken
 
 
+@pytest.mark.parametrize(
+    ("forgery", "first_broken"),
+    [
+        ("UPDATE transfers SET from_ns = from_ns + 1 WHERE seq = 20", 20),
+        ("UPDATE transfers SET amount_micro = amount_micro + 1 WHERE seq = 20", None),
+        ("UPDATE transfers SET attempt_total_micro = attempt_total_micro + 1 WHERE seq = 20", 20),
+        ("UPDATE transfers SET attempt_id = 4 WHERE seq = 20", 20),
+        ("UPDATE transfers SET amount_micro = 2000001 WHERE seq = 5", 5),
+        ("UPDATE transfers SET debit_account_id = 2 WHERE seq = 6", 6),
+        ("UPDATE transfers SET linked_seq = 8 WHERE seq = 6", 6),
+        ("DELETE FROM transfers WHERE seq = 30", 30),
+    ],
+)
+def test_a_forger_who_rewrites_the_chain_still_breaks_a_rule(
+    connection: sqlite3.Connection, forgery: str, first_broken: int | None
+) -> None:
+    """With every hash made anew after the change, balances, holds, spans and gaps still tell."""
+    fill(connection)
+    strip_triggers(connection)
+    connection.execute(forgery)
+    rechain(connection)
+    verdict = verify(connection)
+    assert not verdict.ok
+    assert verdict.first_broken == first_broken
+
+
+def test_an_entry_made_anew_breaks_the_next_one(connection: sqlite3.Connection) -> None:
+    """A hash binds all entries before: one entry cannot be rewritten with its own hash alone."""
+    fill(connection)
+    strip_triggers(connection)
+    connection.execute("UPDATE transfers SET reason = 'a lie' WHERE seq = 20")
+    rechain(connection, only=20)
+    assert verify(connection).first_broken == 21
+
+
+def rechain(connection: sqlite3.Connection, only: int | None = None) -> None:
+    """Compute the hashes anew, as a forger would; `only` that entry's where given."""
+    previous = GENESIS
+    rows = connection.execute(
+        f"SELECT {books.HASHED_FIELDS}, entry.hash FROM transfers AS entry"
+        " JOIN accounts AS debit ON debit.id = debit_account_id"
+        " JOIN accounts AS credit ON credit.id = credit_account_id ORDER BY seq"
+    ).fetchall()
+    for *fields, digest in rows:
+        previous = entry_hash(previous, fields) if only in (None, fields[0]) else digest
+        connection.execute("UPDATE transfers SET hash = ? WHERE seq = ?", (previous, fields[0]))
+    connection.execute("UPDATE ledger_head SET hash = ?", (previous,))
+
+
 def test_a_tail_check_sees_the_tail(connection: sqlite3.Connection) -> None:
     """The check at start finds damage among the newest entries and leaves old damage to the daily one."""
     fill(connection)
@@ -281,6 +364,13 @@ def test_a_tail_check_sees_the_tail(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE transfers SET amount_micro = amount_micro + 1 WHERE seq = 48")
     assert verify(connection, tail=10).first_broken == 48
     assert verify(connection).first_broken == 3
+
+
+def test_a_tail_check_sees_the_sum(connection: sqlite3.Connection) -> None:
+    """Accounts that do not add up to zero are found at start, whichever entry they came from."""
+    fill(connection)
+    connection.execute("UPDATE balances SET posted_micro = posted_micro + 1 WHERE account_id = 4")
+    assert "instead of zero" in verify(connection, tail=1).reason
 
 
 def strip_triggers(connection: sqlite3.Connection) -> None:

@@ -1,4 +1,4 @@
-"""Any sequence of ticks, crashes, retries, holds and gifts: the sum is zero and every attempt is billed floor(rate x time).
+"""Any sequence of ticks, crashes, retries, holds and gifts: the sum is zero, an attempt costs floor(rate x time).
 
 Hypothesis prints the sequence of a failure; `--hypothesis-seed` repeats it.
 """

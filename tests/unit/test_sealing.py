@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from pathlib import Path
 
@@ -145,6 +147,17 @@ def test_a_damaged_key_file_locks_and_is_kept(key_path: Path, damage: str) -> No
     assert key_path.read_text() == damage
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [("stoker-keys 1", "stoker-keys 2"), ("\nseal", "\nsea\nseal"), ("hash", "seal")]
+)
+def test_a_key_file_with_a_strange_line_locks(key_path: Path, old: str, new: str) -> None:
+    """Another format, a line that says nothing, a missing purpose: the file is not half understood."""
+    Sealer.open(key_path)
+    key_path.write_text(key_path.read_text().replace(old, new))
+    with pytest.raises(SecretLocked, match="damaged"):
+        Sealer.open(key_path)
+
+
 @pytest.mark.parametrize("cut", [1, 30, 65, 100])
 def test_a_key_file_cut_short_locks(key_path: Path, cut: int) -> None:
     """A partly written key file is never taken for a shorter one."""
@@ -171,6 +184,41 @@ def test_rotation_opens_the_old_and_seals_with_the_new(key_path: Path) -> None:
         with pytest.raises(SecretLocked, match=first):
             keeper.unseal(7, "k", "n", old)
     assert key_path.stat().st_mode & 0o7777 == 0o600
+
+
+def test_runners_that_start_at_once_share_one_key_file(key_path: Path) -> None:
+    """The first file in its place is the key file; everyone reads that one."""
+    with ThreadPoolExecutor(16) as pool:
+        sealers = list(pool.map(lambda _: Sealer.open(key_path), range(16)))
+    assert len({sealer.key_id for sealer in sealers}) == 1
+    assert os.listdir(key_path.parent) == [key_path.name]
+
+
+ROTATOR = """
+import sys
+from pathlib import Path
+from runner.identity.sealing import Sealer
+sealer = Sealer.open(Path(sys.argv[1]))
+while True:
+    sealer.rotate()
+    print("rotated", flush=True)
+    sealer.retire()
+"""
+
+
+def test_a_kill_during_rotation_leaves_a_whole_key_file(key_path: Path) -> None:
+    """SIGKILL at any instant: the keys are the old ones or the new, and what a kill left is gone after the next."""
+    hashed = Sealer.open(key_path).keyed_hash(b"body")
+    for kill in range(5):
+        with subprocess.Popen([sys.executable, "-c", ROTATOR, str(key_path)], stdout=subprocess.PIPE) as rotator:
+            assert rotator.stdout is not None
+            for _ in range(3 + 5 * kill):
+                rotator.stdout.readline()
+            os.kill(rotator.pid, signal.SIGKILL)
+        sealer = Sealer.open(key_path, create=False)
+        assert sealer.keyed_hash(b"body") == hashed
+    sealer.retire()
+    assert os.listdir(key_path.parent) == [key_path.name]
 
 
 def test_resealing_does_not_adopt_a_blob_of_another_row(key_path: Path) -> None:
@@ -215,7 +263,11 @@ def test_keys_do_not_show(key_path: Path) -> None:
     """No repr of the sealer or of what it holds contains a key."""
     sealer = Sealer.open(key_path)
     shown = repr(sealer) + repr(sealer._own)
-    assert not any(line.split()[1] in shown for line in key_path.read_text().splitlines())
+    keys = [line.split()[1] for line in key_path.read_text().splitlines()[1:]]
+    assert len(keys) == 2
+    for key in keys:
+        assert key not in shown
+        assert repr(bytes.fromhex(key))[2:-1] not in shown
 
 
 def test_importing_costs_no_cryptography() -> None:

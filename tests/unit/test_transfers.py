@@ -287,6 +287,29 @@ def test_an_attempt_is_charged_by_difference_and_gives_back_after_a_reboot(ledge
     """)
 
 
+def test_a_hold_can_be_posted_as_metered_time(ledger: Ledger) -> None:
+    """A posted hold may carry the span it pays for; the attempt goes on from there."""
+    table = Table(ledger)
+    table.run("""
+        account   alice prepaid        ok
+        grant     g1 alice 11          ok
+        hold      h1 alice 1.5         ok
+        start     1 alice 1.5          ok
+    """)
+    alice, hour = table.accounts["alice"], Metering(1, 0, NS_PER_HOUR, 1_500_000)
+    paid = Transfer("attempt/1/0", Kind.CHARGE, alice, USAGE.id, 1_500_000, Phase.POSTED, "h1", hour)
+    assert [ledger.post(paid, 0) for _ in range(2)] == [Result.OK, Result.EXISTS]
+    table.run("""
+        balance   alice                9.5
+        available alice                9.5
+        tick      1h                   ok
+        meter     1                    nothing_due
+        tick      1h                   ok
+        end       1                    ok
+        balance   alice                8
+    """)
+
+
 BASE = Transfer("k", Kind.GRANT, 2, 4, 1, reason="a gift")
 
 
