@@ -25,10 +25,10 @@ _WHOLE = {"gpus", "priority", "retries"}
 Layer = tuple[str, dict[str, Any]]
 
 
-def parse_json(text: str | bytes, what: str) -> Any:
-    """Parse JSON strictly: bounded size, depth and nodes; no NaN, no Infinity, no key twice."""
-    if len(text) > DOCUMENT_MAX_BYTES:
-        raise UsageError(f"{what} is larger than 1 MiB", hint="a job document is a few lines")
+def parse_json(text: str | bytes, what: str, most: int = DOCUMENT_MAX_BYTES) -> Any:
+    """Parse JSON strictly: at most `most` bytes, bounded depth and nodes; no NaN, no Infinity, no key twice."""
+    if len(text) > most:
+        raise UsageError(f"{what} is larger than {most >> 20} MiB", hint="a job document is a few lines")
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except RecursionError:

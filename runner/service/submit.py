@@ -15,11 +15,16 @@ from runner.core.errors import NeverFits, StokerError, Unavailable, UsageError
 from runner.core.job import PLAIN, Ref
 from runner.core.spec import JobSpec, parse_array, validate
 from runner.identity.sealing import Sealer
+from runner.ledger.pricing import rate_for
 from runner.service.desk import Change, Enqueue
 from runner.state import jobs
+from runner.state.books import list_prices
 from runner.telemetry.metrics import compile_patterns
+from schedulers.decide import explain
+from schedulers.decision import Start, Wait
 from schedulers.placement import never_fits
 from schedulers.resources import Inventory, ResourceRequest
+from schedulers.snapshot import Candidate, Entry, Snapshot
 from storage import uri as uris
 from storage.errors import StorageError
 
@@ -86,20 +91,51 @@ def merge(body: Mapping[str, Any], caller: Caller) -> tuple[dict[str, Any], dict
     return document, origins
 
 
-def prepare(
-    document: dict[str, Any], origins: dict[str, str], caller: Caller, *, sealer: Sealer, pass_env: Sequence[str]
-) -> Prepared:
+class Envelope:
+    """Seals what jobs of one caller inherit; jobs of one batch that state the same share one sealed environment."""
+
+    def __init__(self, caller: Caller, sealer: Sealer, pass_env: Sequence[str]) -> None:
+        self.caller = caller
+        self._sealer = sealer
+        self._pass_env = tuple(pass_env)
+        self._sealed: dict[tuple[Any, ...], tuple[bytes, bytes, tuple[str, ...]]] = {}
+        self._directories: set[str] = set()
+
+    def seal(self, spec: JobSpec) -> tuple[bytes, bytes, tuple[str, ...]]:
+        """Return (digest, sealed, names left out) of a job's environment."""
+        key = (tuple(sorted(spec.env.items())), tuple(spec.pass_env))
+        if key not in self._sealed:
+            self._sealed[key] = self._seal(spec)
+        return self._sealed[key]
+
+    def directory(self, spec: JobSpec) -> Path:
+        """Return the job's working directory, which must be there."""
+        cwd = Path(self.caller.cwd, spec.cwd or ".")
+        if str(cwd) not in self._directories:
+            if not cwd.is_dir():
+                raise UsageError(f"there is no directory {str(cwd)!r} to run in", hint="give --cwd a directory that exists")
+            self._directories.add(str(cwd))
+        return cwd
+
+    def _seal(self, spec: JobSpec) -> tuple[bytes, bytes, tuple[str, ...]]:
+        env = self.caller.env
+        missing = [name for name in spec.pass_env if name not in env and name not in spec.env]
+        if missing:
+            hint = f"give it a value: --env {missing[0]}=VALUE"
+            raise UsageError(f"{missing[0]} is not set in your environment", hint=hint)
+        variables, left_out = environment.inherit(env, stated=spec.env, passed=[*spec.pass_env, *self._pass_env])
+        payload = json.dumps({"umask": self.caller.umask, "env": variables}, sort_keys=True).encode()
+        digest = self._sealer.keyed_hash(b"%d:" % self.caller.uid + payload)
+        return digest, self._sealer.seal(self.caller.uid, "environment", "variables", payload), tuple(left_out)
+
+
+def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelope) -> Prepared:
     """Check a job document against everything but the box, and seal its environment."""
     spec = validate(document, origins)
-    cwd = Path(caller.cwd, spec.cwd or ".")
-    if not cwd.is_dir():
-        raise UsageError(f"there is no directory {str(cwd)!r} to run in", hint="give --cwd a directory that exists")
+    cwd = envelope.directory(spec)
     if spec.metrics:
         compile_patterns(spec.metrics)
-    variables, left_out = environment.inherit(caller.env, stated=spec.env, passed=[*spec.pass_env, *pass_env])
-    missing = [name for name in spec.pass_env if name not in caller.env and name not in spec.env]
-    if missing:
-        raise UsageError(f"{missing[0]} is not set in your environment", hint=f"give it a value: --env {missing[0]}=VALUE")
+    digest, sealed, left_out = envelope.seal(spec)
     resolved = spec.model_copy(
         update={
             "cwd": str(cwd),
@@ -109,16 +145,70 @@ def prepare(
             "env": dict.fromkeys(spec.env, ""),
         }
     )
-    payload = json.dumps({"umask": caller.umask, "env": variables}, sort_keys=True).encode()
     return Prepared(
         spec=resolved,
         stored=json.dumps(resolved.document()),
         origins=origins,
-        variables_digest=sealer.keyed_hash(b"%d:" % caller.uid + payload),
-        variables_sealed=sealer.seal(caller.uid, "environment", "variables", payload),
-        left_out=tuple(left_out),
+        variables_digest=digest,
+        variables_sealed=sealed,
+        left_out=left_out,
         input_uris=tuple((name, _source(each.uri, cwd), each.rw) for name, each in sorted(spec.inputs.items())),
     )
+
+
+def prepare_batch(head: dict[str, Any], lines: Sequence[dict[str, Any]], envelope: Envelope) -> list[Prepared]:
+    """Check every job of a batch; an error names its line. Flags of the first line lie over each document."""
+    flags = documents.from_flags(head.get("flags", ()), "")
+    prepared = []
+    for number, document in enumerate(lines, 1):
+        try:
+            merged, origins = documents.merge([(f"line {number}", document), *flags])
+            merged.setdefault("cwd", envelope.caller.cwd)
+            prepared.append(prepare(merged, origins, envelope))
+        except StokerError as error:
+            raise at_line(error, number) from None
+    return prepared
+
+
+def dry_run(change: Change, prepared: Prepared) -> dict[str, Any]:
+    """Say what a job would be: its spec with the origin of each value, what it would hold and whether it would wait."""
+    request = request_of(prepared.spec, change.inventory, change.config.defaults.gpus)
+    refusal = never_fits(request, change.inventory)
+    if refusal:
+        raise NeverFits(f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has")
+    entry = Entry(prepared.spec.priority, request, (Candidate(0, change.now_us),))
+    decision = explain(Snapshot(change.now_us, change.inventory, (entry,)), 0)
+    devices = decision.allocation.devices if isinstance(decision, Start) else ()
+    prices = list_prices(change.connection, change.now_us)
+    models = [each.model for each in change.inventory.devices if each.uuid in devices]
+    models = models or [each.model for each in change.inventory.known[: request.gpus]]
+    rate = rate_for(models, request.cpu_milli, prices)
+    document = prepared.spec.document()
+    document["env"] = sorted(prepared.spec.env)
+    return {
+        "version": 1,
+        "spec": document,
+        "origins": {key: origin or "the request" for key, origin in sorted(prepared.origins.items())},
+        "plan": {
+            "argv": prepared.spec.command,
+            "cwd": prepared.spec.cwd,
+            "gpus": request.gpus,
+            "cpu_milli": request.cpu_milli,
+            "memory_bytes": request.memory_bytes,
+            "devices": list(devices),
+            "inputs": [{"name": name, "uri": uri, "rw": rw} for name, uri, rw in prepared.input_uris],
+            "left_out": list(prepared.left_out),
+        },
+        "estimate": {"rate_micro_per_hour": rate.micro_per_hour},
+        "reason": _shown(decision),
+    }
+
+
+def _shown(decision: Start | Wait) -> dict[str, Any] | None:
+    if isinstance(decision, Start):
+        return None
+    reason = decision.reason
+    return {"kind": reason.kind, "sentence": f"waits for {reason.lacks}", "data": {"holders": list(reason.holders)}}
 
 
 def request_of(spec: JobSpec, inventory: Inventory, default_gpus: int) -> ResourceRequest:

@@ -1,0 +1,73 @@
+"""The native API: one app, its error documents, and the routes of each family."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from runner.api import routes_box, routes_follow, routes_jobs, routes_results
+from runner.api.room import Room
+from runner.core.errors import StokerError
+from storage.errors import StorageError
+
+log = logging.getLogger("stoker.api")
+_CODES = {404: "not_found", 405: "usage", 413: "usage"}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Where the report of a bug of ours goes."""
+
+    directory: Path
+    number: Callable[[], int]
+
+    def write(self, request: Request, error: Exception) -> Path:
+        """Write what happened, without anything the caller sent; return the file."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.directory / f"api-{self.number()}.txt"
+        path.write_text(f"{request.method} {request.url.path}\n\n{''.join(traceback.format_exception(error))}")
+        return path
+
+
+def make_app(room: Room, report: Report) -> FastAPI:
+    """Return the app over the use cases."""
+    app = FastAPI(title="Stoker", version=room.version, docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
+    app.state.room = room
+    for family in (routes_jobs, routes_follow, routes_results, routes_box):
+        app.include_router(family.router)
+
+    @app.exception_handler(StokerError)
+    async def refused(_: Request, error: StokerError) -> JSONResponse:
+        return problem(error.document())
+
+    @app.exception_handler(StorageError)
+    async def not_stored(_: Request, error: StorageError) -> JSONResponse:
+        return problem(StokerError(error.message, hint=error.hint).document())
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> JSONResponse:
+        document = StokerError(f"{request.method} {request.url.path}: {error.detail}", hint="see /v1/openapi.json").document()
+        return problem(document | {"status": error.status_code, "code": _CODES.get(error.status_code, "usage")})
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> JSONResponse:
+        path = report.write(request, error)
+        log.error("a bug of ours: %s (%s)", error, path)
+        document = StokerError("the runner met a bug of its own", hint=f"please report it with {path}").document()
+        return problem(document | {"code": "bug"})
+
+    return app
+
+
+def problem(document: dict[str, Any]) -> JSONResponse:
+    """Return an error as problem+json (RFC 9457)."""
+    return JSONResponse(document, status_code=document["status"], media_type="application/problem+json")

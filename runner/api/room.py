@@ -1,0 +1,76 @@
+"""What the routes work with: the desk, the readers, the daemon's answers. Built by bootstrap, found on the app's state."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+
+from runner.config import Config
+from runner.identity.sealing import Sealer
+from runner.paths import Paths
+from runner.service.desk import Desk, Hub
+from runner.service.facts import LiveFacts
+from runner.service.refs import Target, resolve
+from runner.service.submit import Caller, Envelope, read_caller
+from runner.state.engine import Database
+from runner.telemetry.tail import LogTail
+from storage.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Everything a route may touch."""
+
+    version: str
+    config: Config
+    paths: Paths
+    database: Database
+    desk: Desk
+    hub: Hub
+    sealer: Sealer
+    store: Store
+    live: LiveFacts
+    tail: LogTail
+    account: Callable[[int], str]
+    started_us: int
+
+    def now_us(self) -> int:
+        """Return wall microseconds."""
+        return time.time_ns() // 1000
+
+    def reader(self) -> sqlite3.Connection:
+        """Return this thread's read-only connection."""
+        return self.database.reader()
+
+    def target(self, ref: str, uid: int) -> Target:
+        """Return the job that a reference means."""
+        return resolve(self.reader(), ref, uid)
+
+    def caller(self, document: Any, uid: int) -> Caller:
+        """Read who submits."""
+        return read_caller(document, uid, self.account(uid))
+
+    def envelope(self, caller: Caller) -> Envelope:
+        """Return what seals the environment of a caller's jobs."""
+        return Envelope(caller, self.sealer, self.config.defaults.pass_env)
+
+    def random(self) -> int:
+        """Return a number that picks a name."""
+        return secrets.randbelow(1 << 30)
+
+
+def room_of(request: Request) -> Room:
+    """Return the room of the app that serves a request."""
+    room: Room = request.app.state.room
+    return room
+
+
+def uid_of(request: Request) -> int:
+    """Return who asks, as the kernel said at connect."""
+    return int(request.scope["uid"])

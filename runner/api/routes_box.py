@@ -1,0 +1,118 @@
+"""The box and the runner: devices, credits, health, configuration, backup, and leaving."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+
+from runner.api.bridge import ask, body_of
+from runner.api.room import Room, room_of, uid_of
+from runner.api.routes_jobs import SMALL_MAX, table
+from runner.core.documents import parse_json
+from runner.core.errors import NotFound
+from runner.service import box, doctor, schemas
+from runner.service.desk import Change, Leave
+
+router = APIRouter(prefix="/v1")
+
+
+@router.get("/gpus")
+def list_gpus(request: Request) -> JSONResponse:
+    """List devices and who holds them, outsiders included."""
+    return JSONResponse({"version": 1} | room_of(request).live.devices())
+
+
+@router.get("/credit/balance")
+def credit_balance(request: Request) -> JSONResponse:
+    """Say how the caller's account stands."""
+    room = room_of(request)
+    return JSONResponse(box.balance(room.reader(), room.account(uid_of(request))))
+
+
+@router.get("/credit/history")
+def credit_history(
+    request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 50, before: int | None = None
+) -> JSONResponse:
+    """List the entries of the caller's account."""
+    room = room_of(request)
+    return JSONResponse(box.history(room.reader(), room.account(uid_of(request)), limit, before))
+
+
+@router.get("/credit/verify")
+def credit_verify(request: Request) -> JSONResponse:
+    """Check the books."""
+    return JSONResponse(box.verified(room_of(request).reader()))
+
+
+@router.get("/runner")
+def runner_info(request: Request) -> JSONResponse:
+    """Say who runs here."""
+    room = room_of(request)
+    return JSONResponse(box.runner(room.reader(), room.paths, version=room.version, started_us=room.started_us))
+
+
+@router.post("/runner/stop")
+async def stop_runner(request: Request) -> JSONResponse:
+    """End the runner for good; jobs go on under their watchers."""
+    return await _leave(room_of(request), for_good=True)
+
+
+@router.post("/runner/restart")
+async def restart_runner(request: Request) -> JSONResponse:
+    """End the runner and have it started anew."""
+    return await _leave(room_of(request), for_good=False)
+
+
+@router.post("/backup")
+async def backup(request: Request) -> JSONResponse:
+    """Copy the database, verified."""
+    room = room_of(request)
+    document = table(parse_json(await body_of(request, SMALL_MAX) or b"{}", "the request"))
+    path = box.backup_path(room.paths, document.get("destination"), room.now_us())
+    size_bytes = await run_in_threadpool(room.database.backup, path)
+    return JSONResponse({"path": str(path), "bytes": size_bytes, "verified": True})
+
+
+@router.get("/doctor")
+def run_doctor(request: Request) -> JSONResponse:
+    """Check the box."""
+    room = room_of(request)
+    live = room.live
+    return JSONResponse(
+        doctor.examine(
+            room.paths, enforced=live.enforced(), gpus=live.devices(), admission=live.admission(), ways=live.ways()
+        )
+    )
+
+
+@router.get("/config")
+def show_config(request: Request) -> JSONResponse:
+    """Show every setting and its origin."""
+    return JSONResponse(box.settings(room_of(request).config))
+
+
+@router.get("/schema/{name}")
+def schema(name: str) -> JSONResponse:
+    """Return the JSON Schema of a document."""
+    found = schemas.schema(name)
+    if found is None:
+        raise NotFound(f"there is no schema {name[:40]!r}", hint="job, event or config")
+    return JSONResponse(found)
+
+
+@router.get("/complete")
+def complete(request: Request, word: str = "") -> JSONResponse:
+    """Complete a job's number or name."""
+    room = room_of(request)
+    return JSONResponse({"jobs": box.complete(room.reader(), word[:64], uid_of(request))})
+
+
+async def _leave(room: Room, *, for_good: bool) -> JSONResponse:
+    def work(change: Change) -> dict[str, Any]:
+        change.effects.append(Leave(for_good))
+        return {"running": box.running(change.connection)}
+
+    return JSONResponse(await ask(room.desk, work))

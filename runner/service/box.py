@@ -1,0 +1,125 @@
+"""The box and the runner themselves: what runs, what is configured, what is well, how money stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from runner import config as configuration
+from runner.config import Config
+from runner.core.errors import UsageError
+from runner.ledger.accounts import AccountKind
+from runner.ledger.money import format_credits
+from runner.paths import Paths
+from runner.service.views import iso
+from runner.state import books, listing
+from runner.state.verify import verify
+
+
+def balance(connection: sqlite3.Connection, account_name: str) -> dict[str, Any]:
+    """Return how an account stands. A metered account only counts: its balance is what was used, below zero."""
+    account = books.find_account(connection, account_name, AccountKind.USER)
+    standing = books.balance(connection, account.id) if account is not None else books.balance(connection, -1)
+    return {
+        "version": 1,
+        "account": account_name,
+        "mode": str(account.mode) if account is not None else "metered",
+        "posted_micro": standing.posted_micro,
+        "held_micro": standing.held_micro,
+        "posted": format_credits(standing.posted_micro),
+    }
+
+
+def history(connection: sqlite3.Connection, account_name: str, limit: int, before: int | None) -> dict[str, Any]:
+    """Return an account's entries, newest first."""
+    account = books.find_account(connection, account_name, AccountKind.USER)
+    found = books.history(connection, account.id, limit=limit, before=before) if account is not None else []
+    jobs_of = {
+        each.attempt_id: _job_of(connection, each.attempt_id) for each in found if each.attempt_id is not None
+    }
+    entries = [
+        dataclasses.asdict(each) | {"at": iso(each.created_us), "job": jobs_of.get(each.attempt_id or -1)} for each in found
+    ]
+    return {"version": 1, "account": account_name, "entries": entries}
+
+
+def verified(connection: sqlite3.Connection) -> dict[str, Any]:
+    """Check the whole ledger: sum, balances, chain."""
+    connection.execute("BEGIN")
+    try:
+        verdict = verify(connection)
+    finally:
+        connection.execute("COMMIT")
+    return {"version": 1} | dataclasses.asdict(verdict)
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Return every setting, its value and where that came from."""
+    shown = []
+    for name, default, _ in configuration.names():
+        value: Any = config
+        *sections, last = name.split(".")
+        for section in sections:
+            value = getattr(value, section)
+        field = next(each for each in dataclasses.fields(value) if configuration.shown_name(each.name) == last)
+        origin = config.origins.get(name, "built in")
+        shown.append({"name": name, "value": getattr(value, field.name), "default": default, "origin": origin})
+    return {"version": 1, "settings": shown}
+
+
+def runner(connection: sqlite3.Connection, paths: Paths, *, version: str, started_us: int) -> dict[str, Any]:
+    """Say who runs, since when, with what."""
+    names = ("state_dir", "database", "api_socket", "runner_log", "control_dir", "job_logs_dir", "jobs_dir", "store_dir")
+    return {
+        "version": version,
+        "pid": os.getpid(),
+        "uid": os.geteuid(),
+        "private": True,
+        "state_dir": paths.state_dir,
+        "started_at": iso(started_us),
+        "jobs": listing.counts(connection),
+        "paths": {name: getattr(paths, name) for name in names},
+    }
+
+
+def running(connection: sqlite3.Connection) -> list[str]:
+    """Return the elements that go on without the runner."""
+    rows = connection.execute(
+        "SELECT job_id, idx FROM elements WHERE finished_us IS NULL AND state IN ('starting', 'running', 'stopping')"
+        " ORDER BY job_id, idx LIMIT 1000"
+    )
+    return [str(job_id) if index < 0 else f"{job_id}[{index}]" for job_id, index in rows]
+
+
+def backup_path(paths: Paths, named: Any, now_us: int) -> Path:
+    """Return where a backup goes: where the user says, else among the runner's own."""
+    if named is None:
+        Path(paths.backup_dir).mkdir(mode=0o700, exist_ok=True)
+        return Path(paths.backup_dir, f"stoker-{now_us // 1_000_000}.db")
+    if not isinstance(named, str) or not named.startswith("/") or "\0" in named:
+        raise UsageError("the destination is not an absolute path", hint="say where the backup should go")
+    path = Path(named)
+    if path.exists():
+        raise UsageError(f"{named} exists", hint="name a new file")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no directory {path.parent}", hint="make it first")
+    return path
+
+
+def complete(connection: sqlite3.Connection, word: str, owner_uid: int) -> list[str]:
+    """Return jobs whose number or name begins with a word, newest first."""
+    rows = connection.execute(
+        "SELECT id, name FROM jobs WHERE owner_uid = ? AND removed_us IS NULL ORDER BY id DESC LIMIT 500", (owner_uid,)
+    ).fetchall()
+    found = [str(job_id) for job_id, _ in rows] + [name for _, name in rows]
+    return [each for each in dict.fromkeys(found) if each.startswith(word)][:50]
+
+
+def _job_of(connection: sqlite3.Connection, attempt_id: int) -> str | None:
+    row = connection.execute("SELECT job_id, idx FROM attempts WHERE id = ?", (attempt_id,)).fetchone()
+    if row is None:
+        return None
+    return str(row[0]) if row[1] < 0 else f"{row[0]}[{row[1]}]"

@@ -1,0 +1,151 @@
+"""Is this box fit to run jobs? Each check is one line: what was found, and what would mend it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.core.units import format_size
+from runner.paths import Paths
+from runner.state.engine import FIXED_WAL_RESET, filesystem_kind
+
+LOW_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line: `level` is ok, warn or fail."""
+
+    name: str
+    level: str
+    sentence: str
+    remedy: str = ""
+
+
+def examine(paths: Paths, *, enforced: Mapping[str, bool], gpus: Mapping[str, Any], admission: str, ways: Mapping[str, bool]) -> dict[str, Any]:
+    """Run every check. `ways` says what this runner may do: mounts, cgroup kill."""
+    checks = [
+        _sqlite(),
+        _filesystem(paths),
+        _space(paths, admission),
+        _state_mode(paths),
+        _gpus(gpus),
+        _cgroup(ways),
+        *(_limit(name, holds=holds) for name, holds in enforced.items()),
+        _mounts(ways),
+        _restart(),
+        _clock(),
+        _tool("git", "git sources"),
+        _tool("uv", "fast environments; venv and pip do without"),
+    ]
+    return {"version": 1, "checks": [asdict(each) for each in checks]}
+
+
+def _sqlite() -> Check:
+    version = tuple(map(int, sqlite3.sqlite_version.split(".")))
+    if version < FIXED_WAL_RESET:
+        return Check(
+            "sqlite",
+            "ok",
+            f"SQLite {sqlite3.sqlite_version}: its WAL-reset fault needs two writers, and the runner has one",
+        )
+    return Check("sqlite", "ok", f"SQLite {sqlite3.sqlite_version}")
+
+
+def _filesystem(paths: Paths) -> Check:
+    kind = filesystem_kind(paths.state_dir, Path("/proc/self/mountinfo").read_text())
+    return Check("file system", "ok", f"the state is on {kind}")
+
+
+def _space(paths: Paths, admission: str) -> Check:
+    free = shutil.disk_usage(paths.state_dir).free
+    if admission:
+        return Check("disk", "fail", admission, f"free some space on the disk of {paths.state_dir}")
+    if free < LOW_BYTES:
+        return Check("disk", "warn", f"{format_size(free)} free", f"free some space on the disk of {paths.state_dir}")
+    return Check("disk", "ok", f"{format_size(free)} free")
+
+
+def _state_mode(paths: Paths) -> Check:
+    mode = stat.S_IMODE(Path(paths.state_dir).stat().st_mode)
+    if mode & 0o077:
+        return Check("state directory", "fail", f"mode {mode:04o} lets others in", f"chmod 700 {paths.state_dir}")
+    return Check("state directory", "ok", f"{paths.state_dir}, mode {mode:04o}")
+
+
+def _gpus(gpus: Mapping[str, Any]) -> Check:
+    if gpus.get("error"):
+        return Check("gpus", "warn", str(gpus["error"]), "check the NVIDIA driver with nvidia-smi")
+    devices = gpus.get("devices", [])
+    quarantined = [each["uuid"] for each in devices if each["state"] == "quarantined"]
+    if quarantined:
+        return Check("gpus", "warn", f"quarantined: {', '.join(quarantined)}", "`stoker gpu ls` says why")
+    if not devices:
+        return Check("gpus", "ok", "no NVIDIA driver; CPU jobs run")
+    return Check("gpus", "ok", f"{len(devices)} found, driver {gpus.get('driver', '')}")
+
+
+def _cgroup(ways: Mapping[str, bool]) -> Check:
+    if ways.get("cgroup"):
+        return Check("process trees", "ok", "killed whole by the kernel (cgroup.kill)")
+    return Check(
+        "process trees",
+        "warn",
+        "no writable cgroup: processes are found by a token in their environment",
+        "run under systemd with Delegate=yes, or as a user with a delegated cgroup",
+    )
+
+
+def _limit(name: str, *, holds: bool) -> Check:
+    if holds:
+        return Check(f"{name} limits", "ok", "enforced")
+    return Check(
+        f"{name} limits", "warn", "counted, not enforced", f"delegate the {name} controller: systemd's Delegate={name}"
+    )
+
+
+def _mounts(ways: Mapping[str, bool]) -> Check:
+    if ways.get("mounts"):
+        return Check("inputs", "ok", "read-only binds, in constant time")
+    return Check("inputs", "ok", "links to read-only directories; private copies where asked for")
+
+
+def _restart() -> Check:
+    name = "after a reboot"
+    if Path("/run/systemd/system").exists():
+        lingering = Path(f"/var/lib/systemd/linger/{os.environ.get('USER', '')}").exists()
+        if os.geteuid() != 0 and not lingering:
+            return Check(name, "warn", "a user's services end with the session", "loginctl enable-linger")
+        return Check(name, "ok", "systemd is here")
+    crontab = any(_has_reboot_line(each) for each in (Path("/var/spool/cron/crontabs"), Path("/var/spool/cron")))
+    if crontab:
+        return Check(name, "ok", "a @reboot line brings the runner back")
+    return Check(name, "warn", "nothing brings the runner back", "`stoker service start` prints the crontab line that does")
+
+
+def _has_reboot_line(directory: Path) -> bool:
+    name = os.environ.get("USER") or os.environ.get("LOGNAME") or "root"
+    try:
+        text = (directory / name).read_text()
+    except OSError:
+        return False
+    return any(line.startswith("@reboot") and "stoker" in line for line in text.splitlines())
+
+
+def _clock() -> Check:
+    if Path("/run/systemd/timesync/synchronized").exists() or shutil.which("chronyc") or shutil.which("ntpd"):
+        return Check("clock", "ok", "synchronised, as far as can be told; bills use the monotonic clock")
+    return Check("clock", "ok", "no time service seen; bills use the monotonic clock, so only shown times may be off")
+
+
+def _tool(name: str, what: str) -> Check:
+    found = shutil.which(name)
+    return Check(name, "ok" if found else "warn", found or f"not found; it serves {what}", "" if found else f"install {name}")
+
+

@@ -1,0 +1,44 @@
+"""Run a job again as a new one: the same document and environment, with what the flags change."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Any
+
+from runner.core import documents
+from runner.core.errors import UsageError
+from runner.identity.sealing import Sealer
+from runner.service.refs import Target
+from runner.service.submit import Caller, Envelope, Prepared, prepare as prepare_job, split_environment
+from runner.state import jobs
+
+
+def caller_of(connection: sqlite3.Connection, sealer: Sealer, target: Target, uid: int, account: str) -> Caller:
+    """Return who a job was submitted as: its own environment and working directory, not those of whoever reruns it."""
+    row = jobs.job_facts(connection, target.job_id)
+    sealed = jobs.variables_of(connection, target.job_id)
+    if row is None or sealed is None:
+        raise UsageError(f"job {target.label} has no environment to run again with", hint="submit it anew")
+    umask, variables = split_environment(sealer.unseal(row[3], "environment", "variables", sealed))
+    return Caller(uid, account, json.loads(row[1])["cwd"], variables, umask)
+
+
+def prepare(connection: sqlite3.Connection, target: Target, body: dict[str, Any], envelope: Envelope) -> Prepared:
+    """Lay the flags over the job's document; one element of an array is run again by itself."""
+    row = jobs.job_facts(connection, target.job_id)
+    assert row is not None
+    document = json.loads(row[1])
+    # The sealed environment already holds stated values and what was asked for by name.
+    document.pop("env", None)
+    document.pop("pass_env", None)
+    if target.is_array and target.index is not None:
+        document["array"] = str(target.index)
+    merged, origins = documents.merge(
+        [(f"job {target.label}", document), *documents.from_flags(body.get("flags", ()), "")]
+    )
+    if body.get("command"):
+        merged["command"] = body["command"]
+    # What looked secret was asked for then; leaving it out now would change the job.
+    merged["pass_env"] = sorted({*merged.get("pass_env", []), *envelope.caller.env})
+    return prepare_job(merged, origins, envelope)
