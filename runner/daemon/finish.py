@@ -26,6 +26,7 @@ from runner.executors.base import AttemptRecord
 from runner.ledger.metering import Instant, metered_ns, owed
 from runner.service.desk import Change, Enqueue
 from runner.state import books, jobs
+from runner.telemetry.tail import LogTail
 
 LOG_TAIL_BYTES = 65536
 RELOOK_S = 0.2
@@ -39,13 +40,14 @@ class Finisher:
     """The turn's second half of an attempt."""
 
     def __init__(
-        self, context: Context, loop: Loop, *, devices: Devices, starter: Starter, saver: Saver, sweepers: ThreadPoolExecutor
+        self, context: Context, loop: Loop, *, devices: Devices, starter: Starter, saver: Saver, tail: LogTail, sweepers: ThreadPoolExecutor
     ) -> None:
         self.context = context
         self.loop = loop
         self.devices = devices
         self.starter = starter
         self.saver = saver
+        self.tail = tail
         self._sweepers = sweepers
         self._sweeping: set[int] = set()
         self._ingested: list[RunningAttempt] = []
@@ -98,6 +100,7 @@ class Finisher:
                 self.loop.forget(running.pidfd)
                 os.close(running.pidfd)
                 running.pidfd = -1
+            self.tail.finish(str(self.context.control_dir(running.attempt_id) / "log.0"))
             clear_control(self.context, running.attempt_id)
         relaunch, self._relaunch = self._relaunch, []
         for running in relaunch:

@@ -15,6 +15,7 @@ from runner.daemon.devices import Devices
 from runner.daemon.finish import Finisher
 from runner.daemon.launch import Order
 from runner.daemon.loop import Loop
+from runner.daemon.meter import Meter
 from runner.daemon.prepare import Preparer
 from runner.daemon.save import Saver
 from runner.daemon.start import Starter
@@ -44,6 +45,7 @@ class Turn:
         starter: Starter,
         finisher: Finisher,
         saver: Saver,
+        meter: Meter,
     ) -> None:
         self.context = context
         self.loop = loop
@@ -52,6 +54,7 @@ class Turn:
         self.starter = starter
         self.finisher = finisher
         self.saver = saver
+        self.meter = meter
         self.leaving: Leave | None = None
         loop.listen(context.desk.descriptor, lambda: None)
 
@@ -132,6 +135,7 @@ class Turn:
         self.preparer.proceed()
         self.saver.proceed()
         self.finisher.after_commit()
+        self.meter.arm()
 
     def _refused(self, error: sqlite3.OperationalError, items: list[Item], looks: list[int]) -> None:
         """Nothing was written, as on a full disk: refuse what came in, keep what the daemon itself has to write."""

@@ -1,0 +1,104 @@
+"""Answers to readers' questions about what only the daemon knows. Asked from any thread; each answer is a snapshot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runner.core.reasons import Waiting, WaitReason
+from runner.core.units import format_size
+from runner.daemon.context import Context
+from runner.daemon.devices import Devices, process_name
+from runner.daemon.prepare import Preparer
+from runner.executors.cgroups import CgroupRoots
+from runner.gpus.reading import GpuReading
+from runner.service.facts import LiveFacts
+from schedulers.decide import explain
+from schedulers.decision import Start, Wait
+
+
+def live_facts(context: Context, devices: Devices, preparer: Preparer, cgroups: CgroupRoots) -> LiveFacts:
+    """Bind the questions to the daemon's parts."""
+    return LiveFacts(
+        preparing=preparer.reason,
+        explain=lambda job_id: _explain(context, job_id),
+        inventory=context.board.inventory,
+        devices=lambda: _devices(context, devices),
+        admission=lambda: context.admission,
+        enforced=lambda: {name: cgroups.enforces(name) for name in ("cpu", "memory")},
+        ways=lambda: {"cgroup": cgroups.unified is not None, "mounts": context.mounts_permitted},
+    )
+
+
+def _explain(context: Context, job_id: int) -> WaitReason | None:
+    """Ask the scheduler's own code about one job; the board may change under us, then the question is asked again."""
+    for _ in range(3):
+        try:
+            if job_id not in context.board.waiting:
+                return None
+            decision = explain(context.board.snapshot(context.clock.now_us()), job_id)
+        except RuntimeError:  # the queue changed while it was read
+            continue
+        return _sentence(decision)
+    return None
+
+
+def _sentence(decision: Start | Wait) -> WaitReason:
+    if isinstance(decision, Start):
+        return WaitReason(Waiting.RESOURCES, "it starts next")
+    reason = decision.reason
+    data = {"lacks": reason.lacks, "holders": list(reason.holders), "behind": reason.behind or None}
+    if reason.kind == "array_limit":
+        return WaitReason(Waiting.ARRAY_LIMIT, "as many elements of its array run as may at once", data)
+    if reason.behind:
+        return WaitReason(Waiting(reason.kind), f"waits behind job {reason.behind}" + (f" for {reason.lacks}" if reason.lacks else ""), data)
+    held = f", held by {', '.join(reason.holders[:3])}" if reason.holders else ""
+    return WaitReason(Waiting(reason.kind), f"waits for {reason.lacks}{held}", data)
+
+
+def _devices(context: Context, devices: Devices) -> dict[str, Any]:
+    reading = devices.reading
+    here = {each.uuid for each in reading.devices}
+    shown = [_device(context, devices, each) for each in reading.devices]
+    gone = [
+        {"uuid": each.uuid, "model": each.model, "memory_bytes": each.memory_bytes, "state": "gone", "holder": None, "reason": "not seen now"}
+        for each in context.board.known
+        if each.uuid not in here
+    ]
+    return {"devices": shown + gone, "driver": reading.driver_version, "error": reading.error}
+
+
+def _device(context: Context, devices: Devices, reading: GpuReading) -> dict[str, Any]:
+    ref = context.board.holder(reading.uuid)
+    on_board = next((each for each in context.board.devices if each.uuid == reading.uuid), None)
+    outside = on_board.holder if on_board is not None else None
+    state, reason = "free", None
+    if reading.uuid in devices.quarantined:
+        state, reason = "quarantined", devices.quarantined[reading.uuid]
+    elif ref is not None:
+        state = "held"
+    elif on_board is None:
+        state, reason = "excluded", "[gpu] exclude"
+    elif outside is not None:
+        state, reason = "used", outside
+    return {
+        "uuid": reading.uuid,
+        "index": reading.index,
+        "model": reading.model,
+        "memory_bytes": reading.memory_bytes,
+        "used_bytes": reading.used_bytes,
+        "utilization_percent": reading.utilization_percent,
+        "temperature_c": reading.temperature_c,
+        "power_w": reading.power_mw / 1000 if reading.power_mw is not None else None,
+        "state": state,
+        "holder": f"job {ref.label}" if ref is not None else outside,
+        "reason": reason,
+        "processes": [
+            {
+                "pid": each.pid,
+                "name": process_name(each.pid),
+                "kind": each.kind,
+                "used": format_size(each.used_bytes) if each.used_bytes is not None else None,
+            }
+            for each in reading.processes or ()
+        ],
+    }

@@ -1,0 +1,68 @@
+"""Hears from watchers: a datagram is a hint that the disk is worth a look, never more."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from runner.daemon.context import Context
+from runner.daemon.loop import Loop
+from runner.daemon.start import Starter
+
+HINT_BYTES = 256
+HINTS_A_TURN = 1000
+
+
+class Watch:
+    """The notify socket, and the spawner's life."""
+
+    def __init__(self, context: Context, loop: Loop, starter: Starter) -> None:
+        self.context = context
+        self.loop = loop
+        self.starter = starter
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._spawner = -1
+
+    def open(self) -> None:
+        """Bind the socket anew and begin to listen."""
+        path = Path(self.context.paths.notify_socket)
+        path.unlink(missing_ok=True)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._socket.bind(f"/proc/self/fd/{directory}/{path.name}")
+        finally:
+            os.close(directory)
+        self.loop.listen(self._socket.fileno(), self._heard)
+        self._mind_spawner()
+
+    def _heard(self) -> None:
+        for _ in range(HINTS_A_TURN):
+            try:
+                hint = self._socket.recv(HINT_BYTES)
+            except BlockingIOError:
+                return
+            word, _, number = hint.decode("ascii", "replace").partition(" ")
+            if word in {"started", "ended"} and number.strip().isdecimal():
+                self.loop.look_at(int(number))
+
+    def _mind_spawner(self) -> None:
+        """A dead spawner is replaced at once; watchers do not need it, but the next job does."""
+        try:
+            self._spawner = os.pidfd_open(self.context.link.spawner_pid)
+        except ProcessLookupError:
+            self._spawner_died()
+            return
+        self.loop.listen(self._spawner, self._spawner_died)
+
+    def _spawner_died(self) -> None:
+        if self._spawner >= 0:
+            self.loop.forget(self._spawner)
+            os.close(self._spawner)
+            self._spawner = -1
+        self.context.link.close()
+        self.context.link.connect()
+        self.context.link.ready()
+        for running in self.context.board.running.values():
+            self.loop.look_at(running.attempt_id)
+        self._mind_spawner()
