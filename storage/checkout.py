@@ -53,7 +53,7 @@ def view(store: Store, digest: str) -> Path:
                 _link(store, entry, temp / entry.path)
             for parent, _, _ in os.walk(temp, topdown=False):
                 if parent != str(temp):
-                    os.chmod(parent, 0o555)  # noqa: PTH101
+                    os.chmod(parent, 0o555)
             store.on_step("view rename")
             try:
                 temp.rename(path)

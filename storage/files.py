@@ -148,5 +148,5 @@ def signature(facts: os.stat_result) -> str:
 def remove_directory(path: Path) -> None:
     """Remove a tree of ours, read-only directories included; one that is gone is fine."""
     for parent, _, _ in os.walk(path):
-        os.chmod(parent, 0o700)  # noqa: PTH101
+        os.chmod(parent, 0o700)
     shutil.rmtree(path, ignore_errors=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage import checkout, files
-from storage.errors import Exists, SourceChanged, SourceMissing, disk_errors
+from storage.errors import Exists, SourceChanged, SourceMissing, SourceRefused, disk_errors
 from storage.manifest import Entry, Manifest, build
 from storage.store import Batch, Store
-from storage.walk import Found, Skipped, walk
+from storage.walk import Skipped, walk
 
 _TRIES = 3
 
@@ -43,12 +43,15 @@ def publish(
     except (FileNotFoundError, NotADirectoryError) as error:
         raise SourceMissing(f"{directory} is not a directory") from error
     try:
-        found, skipped = walk(root_fd)
+        try:
+            found, skipped = walk(root_fd)
+        except OSError as error:
+            raise SourceRefused(f"{directory} cannot be read: {error.strerror}", "check permissions") from error
         if not found:
             return None
         with store.lease("publish"):
             with store.batch() as batch, ThreadPoolExecutor(threads) as pool:
-                entries = list(pool.map(lambda each: take(batch, root_fd, each, cancelled), found))
+                entries = list(pool.map(lambda each: take(batch, root_fd, each.path, each.real, cancelled), found))
             manifest = build(entries)
             digest = store.put_tree(manifest)
     finally:
@@ -56,11 +59,16 @@ def publish(
     return Published(digest, manifest.size_bytes, len(entries), tuple(skipped))
 
 
-def take(batch: Batch, root_fd: int, found: Found, cancelled: Callable[[], bool]) -> Entry:
-    """Copy one local file into the store, whole and unchanged."""
+def take(batch: Batch, root_fd: int, path: str, real: str, cancelled: Callable[[], bool]) -> Entry:
+    """Copy the local file at `real` below an open directory into the store, whole and unchanged, as `path`."""
     for _ in range(_TRIES):
         with batch.temp() as temp:
-            source, before = files.open_regular(root_fd, found.real)
+            try:
+                source, before = files.open_regular(root_fd, real)
+            except PermissionError as error:
+                raise SourceRefused(f"{path!r} may not be read", "check its permissions") from error
+            except OSError as error:
+                raise SourceChanged(f"{path!r} cannot be opened any more: {error.strerror}") from error
             try:
                 digest, size = files.copy_hashed(source, temp.fd, cancelled)
                 after = os.fstat(source)
@@ -68,8 +76,8 @@ def take(batch: Batch, root_fd: int, found: Found, cancelled: Callable[[], bool]
                 os.close(source)
             if files.signature(before) == files.signature(after) and size == after.st_size:
                 batch.add(temp, digest, size)
-                return Entry(found.path, size, digest, bool(before.st_mode & stat.S_IXUSR))
-    raise SourceChanged(f"{found.path!r} keeps changing while it is read", "wait until its writer is done")
+                return Entry(path, size, digest, bool(before.st_mode & stat.S_IXUSR))
+    raise SourceChanged(f"{path!r} keeps changing while it is read", "wait until its writer is done")
 
 
 def export(store: Store, digest: str, dest: Path, *, overwrite: bool = False) -> int:

@@ -188,7 +188,7 @@ class Store:
         """Make an object young again for the leases of those about to use it; false where it is not there."""
         path = self.object_path(digest)
         try:
-            os.chmod(path, 0o444)  # noqa: PTH101 - changes nothing but the ctime, which is its age
+            os.chmod(path, 0o444)
             return size is None or path.stat().st_size == size
         except FileNotFoundError:
             return False
@@ -399,10 +399,10 @@ class _Sweep:
             if path.stem in self.roots or path.stat().st_ctime_ns >= self.horizon_ns:
                 marked |= {entry.digest for entry in decode(path.read_bytes()).entries}
             else:
-                self.store._forget(path.stem)  # noqa: SLF001 - one class in two parts
+                self.store._forget(path.stem)
                 trees += 1
         objects, size_bytes = 0, 0
-        for path, since_ns, size in self.store._objects():  # noqa: SLF001
+        for path, since_ns, size in self.store._objects():
             if path.name not in marked and since_ns < self.horizon_ns:
                 path.unlink(missing_ok=True)
                 objects, size_bytes = objects + 1, size_bytes + size

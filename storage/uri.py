@@ -60,8 +60,8 @@ def parse(text: str, cwd: PurePath) -> Uri:
 
 
 def _local(text: str, cwd: PurePath) -> Uri:
-    path = os.path.join(str(cwd), text)  # noqa: PTH118 - PurePath would drop the trailing slash
-    if not os.path.isabs(path):  # noqa: PTH117
+    path = os.path.join(str(cwd), text)
+    if not os.path.isabs(path):
         raise BadUri(f"{text} is relative and the working directory is not absolute")
     return Uri("file", path, path, path, is_tree=text.endswith("/"), name=_name(os.path.normpath(path)))
 

@@ -85,7 +85,7 @@ def _children(root_fd: int, real: str) -> list[tuple[str, os.stat_result]]:
 def _resolve(root: str, root_fd: int, link: str) -> tuple[str, os.stat_result] | str:
     """Return the link-free path below the root that a link ends at and its facts, or why there is none."""
     try:
-        end = os.path.realpath(os.path.join(root, link), strict=True)  # noqa: PTH118
+        end = os.path.realpath(os.path.join(root, link), strict=True)
     except OSError:
         return "the link leads nowhere"
     if end == root:

@@ -94,5 +94,5 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Drop connections."""
+        """Drop connections; whoever still reads from one gets `SourceFailed`."""
         ...
