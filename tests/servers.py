@@ -134,6 +134,8 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], deadline_s: float
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
     state: Web
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so

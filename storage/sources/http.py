@@ -12,7 +12,7 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 from storage.errors import BadName, SourceRefused
 from storage.manifest import MAX_DEPTH, check_path
 from storage.sources.base import Item, Listing, SourceOptions, Stream
-from storage.sources.ranges import open_range, stated_checksum, strong_etag, total_size
+from storage.sources.ranges import is_whole, open_range, stated_checksum, strong_etag, total_size
 from storage.sources.wire import Wire, basic_credentials
 from storage.uri import Uri
 
@@ -46,8 +46,8 @@ class HttpSource:
             item,
             size=total_size(response),
             etag=strong_etag(response.headers),
-            checksum=stated_checksum(response.headers, response.status == 200),
-            ranged=response.status == 206,
+            checksum=stated_checksum(response.headers, is_whole(response)),
+            ranged="content-range" in response.headers and response.status != 416,
         )
 
     def open(self, uri: Uri, item: Item, *, start: int = 0, end: int | None = None) -> Stream:

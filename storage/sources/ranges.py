@@ -51,15 +51,20 @@ def open_range(
         start=first,
         total=total,
         etag=etag,
-        checksum=stated(response.headers, response.status == 200),
+        checksum=stated(response.headers, is_whole(response)),
         read=response.readinto,
         close=response.close,
     )
 
 
+def is_whole(response: Response) -> bool:
+    """Return whether an answer carries the whole file; some servers send a range with status 200."""
+    return response.status == 200 and "content-range" not in response.headers
+
+
 def total_size(response: Response) -> int | None:
     """Return the whole file's size as an answer states it."""
-    if response.status == 200:
+    if is_whole(response):
         length = response.headers.get("content-length", "")
         return int(length) if length.isascii() and length.isdigit() else None
     found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
@@ -93,9 +98,9 @@ def decoded(algorithm: str, text: str) -> Checksum | None:
 def _extent(response: Response, start: int, *, ranged: bool) -> tuple[int, int | None]:
     """Return where the answer starts and how long the whole file is."""
     total = total_size(response)
-    if response.status == 200:
+    if is_whole(response):
         return 0, total
-    if response.status != 206 or not ranged:
+    if response.status not in {200, 206} or not ranged:
         raise SourceFailed(f"the server answers with status {response.status} to a range", transient=False)
     found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
     if found is None or found[1] is None or int(found[1]) != start:
