@@ -94,7 +94,7 @@ class Cancelled(StorageError):
         super().__init__(message, hint)
 
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextmanager

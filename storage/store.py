@@ -185,13 +185,12 @@ class Store:
         return digest
 
     def refresh(self, digest: str, size: int | None) -> bool:
-        """Make an object young again for the leases of those about to use it; false where it is not there."""
-        path = self.object_path(digest)
-        try:
-            os.chmod(path, 0o444)
-            return size is None or path.stat().st_size == size
-        except FileNotFoundError:
-            return False
+        """Make an object young again for the lease of the caller, who is about to use it; false where it is not there.
+
+        Under the lock: a sweep sees either the new age and the lease, or it took the object before we looked.
+        """
+        with self._lock(fcntl.LOCK_SH):
+            return self._renew(digest, size)
 
     def verify(self, digest: str) -> list[BadObject]:
         """Hash every object of a tree again; set bad ones aside, and with them every tree that holds them.
@@ -248,18 +247,27 @@ class Store:
 
     def place(self, temp: Path, digest: str, size: int) -> None:
         """Give a durable temporary file its final name, unless the same bytes already have it."""
-        if self.refresh(digest, size):
-            temp.unlink()
-            return
-        target = self.object_path(digest)
-        try:
-            temp.rename(target)
-        except FileNotFoundError:
-            target.parent.mkdir(mode=0o700, exist_ok=True)
-            temp.rename(target)
+        with self._lock(fcntl.LOCK_SH):
+            if self._renew(digest, size):
+                temp.unlink()
+                return
+            target = self.object_path(digest)
+            try:
+                temp.rename(target)
+            except FileNotFoundError:
+                target.parent.mkdir(mode=0o700, exist_ok=True)
+                temp.rename(target)
 
     def _tree_path(self, digest: str) -> Path:
         return self.root / "trees" / f"{_checked(digest)}.json"
+
+    def _renew(self, digest: str, size: int | None) -> bool:
+        path = self.object_path(digest)
+        try:
+            os.chmod(path, 0o444)
+            return size is None or path.stat().st_size == size
+        except FileNotFoundError:
+            return False
 
     def _forget(self, digest: str) -> bool:
         path = self._tree_path(digest)
@@ -394,6 +402,8 @@ class _Sweep:
 
     def run(self) -> Swept:
         """Trees first, so that no manifest is left without its objects."""
+        # Looked at first: removing a view's links renews the objects' ages.
+        old = [(path, size) for path, since_ns, size in self.store._objects() if since_ns < self.horizon_ns]
         trees, marked = 0, set[str]()
         for path in sorted((self.store.root / "trees").iterdir()):
             if path.stem in self.roots or path.stat().st_ctime_ns >= self.horizon_ns:
@@ -402,8 +412,8 @@ class _Sweep:
                 self.store._forget(path.stem)
                 trees += 1
         objects, size_bytes = 0, 0
-        for path, since_ns, size in self.store._objects():
-            if path.name not in marked and since_ns < self.horizon_ns:
+        for path, size in old:
+            if path.name not in marked:
                 path.unlink(missing_ok=True)
                 objects, size_bytes = objects + 1, size_bytes + size
         self._tidy()

@@ -67,7 +67,10 @@ def _local(text: str, cwd: PurePath) -> Uri:
 
 
 def _file(text: str) -> Uri:
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise BadUri("not a valid file:// address", "write file:///absolute/path") from None
     if parts.netloc not in {"", "localhost"}:
         raise BadUri("a file:// source cannot name a host", "write file:///absolute/path")
     path = unquote(parts.path, errors="surrogateescape")
@@ -85,10 +88,10 @@ def _http(scheme: str, text: str) -> Uri:
     if not host or any(character.isspace() for character in text):
         raise BadUri(f"the {scheme}:// address names no host, or holds a space", "write spaces as %20")
     shown_host = f"[{host}]" if ":" in host else host
-    user = f"{parts.username}:…@" if parts.password is not None else (f"{parts.username}@" if parts.username else "")
+    user = f"{parts.username}:***@" if parts.password is not None else (f"{parts.username}@" if parts.username else "")
     netloc = f"{user}{shown_host}" + (f":{port}" if port is not None else "")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
-    query = urlencode([(key, "…" if _SECRET_QUERY.search(key) else value) for key, value in pairs], safe="…/")
+    query = urlencode([(key, "***" if _SECRET_QUERY.search(key) else value) for key, value in pairs], safe="*/")
     path = parts.path or "/"
     sent = urlunsplit((scheme, parts.netloc, quote(path, safe="/%:@!$&'()*+,;=~-._"), parts.query, ""))
     shown = urlunsplit((scheme, netloc, path, query, ""))

@@ -1,4 +1,4 @@
-"""Real servers on loopback for the suite: context managers that give an address and end what they started."""
+"""Real servers on loopback and a small disk for the suite: context managers that end what they started."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
+
+import pytest
 
 S3_KEY, S3_SECRET = "stokertest", "stokersecret"  # noqa: S105 - a test server's own
 START_DEADLINE_S = 30.0
@@ -108,6 +110,19 @@ def s3_server(root: Path, aws_dir: Path) -> Iterator[S3]:
     finally:
         process.terminate()
         process.wait(START_DEADLINE_S)
+
+
+@contextmanager
+def tmpfs(path: Path, size: str) -> Iterator[None]:
+    """Mount a small memory file system."""
+    path.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path], capture_output=True, check=False)
+    if done.returncode != 0:
+        pytest.skip("mounting needs CAP_SYS_ADMIN")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
 
 
 def free_port() -> int:

@@ -100,7 +100,7 @@ class HttpSource:
             raise SourceRefused(f"{uri.shown} is not a directory listing", "leave out the trailing / to fetch one file")
         parser = _Links()
         parser.feed(response.read_all(MAX_PAGE_BYTES).decode("utf-8", "replace"))
-        return [urljoin(url, link) for link in parser.links]
+        return [link for link in (_joined(url, link) for link in parser.links) if link is not None]
 
 
 class _Links(HTMLParser):
@@ -114,6 +114,16 @@ class _Links(HTMLParser):
         """Keep an anchor's target."""
         if tag == "a":
             self.links += [value for name, value in attrs if name == "href" and value]
+
+
+def _joined(base: str, link: str) -> str | None:
+    """Return where a link leads; None where it is no address, or one that cannot be sent as it is."""
+    try:
+        joined = urljoin(base, link.strip())
+        urlsplit(joined)
+    except ValueError:
+        return None
+    return joined if all(32 < ord(character) < 127 for character in joined) else None
 
 
 def _child(base: str, link: str) -> str | None:

@@ -11,7 +11,7 @@ from storage.errors import SourceChanged, SourceFailed
 from storage.sources.base import Item, Stream
 from storage.sources.wire import Response, Wire
 
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", re.ASCII)
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18}|\*)", re.ASCII)
 _SHA256_DIGEST = re.compile(r"sha-256=:?([A-Za-z0-9+/=]{44}):?")
 
 Checksum = tuple[str, str]
@@ -66,7 +66,7 @@ def total_size(response: Response) -> int | None:
     """Return the whole file's size as an answer states it."""
     if is_whole(response):
         length = response.headers.get("content-length", "")
-        return int(length) if length.isascii() and length.isdigit() else None
+        return int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None
     found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
     return int(found[3]) if found and found[3] != "*" else None
 

@@ -65,8 +65,8 @@ class Wire:
         """`sign(method, url, headers)` returns the headers to send to the first origin."""
         self._options = options
         self._sign = sign
-        self._idle: dict[tuple[str, str], list[_Connection]] = {}
-        self._busy: set[_Connection] = set()
+        self._idle: dict[tuple[str, str], list[Connection]] = {}
+        self._busy: set[Connection] = set()
         self._guard = threading.Lock()
         self._tls: ssl.SSLContext | None = None
 
@@ -91,12 +91,7 @@ class Wire:
             response.close()
             if self._sign is not None:
                 raise SourceRefused(f"{shown} answers with a redirect", "check the endpoint and the region")
-            following = urljoin(url, target)
-            if urlsplit(following).scheme not in {"http", "https"} or not urlsplit(following).hostname:
-                raise SourceRefused(f"{shown} redirects to something that is not HTTP")
-            if parts.scheme == "https" and urlsplit(following).scheme == "http":
-                raise SourceRefused(f"{shown} redirects from https to http")
-            url = following
+            url = _following(parts, target, shown)
         raise SourceRefused(f"{shown} redirects too often")
 
     def close(self) -> None:
@@ -138,12 +133,12 @@ class Wire:
                 raise
             return self._response(parts, connection, raw), connection.public
 
-    def _drop(self, connection: _Connection) -> None:
+    def _drop(self, connection: Connection) -> None:
         with self._guard:
             self._busy.discard(connection)
         connection.http.close()
 
-    def _response(self, parts: SplitResult, connection: _Connection, raw: http.client.HTTPResponse) -> Response:
+    def _response(self, parts: SplitResult, connection: Connection, raw: http.client.HTTPResponse) -> Response:
         key = _origin(parts)
 
         def close() -> None:
@@ -168,7 +163,7 @@ class Wire:
         headers = {name.lower(): value for name, value in raw.getheaders()}
         return Response(raw.status, headers, parts.geturl(), raw, close)
 
-    def _take(self, parts: SplitResult, shown: str) -> tuple[_Connection, bool]:
+    def _take(self, parts: SplitResult, shown: str) -> tuple[Connection, bool]:
         with self._guard:
             idle = self._idle.get(_origin(parts))
             if idle:
@@ -184,21 +179,21 @@ class Wire:
             self._busy.add(connection)
         return connection, False
 
-    def _connect(self, parts: SplitResult, shown: str) -> _Connection:
+    def _connect(self, parts: SplitResult, shown: str) -> Connection:
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise SourceFailed(f"{shown}: the host {host} has no address", "check the name and the network") from error
         last: OSError | None = None
-        for family, kind, protocol, _, address in found:
-            ip = _address(str(address[0]))
+        for family, kind, protocol, _, place in found:
+            ip = address(str(place[0]))
             if not _allowed(ip, host, self._options):
                 continue
             connected = socket.socket(family, kind, protocol)
             connected.settimeout(self._options.stall_s)
             try:
-                connected.connect(address)
+                connected.connect(place)
                 connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if parts.scheme == "https" and self._tls is not None:
                     connected = self._tls.wrap_socket(connected, server_hostname=host)
@@ -211,7 +206,7 @@ class Wire:
                 connection.port = 80  # http.client leaves only its own default port out of the Host header
             connection.sock = connected
             connection.auto_open = 0
-            return _Connection(connection, connected, ip.is_global)
+            return Connection(connection, connected, ip.is_global)
         if last is None:
             raise SourceRefused(f"{shown} is at a local address, which this runner does not fetch from", "see allow_hosts")
         certificate = isinstance(last, ssl.SSLCertVerificationError)
@@ -219,7 +214,9 @@ class Wire:
 
 
 @dataclass(slots=True, eq=False)
-class _Connection:
+class Connection:
+    """One connection: `public` says whether its peer's address is a global one."""
+
     http: http.client.HTTPConnection
     socket: socket.socket
     public: bool
@@ -230,29 +227,43 @@ def _origin(parts: SplitResult) -> tuple[str, str]:
     return parts.scheme, parts.netloc.rpartition("@")[2].lower()
 
 
+def _following(parts: SplitResult, target: str, shown: str) -> str:
+    """Return where a redirect leads, if that is somewhere we go."""
+    try:
+        there = urlsplit(urljoin(parts.geturl(), target))
+        known = there.scheme in {"http", "https"} and bool(there.hostname) and there.port != 0
+    except ValueError:
+        known = False
+    if not known or any(ord(character) <= 32 or ord(character) > 126 for character in target):
+        raise SourceRefused(f"{shown} redirects to something that is no HTTP address")
+    if parts.scheme == "https" and there.scheme == "http":
+        raise SourceRefused(f"{shown} redirects from https to http")
+    return there._replace(fragment="").geturl()
+
+
 def basic_credentials(url: str) -> tuple[str, str] | None:
     """Return the user and password that a URL holds."""
     parts = urlsplit(url)
     return None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))
 
 
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+def address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """Return the address that packets end at: the IPv4 one where an IPv6 form only wraps it."""
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return address.ipv4_mapped
-        if address in _NAT64:
-            return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address
+    found = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is not None:
+            return found.ipv4_mapped
+        if found in _NAT64:
+            return ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+    return found
 
 
-def _allowed(address: ipaddress.IPv4Address | ipaddress.IPv6Address, host: str, options: SourceOptions) -> bool:
+def _allowed(ip: ipaddress.IPv4Address | ipaddress.IPv6Address, host: str, options: SourceOptions) -> bool:
     if options.allow_local_addresses:
         return True
-    if address.is_link_local or address.is_multicast or address.is_unspecified:
+    if ip.is_link_local or ip.is_multicast or ip.is_unspecified:
         return False
-    return not address.is_loopback or host in options.allow_hosts
+    return not ip.is_loopback or host in options.allow_hosts
 
 
 def _check(response: Response, shown: str) -> None:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from urllib.parse import SplitResult
 
 import pytest
 
 from storage.download import Fetched, fetch
-from storage.errors import Cancelled, SourceFailed, SourceMissing, SourceRefused, StorageError, WrongBytes
+from storage.errors import Cancelled, DiskFull, SourceFailed, SourceMissing, SourceRefused, StorageError, WrongBytes
+from storage.sources import wire
 from storage.sources.base import SourceOptions
 from storage.sources.registry import open_source
 from storage.store import Store
 from storage.transfer import Retry
 from storage.uri import Uri, parse
-from tests.servers import S3, Answer, Web, http_server, s3_server
+from tests.servers import S3, Answer, Web, http_server, s3_server, tmpfs
 
 QUICK = Retry(tries=4, base_s=0.0, cap_s=0.0, sleep=lambda _: None, random=random.Random(1).random)  # noqa: S311
 PART = 64 << 10
@@ -502,3 +506,109 @@ def test_s3_ignores_the_process_environment(
     with pytest.raises((SourceRefused, SourceFailed)):
         take(store, uri, SourceOptions(s3_endpoint=s3.endpoint, aws_dir=tmp_path))
     assert take(store, uri, SourceOptions(s3_endpoint=s3.endpoint, aws_dir=s3.aws_dir)).files == 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path, PurePath
+from storage.download import fetch
+from storage.sources import wire
+from storage.sources.base import SourceOptions
+from storage.store import Store
+from storage.uri import parse
+root, text, part, after = sys.argv[1:]
+def progress(done, total):
+    if done >= int(after):
+        os.kill(os.getpid(), signal.SIGKILL)
+fetch(Store(Path(root)), parse(text, PurePath("/")), SourceOptions(part_bytes=int(part), threads=2), progress=progress,
+      cancelled=lambda: False)
+"""
+
+
+def test_a_killed_download_keeps_its_finished_parts(web: Web, store: Store) -> None:
+    """After SIGKILL in the middle the next fetch asks only for what is missing, and every byte is right."""
+    data = random.Random(9).randbytes(16 * PART)  # noqa: S311
+    (web.root / "f").write_bytes(data)
+    for share in (3, 8, 13):
+        child = subprocess.run(
+            [sys.executable, "-c", KILLED, str(store.root), f"{web.url}/f", str(PART), str(share * PART)],
+            env={"PYTHONPATH": str(Path(__file__).parents[2])},
+            check=False,
+        )
+        assert child.returncode == -9
+    asked = web.gets("/f")
+    fetched = take(store, parse(f"{web.url}/f", PurePath("/")))
+    assert contents(store, fetched) == {"f": data}
+    # At most two parts were in flight at each kill; one request is the listing's, one the checksum's.
+    assert web.gets("/f") - asked <= 2 + (16 - 13) + 2
+    store.sweep([fetched.tree_digest])
+    assert no_debris(store)
+
+
+def test_a_full_disk_in_a_download_leaves_nothing(web: Web, tmp_path: Path) -> None:
+    """`DiskFull` for one stream and for parts, no debris, and the download works when there is room."""
+    (web.root / "small").write_bytes(os.urandom(PART))
+    (web.root / "large").write_bytes(os.urandom(20 * PART))
+    with tmpfs(tmp_path / "disk", "1m"):
+        filled = Store(tmp_path / "disk" / "store")
+        filler = tmp_path / "disk" / "filler"
+        filler.write_bytes(bytes(1_000_000))
+        for name in ("small", "large"):
+            with pytest.raises(DiskFull):
+                take(filled, parse(f"{web.url}/{name}", PurePath("/")))
+            assert no_debris(filled)
+            assert not any((filled.root / "partial").iterdir())
+        filler.unlink()
+        assert take(filled, parse(f"{web.url}/small", PurePath("/"))).files == 1
+
+
+def test_hostile_redirects_and_links_are_refused(web: Web, store: Store) -> None:
+    """A redirect to a file, to nonsense or in a circle, and links that are no addresses, end in `SourceRefused`."""
+    (web.root / "f").write_bytes(b"x")
+    for target in ("file:///etc/passwd", "http://[", "//", "http://h:99999/", "/f"):
+
+        def redirect(answer: Answer, target: str = target) -> None:
+            answer.status, answer.headers, answer.body = 302, {"Location": target}, b""
+
+        web.fault = redirect
+        with pytest.raises(SourceRefused):
+            take(store, parse(f"{web.url}/f", PurePath("/")))
+    (web.root / "d").mkdir()
+    (web.root / "d" / "ok").write_bytes(b"ok")
+
+    def links(answer: Answer) -> None:
+        if answer.path == "/d/":
+            answer.body = b'<a href="http://["><a href="a\x01b"><a href=""><a href="ok"><a href="ok">'
+
+    web.fault = links
+    assert contents(store, take(store, parse(f"{web.url}/d/", PurePath("/")))) == {"ok": b"ok"}
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [("93.184.216.34", True), ("10.0.0.1", False), ("::ffff:127.0.0.1", False), ("64:ff9b::a9fe:a9fe", False)],
+)
+def test_no_redirect_leads_from_public_to_private(
+    web: Web, store: Store, monkeypatch: pytest.MonkeyPatch, address: str, public: bool
+) -> None:
+    """The address a connection really has decides, whatever form it is written in."""
+    assert wire.address(address).is_global is public
+    connect = wire.Wire._connect  # noqa: SLF001
+
+    def first_is_public(self: wire.Wire, parts: SplitResult, shown: str) -> wire.Connection:
+        connection = connect(self, parts, shown)
+        connection.public = parts.path == "/f"
+        return connection
+
+    # Loopback has no public address: the one fact that cannot be had here is set, the rule itself is real.
+    monkeypatch.setattr(wire.Wire, "_connect", first_is_public)
+    (web.root / "f").write_bytes(b"x")
+    (web.root / "g").write_bytes(b"secret")
+
+    def redirect(answer: Answer) -> None:
+        if answer.path == "/f":
+            answer.status, answer.headers, answer.body = 302, {"Location": "/g", "Connection": "close"}, b""
+
+    web.fault = redirect
+    with pytest.raises(SourceRefused, match="public to a private"):
+        take(store, parse(f"{web.url}/f", PurePath("/")))
