@@ -98,7 +98,9 @@ def copy_object(store: Store, entry: Entry, path: Path, *, reflink_first: bool =
     try:
         source = os.open(store.object_path(entry.digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise NotStored(f"{entry.path!r} is missing from the store", "verify the artifact, then fetch it again") from None
+        raise NotStored(
+            f"{entry.path!r} is missing from the store", "verify the artifact, then fetch it again"
+        ) from None
     try:
         target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:

@@ -61,7 +61,16 @@ def fetch(
         try:
             for last in range(_PLANS - 1, -1, -1):
                 try:
-                    return _fetch(store, uri, options, source, memory, progress, cancelled, retry)
+                    return _fetch(
+                        store,
+                        uri=uri,
+                        options=options,
+                        source=source,
+                        memory=memory,
+                        progress=progress,
+                        cancelled=cancelled,
+                        retry=retry,
+                    )
                 except NotStored:
                     # A sweep took an object between the plan and the publication: plan again.
                     if not last:
@@ -73,6 +82,7 @@ def fetch(
 
 def _fetch(
     store: Store,
+    *,
     uri: Uri,
     options: SourceOptions,
     source: Source,
@@ -87,7 +97,9 @@ def _fetch(
     known = memory.read()
     plan = diff(listing.items, known, _Present(store))
     meter = _meter(plan, progress)
-    entries = {item.path: Entry(item.path, _size(store, digest), digest, item.executable) for item, digest in plan.reuse}
+    entries = {
+        item.path: Entry(item.path, _size(store, digest), digest, item.executable) for item, digest in plan.reuse
+    }
     learned = {item.path: known[item.path] for item, _ in plan.reuse if item.path in known}
 
     def interrupt() -> None:

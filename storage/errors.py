@@ -1,19 +1,19 @@
 """What can go wrong with bytes: one small tree, so that callers can tell "try again" from "tell the user".
 
-    StorageError
-    ├── BadUri            the text is no source that we know
-    ├── BadName           a file name or tree shape that no artifact may have
-    ├── SourceMissing     nothing is there
-    ├── SourceRefused     something is there, but we may not read it, or will not
-    ├── SourceFailed      the network or the server failed, also after every retry
-    ├── SourceChanged     the bytes changed while they were read
-    ├── WrongBytes        what arrived is not what the server says it sent
-    ├── NotStored         the store has no such artifact, or not all of it
-    ├── Corrupt           the store's own bytes are not what their name says
-    ├── InUse             somebody's lease names the artifact
-    ├── Exists            the destination is already there
-    ├── DiskFull          no room; nothing half-written was left behind
-    └── Cancelled         the caller said stop
+StorageError
+├── BadUri            the text is no source that we know
+├── BadName           a file name or tree shape that no artifact may have
+├── SourceMissing     nothing is there
+├── SourceRefused     something is there, but we may not read it, or will not
+├── SourceFailed      the network or the server failed, also after every retry
+├── SourceChanged     the bytes changed while they were read
+├── WrongBytes        what arrived is not what the server says it sent
+├── NotStored         the store has no such artifact, or not all of it
+├── Corrupt           the store's own bytes are not what their name says
+├── InUse             somebody's lease names the artifact
+├── Exists            the destination is already there
+├── DiskFull          no room; nothing half-written was left behind
+└── Cancelled         the caller said stop
 """
 
 from __future__ import annotations

@@ -43,13 +43,15 @@ def copy_hashed(source_fd: int, target_fd: int, cancelled: Callable[[], bool] = 
     """Bring a file's bytes into the target and return the sha256 and size of what the target now holds.
 
     A clone is hashed after it was made; a copy is hashed from the same buffer that is written. Either way the source
-    may change meanwhile and the digest still tells the truth about the target.
+    may change meanwhile and the digest still tells the truth about the target. No more is read than the source
+    held at first: one that grows as fast as it is read would never end.
     """
+    limit = os.fstat(source_fd).st_size
     if clone(source_fd, target_fd):
         return hash_fd(target_fd, cancelled)
     digest, size = hashlib.sha256(), 0
     buffer = memoryview(bytearray(CHUNK_BYTES))
-    while count := os.preadv(source_fd, [buffer], size):
+    while count := os.preadv(source_fd, [buffer[: limit - size]], size):
         if cancelled():
             raise Cancelled
         digest.update(buffer[:count])

@@ -25,18 +25,18 @@ class Lease:
     """One lease of this process; it ends with `release`, or with the process."""
 
     def __init__(self, directory: Path, name: str, owner: str) -> None:
-        """Write the lease, taking its start from the file system's clock."""
+        """Write the lease; it begins when its file was made, by the clock that stamps the objects it protects."""
         self._path = directory / f"{name}.json"
         self._keeps: set[str] = set()
-        # The directory's own clock, because objects are compared with it; rewriting the lease must not renew it.
+        self._temp = self._path.with_suffix(".new")
         with disk_errors(directory):
-            self._path.touch(exist_ok=False)
+            self._temp.touch(exist_ok=False)
         self._facts = {
             "owner": owner,
             "pid": os.getpid(),
             "started": _started(os.getpid()),
             "boot": boot_id(),
-            "since_ns": self._path.stat().st_ctime_ns,
+            "since_ns": self._temp.stat().st_ctime_ns,
         }
         self._write()
 
@@ -50,25 +50,20 @@ class Lease:
         self._path.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        temp = self._path.with_suffix(".new")
-        with disk_errors(self._path.parent):
-            temp.write_text(json.dumps({**self._facts, "keeps": sorted(self._keeps)}))
-            temp.rename(self._path)
+        """Replace the file whole, so that a sweep never reads half a lease."""
+        try:
+            with disk_errors(self._path.parent):
+                self._temp.write_text(json.dumps({**self._facts, "keeps": sorted(self._keeps)}))
+                self._temp.rename(self._path)
+        finally:
+            self._temp.unlink(missing_ok=True)
 
 
 def live(directory: Path) -> Iterator[tuple[Path, Held | None]]:
-    """Yield every lease file with what it says, None where its process is dead.
-
-    A file that is not written yet counts as live since it was made; the sweep's own age rule ends one that never is.
-    """
+    """Yield every lease file with what it says, None where its process is dead or the file says nothing."""
     for path in sorted(directory.glob("*.json")):
         try:
-            since_ns = path.stat().st_ctime_ns
-            text = path.read_text()
-            if not text:
-                yield path, Held(since_ns, "", frozenset())
-                continue
-            facts = json.loads(text)
+            facts = json.loads(path.read_text())
             alive = facts["boot"] == boot_id() and _started(int(facts["pid"])) == facts["started"]
             since_ns = int(facts["since_ns"])
             keeps = frozenset(digest for digest in facts["keeps"] if DIGEST.fullmatch(digest))

@@ -110,7 +110,7 @@ class Store:
         except FileNotFoundError:
             raise NotStored(f"no artifact {digest[:12]} in the store") from None
         if found.digest != digest:
-            raise Corrupt(f"the manifest of {digest[:12]} is not what its name says")
+            raise Corrupt(f"the manifest of {digest[:12]} is not what its name says", "fetch the artifact again")
         return found
 
     @contextmanager
@@ -160,7 +160,7 @@ class Store:
             for entry in manifest.entries:
                 if not self.has_object(entry.digest, entry.size):
                     raise NotStored(f"{entry.path!r} ({entry.digest[:12]}) is not in the store")
-            if target.exists():
+            if self._is_published(manifest):
                 os.utime(target)
                 return digest
             temp = self.temp_path()
@@ -269,6 +269,24 @@ class Store:
         except FileNotFoundError:
             return False
 
+    def _is_published(self, manifest: Manifest) -> bool:
+        try:
+            return self._tree_path(manifest.digest).read_bytes() == manifest.encoded
+        except FileNotFoundError:
+            return False
+
+    def _read_tree(self, path: Path) -> Manifest | None:
+        """Return the manifest in a file, damaged trees' too; one that cannot be read is set aside."""
+        try:
+            found = decode(path.read_bytes())
+        except Corrupt:
+            found = None
+        if found is not None and found.digest == path.stem:
+            return found
+        path.rename(self.root / "damaged" / f"{path.stem}.{secrets.token_hex(4)}")
+        self.discard_view(path.stem)
+        return None
+
     def _forget(self, digest: str) -> bool:
         path = self._tree_path(digest)
         known = path.exists()
@@ -293,7 +311,8 @@ class Store:
 
     def _set_aside(self, lost: set[str]) -> None:
         for path in (self.root / "trees").glob("*.json"):
-            if any(entry.digest in lost for entry in self.manifest(path.stem).entries):
+            found = self._read_tree(path)
+            if found is not None and any(entry.digest in lost for entry in found.entries):
                 self.discard_view(path.stem)
                 path.rename(path.with_suffix(".damaged"))
         for digest in lost:
@@ -396,6 +415,7 @@ class _Sweep:
         for path, held in leases.live(store.root / "leases"):
             if held is None:
                 path.unlink(missing_ok=True)
+                path.with_suffix(".new").unlink(missing_ok=True)
             else:
                 self.horizon_ns = min(self.horizon_ns, held.since_ns)
                 self.roots |= held.keeps
@@ -407,7 +427,8 @@ class _Sweep:
         trees, marked = 0, set[str]()
         for path in sorted((self.store.root / "trees").iterdir()):
             if path.stem in self.roots or path.stat().st_ctime_ns >= self.horizon_ns:
-                marked |= {entry.digest for entry in decode(path.read_bytes()).entries}
+                found = self.store._read_tree(path)
+                marked |= {entry.digest for entry in found.entries} if found is not None else set()
             else:
                 self.store._forget(path.stem)
                 trees += 1

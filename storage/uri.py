@@ -1,4 +1,4 @@
-"""Reads what a user typed as a source into one value; pure, so that a bad address is refused before anything is opened."""
+"""Reads what a user typed as a source into one value; pure: a bad address is refused before anything is opened."""
 
 from __future__ import annotations
 

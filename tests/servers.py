@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 
-S3_KEY, S3_SECRET = "stokertest", "stokersecret"  # noqa: S105 - a test server's own
+S3_KEY, S3_SECRET = "stokertest", "stokersecret"
 START_DEADLINE_S = 30.0
 
 
@@ -100,7 +100,8 @@ def s3_server(root: Path, aws_dir: Path) -> Iterator[S3]:
     )
     process = subprocess.Popen(
         [rclone, "serve", "s3", "--auth-key", f"{S3_KEY},{S3_SECRET}", "--addr", f"127.0.0.1:{port}",
-         "--config", "/dev/null", "--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--poll-interval", "0", str(root)],
+         "--config", "/dev/null", "--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--poll-interval", "0",
+         str(root)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
         env={"PATH": "/usr/bin:/bin", "HOME": str(aws_dir)},
     )  # fmt: skip
@@ -116,7 +117,9 @@ def s3_server(root: Path, aws_dir: Path) -> Iterator[S3]:
 def tmpfs(path: Path, size: str) -> Iterator[None]:
     """Mount a small memory file system."""
     path.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path], capture_output=True, check=False
+    )
     if done.returncode != 0:
         pytest.skip("mounting needs CAP_SYS_ADMIN")
     try:
@@ -153,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
     state: Web
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+    def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
 
     def do_GET(self) -> None:
@@ -210,8 +213,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _listing(directory: Path) -> bytes:
     names = sorted(child.name + ("/" if child.is_dir() else "") for child in directory.iterdir())
-    links = "".join(
-        f'<a href="{quote(name.encode("utf-8", "surrogateescape"))}">{html.escape(name.encode("utf-8", "replace").decode())}</a>\n'
-        for name in names
-    )
+    lines = []
+    for name in names:
+        raw = name.encode("utf-8", "surrogateescape")
+        lines.append(f'<a href="{quote(raw)}">{html.escape(raw.decode("utf-8", "replace"))}</a>')
+    links = "\n".join(lines)
     return f'<html><body><a href="?C=N;O=D">Name</a><a href="../">../</a>\n{links}</body></html>'.encode()

@@ -89,7 +89,9 @@ def open_root(uri: Uri) -> int:
     path = os.path.realpath(uri.path)
     try:
         os.stat(path)
-        return os.open(path if os.path.isdir(path) else os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(
+            path if os.path.isdir(path) else os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        )
     except FileNotFoundError as error:
         raise SourceMissing(f"{uri.shown} does not exist", "check the path") from error
     except OSError as error:

@@ -34,18 +34,24 @@ class S3Source:
 
     def list(self, uri: Uri) -> Listing:
         """Return the object, or all objects below the prefix."""
+        if self._access.endpoint is not None:
+            self._wire.check(self._access.endpoint, uri.shown)
         try:
             file_system = filesystems.open_s3(self._access, self._options)
             if not uri.is_tree:
                 facts = file_system.info(uri.path)
                 if facts.get("type") != "file":
-                    raise SourceMissing(f"{uri.shown} is a prefix, not an object", "add a trailing / to fetch all below it")
+                    raise SourceMissing(
+                        f"{uri.shown} is a prefix, not an object", "add a trailing / to fetch all below it"
+                    )
                 return Listing((_item(uri.name, facts),), is_tree=False)
             found = file_system.find(uri.path, detail=True)
         except FileNotFoundError as error:
             raise SourceMissing(f"{uri.shown} does not exist", "check bucket and key") from error
         except PermissionError as error:
-            raise SourceRefused(f"{uri.shown} may not be listed", "check the credentials and their permissions") from error
+            raise SourceRefused(
+                f"{uri.shown} may not be listed", "check the credentials and their permissions"
+            ) from error
         except (SourceMissing, SourceRefused):
             raise
         # s3fs passes on whatever botocore and aiohttp raise, which have no common base; each is a failed listing.

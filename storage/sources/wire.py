@@ -82,7 +82,9 @@ class Wire:
         for _ in range(redirects + 1):
             parts = urlsplit(url)
             own = _origin(parts) == origin
-            response, public = self._send(method, parts, self._headers(method, url, headers, own=own), shown, was_public)
+            response, public = self._send(
+                method, parts, self._headers(method, url, headers, own=own), shown, was_public
+            )
             was_public = was_public or public
             target = response.headers.get("location")
             if response.status not in _REDIRECTS or target is None:
@@ -93,6 +95,12 @@ class Wire:
                 raise SourceRefused(f"{shown} answers with a redirect", "check the endpoint and the region")
             url = _following(parts, target, shown)
         raise SourceRefused(f"{shown} redirects too often")
+
+    def check(self, url: str, shown: str) -> None:
+        """Raise `SourceRefused` unless a host has an address that may be fetched from: for libraries that connect."""
+        parts = urlsplit(url)
+        if not self._options.allow_local_addresses:
+            self._connect(parts, shown).http.close()
 
     def close(self) -> None:
         """Close idle connections and break those in use, so that nobody waits for a silent server."""
@@ -208,7 +216,9 @@ class Wire:
             connection.auto_open = 0
             return Connection(connection, connected, ip.is_global)
         if last is None:
-            raise SourceRefused(f"{shown} is at a local address, which this runner does not fetch from", "see allow_hosts")
+            raise SourceRefused(
+                f"{shown} is at a local address, which this runner does not fetch from", "see allow_hosts"
+            )
         certificate = isinstance(last, ssl.SSLCertVerificationError)
         raise SourceFailed(f"{shown} cannot be reached: {_why(last)}", transient=not certificate) from last
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import random
@@ -25,7 +26,7 @@ from storage.transfer import Retry
 from storage.uri import Uri, parse
 from tests.servers import S3, Answer, Web, http_server, s3_server, tmpfs
 
-QUICK = Retry(tries=4, base_s=0.0, cap_s=0.0, sleep=lambda _: None, random=random.Random(1).random)  # noqa: S311
+QUICK = Retry(tries=4, base_s=0.0, cap_s=0.0, sleep=lambda _: None, random=random.Random(1).random)
 PART = 64 << 10
 
 
@@ -121,7 +122,7 @@ def test_a_tree_keeps_every_path_and_byte(place: Place, store: Store) -> None:
         "deep/er/still/b": b"b" * 1000,
         "empty": b"",
         "größe/名前 with space+plus%.txt": "ü".encode(),
-        "big.bin": random.Random(7).randbytes(5 * PART + 17),  # noqa: S311
+        "big.bin": random.Random(7).randbytes(5 * PART + 17),
     }
     for path, data in wanted.items():
         (place.root / "set" / path).parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +168,7 @@ def test_a_changed_file_is_fetched_again_and_others_are_not(place: Place, store:
 
 def test_cancelled_work_raises_and_can_be_done_again(place: Place, store: Store) -> None:
     """Cancelling in the middle raises `Cancelled`; the next fetch gives the whole artifact."""
-    data = random.Random(3).randbytes(6 * PART)  # noqa: S311
+    data = random.Random(3).randbytes(6 * PART)
     (place.root / "big").write_bytes(data)
     with pytest.raises(Cancelled):
         take(store, place.uri("big"), place.options, cancelled=lambda: True)
@@ -207,7 +208,7 @@ def test_a_stream_starts_where_it_is_asked_to(place: Place) -> None:
 
 def test_two_fetches_at_once_agree(place: Place, store: Store) -> None:
     """Four threads that fetch one source get one artifact and one copy."""
-    (place.root / "f").write_bytes(random.Random(5).randbytes(3 * PART))  # noqa: S311
+    (place.root / "f").write_bytes(random.Random(5).randbytes(3 * PART))
     digests: list[str] = []
     threads = [
         threading.Thread(target=lambda: digests.append(take(store, place.uri("f"), place.options).tree_digest))
@@ -239,8 +240,6 @@ def test_wrong_bytes_are_refused(web: Web, store: Store) -> None:
 
         def flip(answer: Answer) -> None:
             whole = hashlib.sha256((web.root / answer.path.lstrip("/")).read_bytes()).digest()
-            import base64  # noqa: PLC0415
-
             answer.headers["Repr-Digest"] = f"sha-256=:{base64.b64encode(whole).decode()}:"
             answer.body = b"\x01" + answer.body[1:] if answer.body else answer.body
 
@@ -272,7 +271,7 @@ def test_a_wrong_md5_of_s3_is_refused(place: Place, store: Store) -> None:
 
 def test_truncation_resumes_where_it_stopped(web: Web, store: Store) -> None:
     """A stream cut short goes on from its offset with If-Match, and the artifact is whole."""
-    data = random.Random(2).randbytes(PART - 1)  # noqa: S311
+    data = random.Random(2).randbytes(PART - 1)
     (web.root / "f").write_bytes(data)
     cuts = iter([1000, 2000])
 
@@ -338,7 +337,7 @@ def test_a_change_in_mid_transfer_starts_over(web: Web, store: Store) -> None:
 
 def test_parts_that_arrived_are_not_asked_for_again(web: Web, store: Store) -> None:
     """After a failure in one part the next fetch asks for that part only."""
-    data = random.Random(4).randbytes(4 * PART)  # noqa: S311
+    data = random.Random(4).randbytes(4 * PART)
     (web.root / "f").write_bytes(data)
     bad = f"bytes={2 * PART}-{3 * PART - 1}"
 
@@ -527,7 +526,7 @@ fetch(Store(Path(root)), parse(text, PurePath("/")), SourceOptions(part_bytes=in
 
 def test_a_killed_download_keeps_its_finished_parts(web: Web, store: Store) -> None:
     """After SIGKILL in the middle the next fetch asks only for what is missing, and every byte is right."""
-    data = random.Random(9).randbytes(16 * PART)  # noqa: S311
+    data = random.Random(9).randbytes(16 * PART)
     (web.root / "f").write_bytes(data)
     for share in (3, 8, 13):
         child = subprocess.run(
@@ -593,7 +592,7 @@ def test_no_redirect_leads_from_public_to_private(
 ) -> None:
     """The address a connection really has decides, whatever form it is written in."""
     assert wire.address(address).is_global is public
-    connect = wire.Wire._connect  # noqa: SLF001
+    connect = wire.Wire._connect
 
     def first_is_public(self: wire.Wire, parts: SplitResult, shown: str) -> wire.Connection:
         connection = connect(self, parts, shown)
@@ -612,3 +611,10 @@ def test_no_redirect_leads_from_public_to_private(
     web.fault = redirect
     with pytest.raises(SourceRefused, match="public to a private"):
         take(store, parse(f"{web.url}/f", PurePath("/")))
+
+
+def test_a_confined_runner_does_not_list_a_local_s3(s3: S3, store: Store) -> None:
+    """An endpoint in a user's own AWS file is no way around the rule."""
+    options = SourceOptions(s3_endpoint=s3.endpoint, aws_dir=s3.aws_dir, allow_local_addresses=False)
+    with pytest.raises(SourceRefused, match="local address"):
+        take(store, parse("s3://any/", PurePath("/")), options)

@@ -103,7 +103,9 @@ def test_conflicting_paths_are_refused(paths: tuple[str, ...]) -> None:
         build(Entry(path, 0, digest) for path in paths)
 
 
-@pytest.mark.parametrize(("size", "digest"), [(-1, "a" * 64), (0, "A" * 64), (0, "a" * 63), (0, ""), (1 << 60, "a" * 64)])
+@pytest.mark.parametrize(
+    ("size", "digest"), [(-1, "a" * 64), (0, "A" * 64), (0, "a" * 63), (0, ""), (1 << 60, "a" * 64)]
+)
 def test_impossible_facts_are_refused(size: int, digest: str) -> None:
     """Sizes and digests are checked."""
     with pytest.raises(BadName):

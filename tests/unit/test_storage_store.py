@@ -16,7 +16,7 @@ import pytest
 from storage import checkout as handing
 from storage.checkout import checkout
 from storage.download import fetch
-from storage.errors import Corrupt, DiskFull, Exists, InUse, NotStored, SourceRefused
+from storage.errors import Cancelled, Corrupt, DiskFull, Exists, InUse, NotStored, SourceChanged, SourceRefused
 from storage.manifest import Entry, build
 from storage.publish import Published, export, publish
 from storage.sources.base import SourceOptions
@@ -50,7 +50,7 @@ def read(directory: Path) -> dict[str, bytes]:
 
 
 def swept(store: Store, *roots: str) -> Swept:
-    """Sweep once the file system's clock has moved on: it ticks in milliseconds, and what is as young as a sweep stays."""
+    """Sweep once the file system's clock has moved on: it ticks slowly, and what is as young as a sweep stays."""
     mark = store.root / "mark"
     mark.touch()
     before = mark.stat().st_ctime_ns
@@ -109,7 +109,7 @@ def test_the_writer_cannot_reach_the_artifact(store: Store, tmp_path: Path) -> N
 
 
 def test_links_inside_are_followed_and_others_left_out(store: Store, tmp_path: Path) -> None:
-    """Links to files and directories of the tree become them; what leads out, dangles, circles or is no file is named."""
+    """Links to files and directories of the tree become them; what leads out, dangles or circles is named."""
     out = tmp_path / "out"
     (out / "ckpt-1").mkdir(parents=True)
     (out / "ckpt-1" / "w").write_bytes(b"w")
@@ -288,7 +288,9 @@ def test_a_dead_process_holds_no_lease(store: Store, tmp_path: Path) -> None:
     with store.lease("me"):
         mine = json.loads(next((store.root / "leases").glob("*.json")).read_text())
     for name, change in (("a", {"pid": 2**22 + 1}), ("b", {"boot": "other"}), ("c", {"started": 1})):
-        (store.root / "leases" / f"{name}.json").write_text(json.dumps({**mine, **change, "keeps": [tree], "since_ns": 0}))
+        (store.root / "leases" / f"{name}.json").write_text(
+            json.dumps({**mine, **change, "keeps": [tree], "since_ns": 0})
+        )
     assert swept(store).trees == 1
     assert leftovers(store) == []
 
@@ -468,9 +470,55 @@ def test_an_unchanged_local_file_is_not_read_again(store: Store, tmp_path: Path)
     uri = parse(str(source), PurePath("/"))
     digests = {
         fetch(
-            store, uri, SourceOptions(), progress=lambda done, total: reads.append((done, total)), cancelled=lambda: False
+            store,
+            uri,
+            SourceOptions(),
+            progress=lambda done, total: reads.append((done, total)),
+            cancelled=lambda: False,
         ).tree_digest
         for _ in range(2)
     }
     assert len(digests) == 1
     assert reads[-1] == (4, 4)
+
+
+def test_a_broken_manifest_stops_neither_sweep_nor_mending(store: Store, tmp_path: Path) -> None:
+    """A root whose manifest is garbage is set aside by the sweep, others stay, and publishing again restores it."""
+    good, bad = made(store, tmp_path / "a", a=b"1"), made(store, tmp_path / "b", b=b"2")
+    path = store.root / "trees" / f"{bad.tree_digest}.json"
+    path.chmod(0o644)
+    path.write_bytes(b"garbage")
+    with pytest.raises(Corrupt):
+        store.manifest(bad.tree_digest)
+    assert publish(store, tmp_path / "b") == bad
+    assert store.verify(bad.tree_digest) == []
+    path.chmod(0o644)
+    path.write_bytes(b"garbage")
+    swept(store, good.tree_digest, bad.tree_digest)
+    assert not store.has_tree(bad.tree_digest)
+    assert store.verify(good.tree_digest) == []
+
+
+def test_a_file_that_keeps_changing_is_refused(store: Store, tmp_path: Path) -> None:
+    """A file that changes during each read is never stored as if it were one state."""
+    (tmp_path / "out").mkdir()
+    victim = tmp_path / "out" / "f"
+    victim.write_bytes(bytes(10))
+
+    def grow() -> bool:
+        with victim.open("ab") as file:
+            file.write(b"x")
+        return False
+
+    with pytest.raises(SourceChanged):
+        publish(store, tmp_path / "out", cancelled=grow)
+    assert (store.usage().objects, leftovers(store)) == (0, [])
+
+
+def test_cancelling_a_publication_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    """`Cancelled` comes out and no tree appears."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "f").write_bytes(b"x")
+    with pytest.raises(Cancelled):
+        publish(store, tmp_path / "out", cancelled=lambda: True)
+    assert (store.usage().trees, leftovers(store)) == (0, [])
