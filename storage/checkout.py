@@ -1,0 +1,134 @@
+"""Hands a stored tree to somebody: the shared read-only view at once, or a private copy that nobody else sees."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from storage import files
+from storage.errors import Exists, NotStored, disk_errors
+from storage.manifest import Entry, Manifest
+from storage.store import Store
+
+_NO_LINK = frozenset({errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP})
+_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Handout:
+    """Where the tree is and how it got there; a view is shared and must be bound or linked read-only."""
+
+    way: Literal["view", "reflink", "copy"]
+    path: Path
+
+
+def checkout(store: Store, digest: str, dest: Path, *, writable: bool, reflink_first: bool = True) -> Handout:
+    """Hand out a tree; read-only the view's own path (`dest` is not used), writable a private copy at `dest`.
+
+    The copy appears at `dest` whole, by rename; `dest` must not exist or be an empty directory. Files are 0644 or
+    0755 and never share an inode with the store. Raise `NotStored`, `Exists`, `DiskFull`.
+    """
+    if not writable:
+        return Handout("view", view(store, digest))
+    shared = copy_out(store, store.manifest(digest), dest, reflink_first=reflink_first)
+    return Handout("reflink" if shared else "copy", dest)
+
+
+def view(store: Store, digest: str) -> Path:
+    """Return a tree's read-only directory, building it the first time."""
+    path = store.view_path(digest)
+    if path.exists() and store.has_tree(digest):
+        return path
+    manifest = store.manifest(digest)
+    temp = store.temp_path()
+    with store.lease("view"), disk_errors(store.root):
+        try:
+            _make_directories(temp, manifest)
+            for entry in manifest.entries:
+                _link(store, entry, temp / entry.path)
+            for parent, _, _ in os.walk(temp, topdown=False):
+                if parent != str(temp):
+                    os.chmod(parent, 0o555)
+            store.on_step("view rename")
+            try:
+                temp.rename(path)
+            except OSError as error:
+                if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+                    raise
+            # Only now: a directory that its owner may not write cannot be given another parent.
+            path.chmod(0o555)
+        finally:
+            files.remove_directory(temp)
+    return path
+
+
+def copy_out(store: Store, manifest: Manifest, dest: Path, *, reflink_first: bool = True) -> bool:
+    """Write a private copy of a tree to `dest`, whole or not at all; true when all of it shares the store's blocks."""
+    temp = dest.parent / f".{dest.name[:200]}.{secrets.token_hex(6)}"
+    with store.lease("checkout"), disk_errors(dest.parent):
+        try:
+            _make_directories(temp, manifest)
+            with ThreadPoolExecutor(_THREADS) as pool:
+                shared = list(
+                    pool.map(
+                        lambda entry: copy_object(store, entry, temp / entry.path, reflink_first=reflink_first),
+                        manifest.entries,
+                    )
+                )
+            try:
+                temp.rename(dest)
+            except OSError as error:
+                if error.errno not in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}:
+                    raise
+                raise Exists(f"{dest} is already there", "choose another place") from error
+        finally:
+            files.remove_directory(temp)
+    return all(shared) and bool(shared)
+
+
+def copy_object(store: Store, entry: Entry, path: Path, *, reflink_first: bool = True, mode: int | None = None) -> bool:
+    """Write one file of a tree to a new path; true when it shares the store's blocks."""
+    if mode is None:
+        mode = 0o755 if entry.executable else 0o644
+    try:
+        source = os.open(store.object_path(entry.digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotStored(
+            f"{entry.path!r} is missing from the store", "verify the artifact, then fetch it again"
+        ) from None
+    try:
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            shared = files.copy(source, target, reflink_first=reflink_first)
+            os.fchmod(target, mode)
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+    return shared
+
+
+def _link(store: Store, entry: Entry, path: Path) -> None:
+    """Hard-link an object into a view; copy where links have run out, and where the x bit must differ."""
+    if entry.executable:
+        copy_object(store, entry, path, mode=0o555)
+        return
+    try:
+        os.link(store.object_path(entry.digest), path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            raise NotStored(f"{entry.path!r} is missing from the store", "verify it, then fetch it again") from error
+        if error.errno not in _NO_LINK:
+            raise
+        copy_object(store, entry, path, mode=0o444)
+
+
+def _make_directories(root: Path, manifest: Manifest) -> None:
+    root.mkdir(mode=0o755)
+    for parent in sorted({entry.path.rpartition("/")[0] for entry in manifest.entries} - {""}):
+        (root / parent).mkdir(mode=0o755, parents=True, exist_ok=True)

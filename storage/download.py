@@ -1,0 +1,246 @@
+"""Brings a source into the store as one artifact: list, plan, transfer what is new, publish the tree."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storage import publish
+from storage.errors import Cancelled, NotStored, SourceMissing, disk_errors
+from storage.manifest import DIGEST, Entry, build
+from storage.plan import Known, Plan, diff, fingerprint
+from storage.sources.base import Item, Listing, Source, SourceOptions
+from storage.sources.local import LocalSource, open_root
+from storage.sources.registry import open_source
+from storage.store import Batch, Store
+from storage.transfer import Carrier, Meter, Retry
+from storage.uri import Uri
+
+MAX_MEMORY_BYTES = 512 << 20
+_LOCK_POLL_S = 0.1
+_CANCEL_POLL_S = 0.25
+_PLANS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The artifact that a source became. `pins` says which state of the source it is: `uri`, `listing`, `etag`."""
+
+    tree_digest: str
+    size_bytes: int
+    files: int
+    pins: Mapping[str, str] = field(default_factory=dict)
+
+
+def fetch(
+    store: Store,
+    uri: Uri,
+    options: SourceOptions,
+    *,
+    progress: Callable[[int, int | None], None],
+    cancelled: Callable[[], bool],
+    retry: Retry | None = None,
+) -> Fetched:
+    """Store what the uri names and return the artifact; only files that are new or changed travel.
+
+    `progress(done, total)` counts bytes and may be called from any thread. Raise any `StorageError`; a later call
+    goes on with whatever this one completed.
+    """
+    retry = retry or Retry()
+    memory = _Memory(store, uri)
+    with store.lease(f"fetch {os.getpid()}"), _single_flight(memory.lock_path, retry, cancelled):
+        source = open_source(uri, options)
+        try:
+            for last in range(_PLANS - 1, -1, -1):
+                try:
+                    return _fetch(
+                        store,
+                        uri=uri,
+                        options=options,
+                        source=source,
+                        memory=memory,
+                        progress=progress,
+                        cancelled=cancelled,
+                        retry=retry,
+                    )
+                except NotStored:
+                    # A sweep took an object between the plan and the publication: plan again.
+                    if not last:
+                        raise
+        finally:
+            source.close()
+    raise AssertionError("the last plan returns or raises")
+
+
+def _fetch(
+    store: Store,
+    *,
+    uri: Uri,
+    options: SourceOptions,
+    source: Source,
+    memory: _Memory,
+    progress: Callable[[int, int | None], None],
+    cancelled: Callable[[], bool],
+    retry: Retry,
+) -> Fetched:
+    listing = retry.run(lambda: source.list(uri), cancelled)
+    if not listing.items:
+        raise SourceMissing(f"{uri.shown} holds no files", "an artifact has at least one file")
+    known = memory.read()
+    plan = diff(listing.items, known, _Present(store))
+    meter = _meter(plan, progress)
+    entries = {
+        item.path: Entry(item.path, _size(store, digest), digest, item.executable) for item, digest in plan.reuse
+    }
+    learned = {item.path: known[item.path] for item, _ in plan.reuse if item.path in known}
+
+    def interrupt() -> None:
+        if cancelled():
+            source.close()
+
+    try:
+        with store.batch() as batch, ThreadPoolExecutor(options.threads) as parts:
+            carrier = Carrier(source, uri, batch, parts, options.part_bytes, meter, retry, cancelled)
+            take = _local_taker(uri, batch, meter, cancelled) if isinstance(source, LocalSource) else carrier.carry
+            for item, (digest, size, seen) in _all(plan, take, options.threads, interrupt):
+                entries[item.path] = Entry(item.path, size, digest, item.executable)
+                if seen.etag is not None:
+                    learned[item.path] = Known(seen.etag, size, digest)
+    finally:
+        memory.write(learned)
+    manifest = build(entries.values())
+    digest = store.put_tree(manifest)
+    return Fetched(digest, manifest.size_bytes, len(entries), _pins(uri, listing))
+
+
+def _all(
+    plan: Plan, take: Callable[[Item], tuple[str, int, Item]], threads: int, interrupt: Callable[[], None]
+) -> Iterator[tuple[Item, tuple[str, int, Item]]]:
+    """Yield each file as it is stored; the first failure stops those that have not begun."""
+    with ThreadPoolExecutor(threads) as pool:
+        futures: dict[Future[tuple[str, int, Item]], Item] = {pool.submit(take, item): item for item in plan.fetch}
+        failed: BaseException | None = None
+        waiting = set(futures)
+        while waiting:
+            done, waiting = wait(waiting, timeout=_CANCEL_POLL_S, return_when="FIRST_COMPLETED")
+            interrupt()
+            for future in done:
+                if future.cancelled():
+                    continue
+                error = future.exception()
+                if error is None:
+                    yield futures[future], future.result()
+                elif failed is None or isinstance(failed, Cancelled):
+                    failed = error
+                    for other in waiting:
+                        other.cancel()
+        if failed is not None:
+            raise failed
+
+
+def _local_taker(
+    uri: Uri, batch: Batch, meter: Meter, cancelled: Callable[[], bool]
+) -> Callable[[Item], tuple[str, int, Item]]:
+    """Return what copies a local file in: cloned where the file system can, never read through a stream."""
+
+    def take(item: Item) -> tuple[str, int, Item]:
+        root_fd = open_root(uri)
+        try:
+            entry = publish.take(batch, root_fd, item.path, item.locator, cancelled)
+        finally:
+            os.close(root_fd)
+        meter.add(entry.size)
+        return entry.digest, entry.size, item
+
+    return take
+
+
+class _Present:
+    """The store as a container of digests; asking renews an object's age, so that it stays until it is used."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __contains__(self, digest: object) -> bool:
+        return isinstance(digest, str) and self._store.refresh(digest, None)
+
+
+class _Memory:
+    """What the files of one source were when last fetched: a hint that saves transfers, never trusted for bytes."""
+
+    def __init__(self, store: Store, uri: Uri) -> None:
+        key = hashlib.sha256(f"{uri.scheme} {uri.text}".encode("utf-8", "surrogateescape")).hexdigest()
+        self._store = store
+        self._path = store.root / "sources" / f"{key}.json"
+        self.lock_path = store.root / "locks" / key
+
+    def read(self) -> dict[str, Known]:
+        try:
+            if self._path.stat().st_size > MAX_MEMORY_BYTES:
+                return {}
+            rows = json.loads(self._path.read_text())
+            return {
+                str(path): Known(str(etag), int(size), digest)
+                for path, etag, size, digest in rows
+                if DIGEST.fullmatch(digest)
+            }
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def write(self, known: Mapping[str, Known]) -> None:
+        rows = [[path, each.etag, each.size, each.digest] for path, each in known.items()]
+        temp = self._path.with_suffix(f".{secrets.token_hex(4)}")
+        try:
+            temp.write_text(json.dumps(rows))
+            temp.rename(self._path)
+        except OSError:
+            # Only a hint: without it the next fetch reads more than it had to.
+            temp.unlink(missing_ok=True)
+
+
+@contextmanager
+def _single_flight(path: Path, retry: Retry, cancelled: Callable[[], bool]) -> Iterator[None]:
+    """Let one fetch of a source run at a time on this box, so that the second finds what the first stored."""
+    with disk_errors(path.parent):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if cancelled():
+                    raise Cancelled from None
+                retry.sleep(_LOCK_POLL_S)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _meter(plan: Plan, progress: Callable[[int, int | None], None]) -> Meter:
+    reused = sum(item.size or 0 for item, _ in plan.reuse)
+    total = None if plan.fetch_bytes is None else plan.fetch_bytes + reused
+    meter = Meter(progress, total)
+    meter.add(reused)
+    return meter
+
+
+def _size(store: Store, digest: str) -> int:
+    try:
+        return store.object_path(digest).stat().st_size
+    except FileNotFoundError:
+        raise NotStored(f"object {digest[:12]} has just been swept") from None
+
+
+def _pins(uri: Uri, listing: Listing) -> dict[str, str]:
+    pins = {"uri": uri.shown, "listing": fingerprint(listing.items)}
+    etag = listing.items[0].etag if not listing.is_tree else None
+    return pins if etag is None else {**pins, "etag": etag}

@@ -1,0 +1,154 @@
+"""The few system calls a store is made of: clone or copy and hash, sync a file system, open beneath a directory."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from storage.errors import Cancelled, SourceRefused
+
+CHUNK_BYTES = 1 << 20
+
+_FICLONE = 0x40049409
+_CANNOT_CLONE = frozenset(
+    {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
+)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def never() -> bool:
+    """Answer for work that nobody cancels."""
+    return False
+
+
+def clone(source_fd: int, target_fd: int) -> bool:
+    """Make the target share the source's blocks; false where the file system cannot."""
+    try:
+        fcntl.ioctl(target_fd, _FICLONE, source_fd)
+    except OSError as error:
+        if error.errno in _CANNOT_CLONE:
+            return False
+        raise
+    return True
+
+
+def copy_hashed(source_fd: int, target_fd: int, cancelled: Callable[[], bool] = never) -> tuple[str, int]:
+    """Bring a file's bytes into the target and return the sha256 and size of what the target now holds.
+
+    A clone is hashed after it was made; a copy is hashed from the same buffer that is written. Either way the source
+    may change meanwhile and the digest still tells the truth about the target. No more is read than the source
+    held at first: one that grows as fast as it is read would never end.
+    """
+    limit = os.fstat(source_fd).st_size
+    if clone(source_fd, target_fd):
+        return hash_fd(target_fd, cancelled)
+    digest, size = hashlib.sha256(), 0
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    while count := os.preadv(source_fd, [buffer[: limit - size]], size):
+        if cancelled():
+            raise Cancelled
+        digest.update(buffer[:count])
+        write_at(target_fd, buffer[:count], size)
+        size += count
+    return digest.hexdigest(), size
+
+
+def copy(source_fd: int, target_fd: int, *, reflink_first: bool = True) -> bool:
+    """Copy a whole file; true when its blocks are shared instead."""
+    if reflink_first and clone(source_fd, target_fd):
+        return True
+    offset = 0
+    while True:
+        try:
+            count = os.copy_file_range(source_fd, target_fd, 1 << 30, offset, offset)
+        except OSError as error:
+            if error.errno not in _CANNOT_CLONE:
+                raise
+            break
+        if count == 0:
+            return False
+        offset += count
+    while data := os.pread(source_fd, CHUNK_BYTES, offset):
+        write_at(target_fd, memoryview(data), offset)
+        offset += len(data)
+    return False
+
+
+def hash_fd(fd: int, cancelled: Callable[[], bool] = never) -> tuple[str, int]:
+    """Return the sha256 and size of a file."""
+    digest, size = hashlib.sha256(), 0
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    while count := os.preadv(fd, [buffer], size):
+        if cancelled():
+            raise Cancelled
+        digest.update(buffer[:count])
+        size += count
+    return digest.hexdigest(), size
+
+
+def write_at(fd: int, data: memoryview, offset: int) -> None:
+    """Write all of the data at the offset."""
+    while len(data):
+        count = os.pwrite(fd, data, offset)
+        data, offset = data[count:], offset + count
+
+
+def syncfs(fd: int) -> None:
+    """Make everything written so far to the file system of `fd` durable, in one call."""
+    if _libc.syncfs(fd) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def open_beneath(root_fd: int, relative: str, flags: int = os.O_RDONLY) -> int:
+    """Open a path below a directory, following no link on the way; the empty path is the directory itself."""
+    parts = relative.split("/") if relative else ["."]
+    parent = root_fd
+    try:
+        for part in parts[:-1]:
+            child = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            if parent != root_fd:
+                os.close(parent)
+            parent = child
+        return os.open(parts[-1], flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=parent)
+    finally:
+        if parent != root_fd:
+            os.close(parent)
+
+
+def open_regular(root_fd: int, relative: str) -> tuple[int, os.stat_result]:
+    """Open a regular file below a directory for reading; raise `SourceRefused` for anything else."""
+    fd = open_beneath(root_fd, relative)
+    facts = os.fstat(fd)
+    if not stat.S_ISREG(facts.st_mode):
+        os.close(fd)
+        raise SourceRefused(f"{relative!r} is not a regular file")
+    return fd, facts
+
+
+def signature(facts: os.stat_result) -> str:
+    """Return what changes whenever a file's bytes do, as far as the kernel tells."""
+    return f"{facts.st_dev}-{facts.st_ino}-{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ctime_ns}"
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a tree of ours, read-only directories included; one that is gone is fine."""
+    for parent, _, _ in os.walk(path):
+        os.chmod(parent, 0o700)
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,96 @@
+"""The one place that opens fsspec and binds credentials and endpoints to a scheme.
+
+Nothing here reads the process's environment: a runner serves its user, not the shell that happened to start it.
+"""
+
+from __future__ import annotations
+
+import configparser
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from storage.errors import SourceRefused
+from storage.sources.base import SourceOptions
+
+DEFAULT_REGION = "us-east-1"
+
+
+@dataclass(frozen=True, slots=True)
+class AwsAccess:
+    """How to reach S3: keys (None: anonymous), region, endpoint (None: Amazon's own)."""
+
+    key: str | None = None
+    secret: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    region: str = DEFAULT_REGION
+    endpoint: str | None = None
+
+
+def aws_access(options: SourceOptions) -> AwsAccess:
+    """Read the user's AWS files, `credentials` before `config`; explicit options win over both."""
+    facts: dict[str, str] = {}
+    if options.aws_dir is not None:
+        profile = options.aws_profile
+        named = profile if profile == "default" else f"profile {profile}"
+        facts = {**_section(options.aws_dir / "config", named), **_section(options.aws_dir / "credentials", profile)}
+    key = facts.get("aws_access_key_id")
+    if key is None and {"credential_process", "sso_session", "sso_start_url", "role_arn"} & facts.keys():
+        raise SourceRefused(
+            f"the AWS profile {options.aws_profile} gets its keys from another program or service",
+            "put aws_access_key_id and aws_secret_access_key into the credentials file",
+        )
+    return AwsAccess(
+        key=key,
+        secret=facts.get("aws_secret_access_key"),
+        token=facts.get("aws_session_token"),
+        region=options.s3_region or facts.get("region") or DEFAULT_REGION,
+        endpoint=options.s3_endpoint or facts.get("endpoint_url"),
+    )
+
+
+def open_s3(access: AwsAccess, options: SourceOptions) -> Any:
+    """Return an s3fs file system bound to these credentials and to nothing else."""
+    # Heavy, and needed only once somebody names an S3 source.
+    try:
+        import s3fs  # type: ignore[import-untyped]
+        from aiobotocore.session import AioSession  # type: ignore[import-untyped]
+        from botocore.configprovider import (  # type: ignore[import-untyped]
+            BOTOCORE_DEFAUT_SESSION_VARIABLES as VARIABLES,
+        )
+    except ImportError as error:
+        raise SourceRefused("s3:// needs the s3fs package", "install s3fs") from error
+    # botocore would take these from the environment and the home directory; only their defaults are left.
+    unbound = {name: (None, None, default, convert) for name, (_, _, default, convert) in VARIABLES.items()}
+    return s3fs.S3FileSystem(
+        anon=access.key is None,
+        key=access.key,
+        secret=access.secret,
+        token=access.token,
+        endpoint_url=access.endpoint,
+        client_kwargs={"region_name": access.region, **({"verify": str(options.ca_file)} if options.ca_file else {})},
+        config_kwargs={
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+            "ignore_configured_endpoint_urls": True,
+            "connect_timeout": options.stall_s,
+            "read_timeout": options.stall_s,
+            **({"s3": {"addressing_style": "path"}} if access.endpoint else {}),
+        },
+        session=AioSession(session_vars=unbound),
+        # Instances are cached by their arguments otherwise: one user's listing would answer another's question.
+        skip_instance_cache=True,
+        use_listings_cache=False,
+    )
+
+
+def _section(path: Path, name: str) -> dict[str, str]:
+    parser = configparser.RawConfigParser(strict=False)
+    try:
+        parser.read_string(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        # The error's own text would quote the line, which may be a secret.
+        raise SourceRefused(f"{path} cannot be read ({type(error).__name__})", "mend the file") from None
+    return dict(parser[name]) if parser.has_section(name) else {}

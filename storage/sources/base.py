@@ -1,0 +1,98 @@
+"""What every kind of source can do; the transfer above knows nothing else about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from storage.uri import Uri
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """How sources may be reached; everything a source needs comes from here, never from the process's environment.
+
+    `aws_dir` is the directory with `credentials` and `config` (None: anonymous). With `allow_local_addresses` false
+    link-local addresses are refused and loopback is, unless the host is in `allow_hosts`. A transfer that moves
+    nothing for `stall_s` seconds is broken off.
+    """
+
+    s3_endpoint: str | None = None
+    s3_region: str | None = None
+    aws_dir: Path | None = None
+    aws_profile: str = "default"
+    allow_local_addresses: bool = True
+    allow_hosts: frozenset[str] = frozenset()
+    ca_file: Path | None = None
+    stall_s: float = 60.0
+    threads: int = 8
+    part_bytes: int = 16 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One file of a source, as far as the source describes it before its bytes are read.
+
+    `locator` is what the source opens. `etag` is a strong tag: equal tag, equal bytes. `checksum` is (algorithm, hex)
+    with algorithm `sha256` or `md5`. `ranged` says that any part can be asked for.
+    """
+
+    path: str
+    locator: str = field(repr=False)
+    size: int | None
+    etag: str | None = None
+    checksum: tuple[str, str] | None = None
+    executable: bool = False
+    ranged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All files of a source."""
+
+    items: tuple[Item, ...]
+    is_tree: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Bytes on their way from offset `start` of a file whose whole size is `total` (None: not stated).
+
+    `read(buffer)` fills as much as is there and returns how much, 0 at the end. It raises `SourceFailed` when the
+    connection breaks or stalls. `close` is safe to call twice.
+    """
+
+    start: int
+    total: int | None
+    etag: str | None
+    checksum: tuple[str, str] | None
+    read: Callable[[memoryview], int]
+    close: Callable[[], None]
+
+
+class Source(Protocol):
+    """One kind of source, opened with its options for one fetch; `list`, `stat` and `open` may run in any thread."""
+
+    def list(self, uri: Uri) -> Listing:
+        """Return what is there, or raise `SourceMissing`, `SourceRefused`, `SourceFailed`, `BadName`."""
+        ...
+
+    def stat(self, uri: Uri, item: Item) -> Item:
+        """Return the item with all the source can say about it, checksum included; asked for large files only."""
+        ...
+
+    def open(self, uri: Uri, item: Item, *, start: int = 0, end: int | None = None) -> Stream:
+        """Start reading at `start`, up to but without `end`.
+
+        A source that knows the item's tag and finds another raises `SourceChanged`. One that cannot start in the
+        middle answers from 0, which the stream's `start` says.
+        """
+        ...
+
+    def close(self) -> None:
+        """Drop connections; whoever still reads from one gets `SourceFailed`."""
+        ...

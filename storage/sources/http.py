@@ -1,0 +1,156 @@
+"""`http://` and `https://`: one file, or with a trailing `/` the files that a server's own directory listing names."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from html.parser import HTMLParser
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
+
+from storage.errors import BadName, SourceRefused
+from storage.manifest import MAX_DEPTH, check_path
+from storage.sources.base import Item, Listing, SourceOptions, Stream
+from storage.sources.ranges import is_whole, open_range, stated_checksum, strong_etag, total_size
+from storage.sources.wire import Wire, basic_credentials
+from storage.uri import Uri
+
+MAX_PAGE_BYTES = 16 << 20
+MAX_LISTED = 100_000
+
+
+class HttpSource:
+    """A web server."""
+
+    def __init__(self, options: SourceOptions) -> None:
+        """Connect lazily, by these options."""
+        self._options = options
+        self._wire = Wire(options)
+
+    def list(self, uri: Uri) -> Listing:
+        """Ask for the first byte of each file, which tells size, tag and whether ranges work."""
+        if not uri.is_tree:
+            item = Item(path=uri.name, locator=uri.text, size=None)
+            return Listing((self.stat(uri, item),), is_tree=False)
+        found = self._crawl(uri)
+        with ThreadPoolExecutor(self._options.threads) as pool:
+            return Listing(tuple(pool.map(lambda item: self.stat(uri, item), found)), is_tree=True)
+
+    def stat(self, uri: Uri, item: Item) -> Item:
+        """Return the item as one GET of its first byte describes it (a presigned URL may refuse HEAD)."""
+        headers = {**_authorization(uri), "Range": "bytes=0-0"}
+        response = self._wire.get(item.locator, headers, shown=_shown(uri, item))
+        response.close()
+        return replace(
+            item,
+            size=total_size(response),
+            etag=strong_etag(response.headers),
+            checksum=stated_checksum(response.headers, is_whole(response)),
+            ranged="content-range" in response.headers and response.status != 416,
+        )
+
+    def open(self, uri: Uri, item: Item, *, start: int = 0, end: int | None = None) -> Stream:
+        """Open the file at `start`."""
+        return open_range(
+            self._wire,
+            item.locator,
+            item,
+            _authorization(uri),
+            start=start,
+            end=end,
+            shown=_shown(uri, item),
+            stated=stated_checksum,
+        )
+
+    def close(self) -> None:
+        """Drop connections."""
+        self._wire.close()
+
+    def _crawl(self, uri: Uri) -> Sequence[Item]:
+        items: list[Item] = []
+        waiting, seen = [(_without_user(uri.text), "")], set[str]()
+        while waiting:
+            url, prefix = waiting.pop()
+            if url in seen or prefix.count("/") > MAX_DEPTH:
+                continue
+            seen.add(url)
+            for link in self._links(uri, url):
+                if len(items) + len(waiting) > MAX_LISTED:
+                    raise SourceRefused(f"{uri.shown} lists more than {MAX_LISTED} files")
+                name = _child(url, link)
+                if name is None:
+                    continue
+                path = prefix + name
+                try:
+                    check_path(path.rstrip("/"))
+                except BadName as error:
+                    raise SourceRefused(f"{uri.shown} lists a name that no tree may hold: {path[:80]!r}") from error
+                if path.endswith("/"):
+                    waiting.append((link, path))
+                elif link not in seen:
+                    seen.add(link)
+                    items.append(Item(path=path, locator=link, size=None))
+        return items
+
+    def _links(self, uri: Uri, url: str) -> Sequence[str]:
+        response = self._wire.get(url, _authorization(uri), shown=uri.shown)
+        if not response.headers.get("content-type", "").lower().startswith("text/html"):
+            response.close()
+            raise SourceRefused(f"{uri.shown} is not a directory listing", "leave out the trailing / to fetch one file")
+        parser = _Links()
+        parser.feed(response.read_all(MAX_PAGE_BYTES).decode("utf-8", "replace"))
+        return [link for link in (_joined(url, link) for link in parser.links) if link is not None]
+
+
+class _Links(HTMLParser):
+    """Collects where the anchors of a page lead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep an anchor's target."""
+        if tag == "a":
+            self.links += [value for name, value in attrs if name == "href" and value]
+
+
+def _joined(base: str, link: str) -> str | None:
+    """Return where a link leads; None where it is no address, or one that cannot be sent as it is."""
+    try:
+        joined = urljoin(base, link.strip())
+        urlsplit(joined)
+    except ValueError:
+        return None
+    return joined if all(32 < ord(character) < 127 for character in joined) else None
+
+
+def _child(base: str, link: str) -> str | None:
+    """Return the name of a link directly below the listed directory; None for sorting links, parents and strangers."""
+    here, there = urlsplit(base), urlsplit(link)
+    if there.query or there.fragment or (here.scheme, here.netloc) != (there.scheme, there.netloc):
+        return None
+    if not there.path.startswith(here.path) or there.path == here.path:
+        return None
+    rest = there.path[len(here.path) :]
+    if "/" in rest.rstrip("/"):
+        return None
+    name = unquote(rest.rstrip("/"), errors="surrogateescape")
+    return name + ("/" if rest.endswith("/") else "")
+
+
+def _authorization(uri: Uri) -> dict[str, str]:
+    credentials = basic_credentials(uri.text)
+    if credentials is None:
+        return {}
+    return {"Authorization": "Basic " + base64.b64encode(":".join(credentials).encode()).decode("ascii")}
+
+
+def _without_user(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _shown(uri: Uri, item: Item) -> str:
+    return uri.shown + item.path if uri.is_tree else uri.shown

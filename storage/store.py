@@ -1,0 +1,467 @@
+"""The content-addressed store: objects by sha256, trees by manifest, each visible whole or not at all.
+
+    objects/<2 hex>/<sha256>    one file's bytes, 0444
+    trees/<digest>.json         a manifest, written after all its objects are durable
+    views/<digest>/             the tree as hard links, 0555, built once and published by rename
+    partial/  sources/  locks/  resume journals, what sources looked like, single flight: all may be deleted
+    leases/  tmp/  damaged/     who is at work, private temporary files, objects set aside by `verify`
+
+Nothing is correct only because of a lock: writers use private temporary files and rename. The one lock keeps the
+sweep apart from the instant in which a tree is checked and published.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import stat
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storage import files, leases
+from storage.errors import Corrupt, DiskFull, InUse, NotStored, disk_errors
+from storage.manifest import DIGEST, Entry, Manifest, decode
+
+PARTIAL_KEPT_S = 7 * 86_400
+MEMORY_KEPT_S = 30 * 86_400
+_FOLDERS = ("objects", "trees", "views", "partial", "sources", "locks", "leases", "tmp", "damaged")
+
+
+@dataclass(frozen=True, slots=True)
+class BadObject:
+    """An object whose bytes are not what its name says, and the tree path it was found at."""
+
+    path: str
+    digest: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep removed."""
+
+    trees: int
+    objects: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the store holds and what its file system has left."""
+
+    objects: int
+    trees: int
+    size_bytes: int
+    free_bytes: int
+
+
+@dataclass(slots=True)
+class Temp:
+    """A private file of one writer, in the store's file system."""
+
+    path: Path
+    fd: int
+
+
+def no_step(_: str) -> None:
+    """Do nothing between two steps of a publication; tests stop the process here."""
+
+
+class Store:
+    """A store in one directory that this user owns; any number of threads and processes may use it at once."""
+
+    def __init__(self, root: Path, *, on_step: Callable[[str], None] = no_step) -> None:
+        """Open the store, making its directories; `on_step` is called with a name before each step of publishing."""
+        self.root = root
+        self.on_step = on_step
+        with disk_errors(root):
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in _FOLDERS:
+                (root / folder).mkdir(mode=0o700, exist_ok=True)
+
+    def object_path(self, digest: str) -> Path:
+        """Return where an object is, or would be."""
+        return self.root / "objects" / _checked(digest)[:2] / digest
+
+    def view_path(self, digest: str) -> Path:
+        """Return where a tree's read-only view is, or would be."""
+        return self.root / "views" / _checked(digest)
+
+    def has_object(self, digest: str, size: int | None = None) -> bool:
+        """Return whether an object is there, with this size where one is given."""
+        try:
+            facts = self.object_path(digest).stat()
+        except FileNotFoundError:
+            return False
+        return size is None or facts.st_size == size
+
+    def has_tree(self, digest: str) -> bool:
+        """Return whether a whole tree is there."""
+        return self._tree_path(digest).exists()
+
+    def manifest(self, digest: str) -> Manifest:
+        """Return a tree's manifest; raise `NotStored` or `Corrupt`."""
+        try:
+            found = decode(self._tree_path(digest).read_bytes())
+        except FileNotFoundError:
+            raise NotStored(f"no artifact {digest[:12]} in the store") from None
+        if found.digest != digest:
+            raise Corrupt(f"the manifest of {digest[:12]} is not what its name says", "fetch the artifact again")
+        return found
+
+    @contextmanager
+    def lease(self, owner: str) -> Iterator[leases.Lease]:
+        """Hold a lease: nothing that was stored or reused since it began, and no tree it names, is swept."""
+        lease = leases.Lease(self.root / "leases", secrets.token_hex(8), owner)
+        try:
+            yield lease
+        finally:
+            lease.release()
+
+    @contextmanager
+    def batch(self) -> Iterator[Batch]:
+        """Take in objects; those complete are published at the end, also when the work broke off for another reason.
+
+        Only a full disk publishes nothing: what nobody can use would keep the room.
+        """
+        with self.lease("batch"):
+            batch = Batch(self)
+            try:
+                yield batch
+                batch.flush()
+            except DiskFull:
+                raise
+            except BaseException:
+                with suppress(OSError, DiskFull):
+                    batch.flush()
+                raise
+            finally:
+                batch.discard()
+
+    def put_file(self, path: Path) -> tuple[str, int]:
+        """Copy a regular file in and return its digest and size; the same bytes again cost no second copy."""
+        with self.batch() as batch, batch.temp() as temp:
+            source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                digest, size = files.copy_hashed(source, temp.fd)
+            finally:
+                os.close(source)
+            batch.add(temp, digest, size)
+        return digest, size
+
+    def put_tree(self, manifest: Manifest) -> str:
+        """Publish a tree whose objects are all here and return its digest; raise `NotStored` naming one that is not."""
+        digest, target = manifest.digest, self._tree_path(manifest.digest)
+        with self._lock(fcntl.LOCK_SH):
+            for entry in manifest.entries:
+                if not self.has_object(entry.digest, entry.size):
+                    raise NotStored(f"{entry.path!r} ({entry.digest[:12]}) is not in the store")
+            if self._is_published(manifest):
+                os.utime(target)
+                return digest
+            temp = self.temp_path()
+            with disk_errors(self.root):
+                try:
+                    self.on_step("manifest")
+                    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+                    try:
+                        files.write_at(fd, memoryview(manifest.encoded), 0)
+                        self.on_step("manifest sync")
+                        files.syncfs(fd)
+                    finally:
+                        os.close(fd)
+                    self.on_step("manifest rename")
+                    temp.rename(target)
+                    self.on_step("manifest durable")
+                    files.sync_directory(target.parent)
+                finally:
+                    temp.unlink(missing_ok=True)
+            target.with_suffix(".damaged").unlink(missing_ok=True)
+        self.on_step("published")
+        return digest
+
+    def refresh(self, digest: str, size: int | None) -> bool:
+        """Make an object young again for the lease of the caller, who is about to use it; false where it is not there.
+
+        Under the lock: a sweep sees either the new age and the lease, or it took the object before we looked.
+        """
+        with self._lock(fcntl.LOCK_SH):
+            return self._renew(digest, size)
+
+    def verify(self, digest: str) -> list[BadObject]:
+        """Hash every object of a tree again; set bad ones aside, and with them every tree that holds them.
+
+        Such a tree is then as if it had never been fetched: fetching it again mends it.
+        """
+        bad: list[BadObject] = []
+        checked: dict[str, str | None] = {}
+        for entry in self.manifest(digest).entries:
+            if entry.digest not in checked:
+                checked[entry.digest] = self._damage(entry)
+            why = checked[entry.digest]
+            if why is not None:
+                bad.append(BadObject(entry.path, entry.digest, why))
+        lost = {each.digest for each in bad}
+        if lost:
+            with self._lock(fcntl.LOCK_EX):
+                self._set_aside(lost)
+        return bad
+
+    def remove_tree(self, digest: str) -> bool:
+        """Forget a tree, its view with it; its objects go at the next sweep. Raise `InUse` if a lease names it."""
+        with self._lock(fcntl.LOCK_EX):
+            for _, held in leases.live(self.root / "leases"):
+                if held is not None and digest in held.keeps:
+                    raise InUse(f"artifact {digest[:12]} is in use by {held.owner}", "try again when it has ended")
+            return self._forget(digest)
+
+    def sweep(self, roots: Iterable[str]) -> Swept:
+        """Remove all trees but the roots and those that leases name, then all objects that no tree holds.
+
+        Nothing as young as the oldest live lease is touched, nor anything made after the sweep began.
+        """
+        with self._lock(fcntl.LOCK_EX):
+            return _Sweep(self, frozenset(roots)).run()
+
+    def usage(self) -> Usage:
+        """Count objects, trees and bytes."""
+        sizes = [size for _, _, size in self._objects()]
+        room = os.statvfs(self.root)
+        trees = sum(1 for _ in (self.root / "trees").glob("*.json"))
+        return Usage(len(sizes), trees, sum(sizes), room.f_bavail * room.f_frsize)
+
+    def temp_path(self) -> Path:
+        """Return a new private name in the store's file system."""
+        return self.root / "tmp" / secrets.token_hex(8)
+
+    def discard_view(self, digest: str) -> None:
+        """Remove a view; the name goes at once."""
+        aside = self.temp_path()
+        with suppress(FileNotFoundError):
+            self.view_path(digest).rename(aside)
+            files.remove_directory(aside)
+
+    def place(self, temp: Path, digest: str, size: int) -> None:
+        """Give a durable temporary file its final name, unless the same bytes already have it."""
+        with self._lock(fcntl.LOCK_SH):
+            if self._renew(digest, size):
+                temp.unlink()
+                return
+            target = self.object_path(digest)
+            try:
+                temp.rename(target)
+            except FileNotFoundError:
+                target.parent.mkdir(mode=0o700, exist_ok=True)
+                temp.rename(target)
+
+    def _tree_path(self, digest: str) -> Path:
+        return self.root / "trees" / f"{_checked(digest)}.json"
+
+    def _renew(self, digest: str, size: int | None) -> bool:
+        path = self.object_path(digest)
+        try:
+            os.chmod(path, 0o444)
+            return size is None or path.stat().st_size == size
+        except FileNotFoundError:
+            return False
+
+    def _is_published(self, manifest: Manifest) -> bool:
+        try:
+            return self._tree_path(manifest.digest).read_bytes() == manifest.encoded
+        except FileNotFoundError:
+            return False
+
+    def _read_tree(self, path: Path) -> Manifest | None:
+        """Return the manifest in a file, damaged trees' too; one that cannot be read is set aside."""
+        try:
+            found = decode(path.read_bytes())
+        except Corrupt:
+            found = None
+        if found is not None and found.digest == path.stem:
+            return found
+        path.rename(self.root / "damaged" / f"{path.stem}.{secrets.token_hex(4)}")
+        self.discard_view(path.stem)
+        return None
+
+    def _forget(self, digest: str) -> bool:
+        path = self._tree_path(digest)
+        known = path.exists()
+        path.unlink(missing_ok=True)
+        path.with_suffix(".damaged").unlink(missing_ok=True)
+        self.discard_view(digest)
+        return known
+
+    def _damage(self, entry: Entry) -> str | None:
+        path = self.object_path(entry.digest)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            return f"cannot be opened ({error.strerror})"
+        try:
+            found, size = files.hash_fd(fd)
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        finally:
+            os.close(fd)
+        return None if (found, size) == (entry.digest, entry.size) else "its bytes have changed"
+
+    def _set_aside(self, lost: set[str]) -> None:
+        for path in (self.root / "trees").glob("*.json"):
+            found = self._read_tree(path)
+            if found is not None and any(entry.digest in lost for entry in found.entries):
+                self.discard_view(path.stem)
+                path.rename(path.with_suffix(".damaged"))
+        for digest in lost:
+            with suppress(FileNotFoundError):
+                self.object_path(digest).rename(self.root / "damaged" / f"{digest}.{secrets.token_hex(4)}")
+
+    def _objects(self) -> Iterator[tuple[Path, int, int]]:
+        """Yield each object's path, age mark (ctime, ns) and size."""
+        for folder in sorted((self.root / "objects").iterdir()):
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):
+                        facts = entry.stat(follow_symlinks=False)
+                        yield Path(entry.path), facts.st_ctime_ns, facts.st_size
+
+    @contextmanager
+    def _lock(self, kind: int) -> Iterator[None]:
+        fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, kind)
+            yield
+        finally:
+            os.close(fd)
+
+
+@dataclass
+class Batch:
+    """Objects on their way in; `Store.batch` makes and ends one. Any thread may add to it."""
+
+    store: Store
+    max_files: int = 256
+    max_bytes: int = 256 << 20
+    _complete: list[tuple[Path, str, int]] = field(default_factory=list)
+    _open: set[Path] = field(default_factory=set)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def temp(self) -> Iterator[Temp]:
+        """Open a private file for one object; gone at the end unless it was added."""
+        path = self.store.temp_path()
+        with disk_errors(self.store.root):
+            temp = Temp(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            with self._guard:
+                self._open.add(path)
+            try:
+                yield temp
+            finally:
+                os.close(temp.fd)
+                with self._guard:
+                    left = path in self._open
+                    self._open.discard(path)
+                if left:
+                    path.unlink(missing_ok=True)
+
+    def add(self, temp: Temp, digest: str, size: int) -> None:
+        """Hand over a complete, hashed file; it becomes an object when the batch is next flushed."""
+        self.store.on_step("written")
+        os.fchmod(temp.fd, 0o444)
+        with self._guard:
+            self._open.discard(temp.path)
+            self._complete.append((temp.path, digest, size))
+            due = len(self._complete) >= self.max_files or sum(each[2] for each in self._complete) >= self.max_bytes
+        if due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make what is complete durable with one sync, then publish it."""
+        with self._guard:
+            due, self._complete = self._complete, []
+        if not due:
+            return
+        try:
+            with disk_errors(self.store.root):
+                self.store.on_step("sync")
+                _sync(self.store.root)
+                while due:
+                    self.store.on_step("object rename")
+                    self.store.place(*due[-1])
+                    due.pop()
+        finally:
+            with self._guard:
+                self._complete += due
+        self.store.on_step("objects published")
+
+    def discard(self) -> None:
+        """Remove what was not published."""
+        for path in [*self._open, *(path for path, _, _ in self._complete)]:
+            path.unlink(missing_ok=True)
+
+
+class _Sweep:
+    """One mark and sweep, under the store's exclusive lock."""
+
+    def __init__(self, store: Store, roots: frozenset[str]) -> None:
+        self.store, self.roots = store, set(roots)
+        marker = store.temp_path()
+        marker.touch()
+        self.now_ns = self.horizon_ns = marker.stat().st_ctime_ns
+        marker.unlink()
+        for path, held in leases.live(store.root / "leases"):
+            if held is None:
+                path.unlink(missing_ok=True)
+                path.with_suffix(".new").unlink(missing_ok=True)
+            else:
+                self.horizon_ns = min(self.horizon_ns, held.since_ns)
+                self.roots |= held.keeps
+
+    def run(self) -> Swept:
+        """Trees first, so that no manifest is left without its objects."""
+        # Looked at first: removing a view's links renews the objects' ages.
+        old = [(path, size) for path, since_ns, size in self.store._objects() if since_ns < self.horizon_ns]
+        trees, marked = 0, set[str]()
+        for path in sorted((self.store.root / "trees").iterdir()):
+            if path.stem in self.roots or path.stat().st_ctime_ns >= self.horizon_ns:
+                found = self.store._read_tree(path)
+                marked |= {entry.digest for entry in found.entries} if found is not None else set()
+            else:
+                self.store._forget(path.stem)
+                trees += 1
+        objects, size_bytes = 0, 0
+        for path, size in old:
+            if path.name not in marked:
+                path.unlink(missing_ok=True)
+                objects, size_bytes = objects + 1, size_bytes + size
+        self._tidy()
+        return Swept(trees, objects, size_bytes)
+
+    def _tidy(self) -> None:
+        for path in (self.store.root / "views").iterdir():
+            if not self.store.has_tree(path.name):
+                self.store.discard_view(path.name)
+        ages = {"tmp": 0, "damaged": MEMORY_KEPT_S, "partial": PARTIAL_KEPT_S, "sources": MEMORY_KEPT_S}
+        for folder, kept_s in ages.items():
+            for path in (self.store.root / folder).iterdir():
+                with suppress(FileNotFoundError):
+                    facts = path.lstat()
+                    if facts.st_ctime_ns < min(self.horizon_ns, self.now_ns - kept_s * 1_000_000_000):
+                        files.remove_directory(path) if stat.S_ISDIR(facts.st_mode) else path.unlink()
+
+
+def _checked(digest: str) -> str:
+    if not DIGEST.fullmatch(digest):
+        raise NotStored(f"{digest[:80]!r} is not a digest")
+    return digest
+
+
+def _sync(root: Path) -> None:
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        files.syncfs(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,287 @@
+"""Moves one file from a source into the store: in parts or in one stream, hashed, compared, resumed, retried."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from storage import files
+from storage.errors import Cancelled, DiskFull, SourceChanged, SourceFailed, StorageError, WrongBytes, disk_errors
+from storage.journal import Journal
+from storage.sources.base import Item, Source
+from storage.store import Batch, Temp
+from storage.uri import Uri
+
+# A read fills its buffer: small enough that a slow server does not put off a cancellation.
+BUFFER_BYTES = 128 << 10
+_SLICE_S = 0.25
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often to try, and how long to wait between: exponential with full jitter."""
+
+    tries: int = 6
+    base_s: float = 0.5
+    cap_s: float = 20.0
+    sleep: Callable[[float], None] = time.sleep
+    random: Callable[[], float] = random.random
+
+    def wait(self, failure: int, wanted_s: float | None, cancelled: Callable[[], bool]) -> None:
+        """Wait after the `failure`-th failure (from 0), at least as long as the server wants; raise `Cancelled`."""
+        left = max(self.random() * min(self.cap_s, self.base_s * 2**failure), min(wanted_s or 0.0, 60.0))
+        while not cancelled():
+            if left <= 0:
+                return
+            self.sleep(min(left, _SLICE_S))
+            left -= _SLICE_S
+        raise Cancelled
+
+    def run(self, work: Callable[[], _T], cancelled: Callable[[], bool]) -> _T:
+        """Do idempotent work until it works, or fails for good."""
+        failure = 0
+        while True:
+            try:
+                return work()
+            except SourceFailed as error:
+                failure += 1
+                if not error.transient or failure >= self.tries:
+                    raise
+                self.wait(failure - 1, error.retry_after_s, cancelled)
+
+
+@dataclass
+class Meter:
+    """Counts bytes for the caller; the count falls when a file has to start over."""
+
+    report: Callable[[int, int | None], None]
+    total: int | None
+    done: int = 0
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, count: int) -> None:
+        """Count bytes that arrived (negative: that have to come again)."""
+        with self._guard:
+            self.done += count
+            self.report(self.done, self.total)
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """Everything the files of one fetch share."""
+
+    source: Source
+    uri: Uri
+    batch: Batch
+    parts: Executor
+    part_bytes: int
+    meter: Meter
+    retry: Retry
+    cancelled: Callable[[], bool]
+
+    def carry(self, item: Item) -> tuple[str, int, Item]:
+        """Store one file; return its digest, its size and the item as it was when it was read.
+
+        A source that changes meanwhile, or bytes that do not match, are fetched once more from the start.
+        """
+        for last in (False, False, True):
+            try:
+                if self._divisible(item):
+                    item = self._stat(item)
+                if self._divisible(item):
+                    return (*self._in_parts(item), item)
+                digest, size, etag = _One(self, item).run()
+                return digest, size, replace(item, etag=etag, size=size)
+            except (SourceChanged, WrongBytes):
+                if last:
+                    raise
+                item = self._stat(item)
+        raise AssertionError("the last try returns or raises")
+
+    def _divisible(self, item: Item) -> bool:
+        return item.ranged and item.etag is not None and item.size is not None and item.size > self.part_bytes
+
+    def _stat(self, item: Item) -> Item:
+        return self.retry.run(lambda: self.source.stat(self.uri, item), self.cancelled)
+
+    def _in_parts(self, item: Item) -> tuple[str, int]:
+        """Fetch parts in parallel into a preallocated file, hashing them in order as they become complete."""
+        size = item.size or 0
+        journal = Journal(self.batch.store.root / "partial", self.uri.text, item, size, self.part_bytes)
+        stop = threading.Event()
+        waiting: list[Future[None]] = []
+        hashes = _Hashes(item.checksum)
+        try:
+            for index in range(journal.count):
+                if index in journal.done:
+                    start, end = journal.span(index)
+                    self.meter.add(end - start)
+                    done: Future[None] = Future()
+                    done.set_result(None)
+                    waiting.append(done)
+                else:
+                    waiting.append(self.parts.submit(self._part, journal, item, index, stop))
+            buffer = memoryview(bytearray(BUFFER_BYTES))
+            for index, future in enumerate(waiting):
+                future.result()
+                self._hash_part(journal, index, hashes, buffer)
+            hashes.compare(item.checksum, self.uri.shown)
+            self.batch.add(Temp(journal.data, journal.fd), hashes.sha256.hexdigest(), size)
+            # At once, so that a kill finds either the object or the journal.
+            self.batch.flush()
+            journal.finish()
+        except BaseException as error:
+            stop.set()
+            for future in waiting:
+                future.cancel()
+            for future in waiting:
+                if not future.cancelled():
+                    future.exception()
+            if isinstance(error, (SourceChanged, WrongBytes, DiskFull)):
+                journal.forget()
+                self.meter.add(-sum(end - start for start, end in map(journal.span, journal.done)))
+            raise
+        finally:
+            journal.close()
+        return hashes.sha256.hexdigest(), size
+
+    def _part(self, journal: Journal, item: Item, index: int, stop: threading.Event) -> None:
+        start, end = journal.span(index)
+        at, failure = start, 0
+        buffer = memoryview(bytearray(BUFFER_BYTES))
+        while at < end:
+            try:
+                stream = self.source.open(self.uri, item, start=at, end=end)
+                try:
+                    if stream.start != at:
+                        raise SourceFailed(f"{self.uri.shown} no longer answers ranges", transient=False)
+                    while at < end and (count := stream.read(buffer[: end - at])):
+                        if stop.is_set() or self.cancelled():
+                            raise Cancelled
+                        with disk_errors(journal.data.parent):
+                            files.write_at(journal.fd, buffer[:count], at)
+                        at, failure = at + count, 0
+                        self.meter.add(count)
+                finally:
+                    stream.close()
+                if at < end:
+                    raise SourceFailed(f"{self.uri.shown} sent less than it promised")
+            except SourceFailed as error:
+                failure += 1
+                if not error.transient or failure >= self.retry.tries:
+                    self.meter.add(start - at)
+                    raise
+                self.retry.wait(failure - 1, error.retry_after_s, lambda: stop.is_set() or self.cancelled())
+            except StorageError:
+                self.meter.add(start - at)
+                raise
+        with disk_errors(journal.data.parent):
+            journal.record(index)
+
+    def _hash_part(self, journal: Journal, index: int, hashes: _Hashes, buffer: memoryview) -> None:
+        at, end = journal.span(index)
+        while at < end:
+            if self.cancelled():
+                raise Cancelled
+            count = os.preadv(journal.fd, [buffer[: end - at]], at)
+            hashes.update(buffer[:count])
+            at += count
+
+
+class _Hashes:
+    """The sha256 of a file, and beside it whatever its source states."""
+
+    def __init__(self, checksum: tuple[str, str] | None) -> None:
+        self.sha256 = hashlib.sha256()
+        self._md5 = hashlib.md5(usedforsecurity=False) if checksum and checksum[0] == "md5" else None
+
+    def update(self, data: memoryview) -> None:
+        self.sha256.update(data)
+        if self._md5 is not None:
+            self._md5.update(data)
+
+    def compare(self, checksum: tuple[str, str] | None, shown: str) -> None:
+        """Raise `WrongBytes` unless the bytes are those that were stated."""
+        if checksum is None:
+            return
+        own = self._md5 if checksum[0] == "md5" else self.sha256
+        if own is not None and own.hexdigest() != checksum[1]:
+            raise WrongBytes(f"{shown}: the bytes that arrived are not those the server states", "try again later")
+
+
+class _One:
+    """One file in one stream; after a break it goes on from where it was if the source's tag allows, else anew."""
+
+    def __init__(self, carrier: Carrier, item: Item) -> None:
+        self._carrier, self._item = carrier, item
+        self._at = 0
+        self._hashes = _Hashes(None)
+        self._checksum: tuple[str, str] | None = None
+        self._etag: str | None = None
+        self._size: int | None = None
+
+    def run(self) -> tuple[str, int, str | None]:
+        """Return digest, size and the tag that was read."""
+        carrier, failure = self._carrier, 0
+        with carrier.batch.temp() as temp:
+            while True:
+                before = self._at
+                try:
+                    self._stream(temp)
+                    break
+                except SourceFailed as error:
+                    resumed = self._etag is not None and self._item.ranged and self._at > before
+                    failure = 1 if resumed else failure + 1
+                    if not error.transient or failure >= carrier.retry.tries:
+                        carrier.meter.add(-self._at)
+                        raise
+                    carrier.retry.wait(failure - 1, error.retry_after_s, carrier.cancelled)
+                except StorageError:
+                    carrier.meter.add(-self._at)
+                    raise
+            try:
+                self._hashes.compare(self._checksum, carrier.uri.shown)
+            except WrongBytes:
+                carrier.meter.add(-self._at)
+                raise
+            digest = self._hashes.sha256.hexdigest()
+            carrier.batch.add(temp, digest, self._at)
+        return digest, self._at, self._etag
+
+    def _stream(self, temp: Temp) -> None:
+        carrier = self._carrier
+        resume = self._at if self._etag is not None and self._item.ranged else 0
+        stream = carrier.source.open(carrier.uri, replace(self._item, etag=self._etag or self._item.etag), start=resume)
+        try:
+            if stream.start == 0:
+                self._begin(temp, stream.etag, stream.total, stream.checksum or self._item.checksum)
+            buffer = memoryview(bytearray(min(BUFFER_BYTES, max(1, self._size or BUFFER_BYTES))))
+            while count := stream.read(buffer):
+                if carrier.cancelled():
+                    raise Cancelled
+                self._hashes.update(buffer[:count])
+                with disk_errors(carrier.batch.store.root):
+                    files.write_at(temp.fd, buffer[:count], self._at)
+                self._at += count
+                carrier.meter.add(count)
+                if self._size is not None and self._at > self._size:
+                    raise WrongBytes(f"{carrier.uri.shown} sent more than it promised")
+        finally:
+            stream.close()
+        if self._size is not None and self._at < self._size:
+            raise SourceFailed(f"{carrier.uri.shown} sent less than it promised")
+
+    def _begin(self, temp: Temp, etag: str | None, size: int | None, checksum: tuple[str, str] | None) -> None:
+        self._carrier.meter.add(-self._at)
+        self._at, self._etag, self._checksum = 0, etag, checksum
+        self._size = size
+        self._hashes = _Hashes(checksum)
+        os.ftruncate(temp.fd, 0)

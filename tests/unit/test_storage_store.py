@@ -1,0 +1,524 @@
+"""The store: equal bytes once, trees whole or not at all, nothing in use ever swept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path, PurePath
+
+import pytest
+
+from storage import checkout as handing
+from storage.checkout import checkout
+from storage.download import fetch
+from storage.errors import Cancelled, Corrupt, DiskFull, Exists, InUse, NotStored, SourceChanged, SourceRefused
+from storage.manifest import Entry, build
+from storage.publish import Published, export, publish
+from storage.sources.base import SourceOptions
+from storage.store import Store, Swept
+from storage.uri import parse
+from tests.servers import tmpfs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A new store."""
+    return Store(tmp_path / "store")
+
+
+def made(store: Store, directory: Path, **contents: bytes) -> Published:
+    """Publish a directory with these files; a name's double underscore is a slash."""
+    for name, data in contents.items():
+        path = directory / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    published = publish(store, directory)
+    assert published is not None
+    return published
+
+
+def read(directory: Path) -> dict[str, bytes]:
+    """Return all files below a directory."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def swept(store: Store, *roots: str) -> Swept:
+    """Sweep once the file system's clock has moved on: it ticks slowly, and what is as young as a sweep stays."""
+    mark = store.root / "mark"
+    mark.touch()
+    before = mark.stat().st_ctime_ns
+    while mark.stat().st_ctime_ns == before:
+        mark.touch()
+    mark.unlink()
+    return store.sweep(roots)
+
+
+def leftovers(store: Store) -> list[str]:
+    """Return what no finished work should leave."""
+    return [str(path) for folder in ("tmp", "leases", "partial") for path in (store.root / folder).iterdir()]
+
+
+def test_a_directory_becomes_an_artifact(store: Store, tmp_path: Path) -> None:
+    """Publishing gives the manifest of the files, with the x bit, and read-only objects."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.sh").write_bytes(b"#!")
+    (tmp_path / "out" / "run.sh").chmod(0o755)
+    published = made(store, tmp_path / "out", deep__model=b"weights")
+    entries = {entry.path: entry for entry in store.manifest(published.tree_digest).entries}
+    assert (published.files, published.size_bytes) == (2, 9)
+    assert entries["deep/model"] == Entry("deep/model", 7, hashlib.sha256(b"weights").hexdigest())
+    assert entries["run.sh"].executable
+    assert stat.S_IMODE(store.object_path(entries["deep/model"].digest).stat().st_mode) == 0o444
+    assert leftovers(store) == []
+
+
+def test_an_empty_directory_makes_no_artifact(store: Store, tmp_path: Path) -> None:
+    """Neither do empty directories inside it."""
+    (tmp_path / "out" / "empty").mkdir(parents=True)
+    assert publish(store, tmp_path / "out") is None
+    assert store.usage().trees == 0
+
+
+def test_the_same_bytes_cost_no_second_copy(store: Store, tmp_path: Path) -> None:
+    """Two directories with equal files share objects; equal trees are one."""
+    first = made(store, tmp_path / "a", x=b"same", y=b"same", z=b"other")
+    second = made(store, tmp_path / "b", x=b"same", y=b"same", z=b"other")
+    assert first.tree_digest == second.tree_digest
+    assert store.put_file(tmp_path / "a" / "x") == (hashlib.sha256(b"same").hexdigest(), 4)
+    assert (store.usage().objects, store.usage().trees, store.usage().size_bytes) == (2, 1, 9)
+
+
+def test_the_writer_cannot_reach_the_artifact(store: Store, tmp_path: Path) -> None:
+    """A file still open for writing changes nothing that was stored."""
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / "log").open("wb") as writer:
+        writer.write(b"before")
+        writer.flush()
+        published = publish(store, tmp_path / "out")
+        writer.write(b" after")
+    assert published is not None
+    assert store.verify(published.tree_digest) == []
+    assert read(store.root / "objects").popitem()[1] == b"before"
+
+
+def test_links_inside_are_followed_and_others_left_out(store: Store, tmp_path: Path) -> None:
+    """Links to files and directories of the tree become them; what leads out, dangles or circles is named."""
+    out = tmp_path / "out"
+    (out / "ckpt-1").mkdir(parents=True)
+    (out / "ckpt-1" / "w").write_bytes(b"w")
+    (out / "latest").symlink_to("ckpt-1")
+    (out / "file").symlink_to(out / "ckpt-1" / "w")
+    (out / "passwd").symlink_to("/etc/passwd")
+    (out / "gone").symlink_to("nowhere")
+    (out / "ckpt-1" / "up").symlink_to("..")
+    os.mkfifo(out / "pipe")
+    published = publish(store, out)
+    assert published is not None
+    paths = [entry.path for entry in store.manifest(published.tree_digest).entries]
+    assert paths == ["ckpt-1/w", "file", "latest/w"]
+    why = {each.path: each.why for each in published.skipped}
+    assert why.keys() == {"passwd", "gone", "ckpt-1/up", "latest/up", "pipe"}
+    assert "outside" in why["passwd"]
+    assert "circle" in why["ckpt-1/up"]
+
+
+def test_an_input_with_a_link_outside_is_refused(store: Store, tmp_path: Path) -> None:
+    """A source must be whole: what cannot be part of it is an error, not a gap."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a").write_bytes(b"a")
+    (tmp_path / "in" / "passwd").symlink_to("/etc/passwd")
+    with pytest.raises(SourceRefused, match="passwd"):
+        fetch(store, parse("in", tmp_path), SourceOptions(), progress=lambda *_: None, cancelled=lambda: False)
+
+
+def test_a_tree_without_its_objects_is_not_published(store: Store) -> None:
+    """`put_tree` checks every object, and its size."""
+    with pytest.raises(NotStored):
+        store.put_tree(build([Entry("a", 1, "a" * 64)]))
+    assert store.usage().trees == 0
+
+
+@pytest.mark.parametrize("digest", ["", "../../etc", "A" * 64, "a" * 63])
+def test_what_is_no_digest_reaches_no_path(store: Store, digest: str) -> None:
+    """Every door checks the digest before it becomes a path."""
+    for door in (store.has_tree, store.manifest, store.verify, store.remove_tree, store.view_path, store.object_path):
+        with pytest.raises(NotStored):
+            door(digest)
+
+
+def test_a_view_is_read_only_and_built_once(store: Store, tmp_path: Path) -> None:
+    """The second handout is the same directory; no bit of it allows writing, the x bit is kept."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "tool").write_bytes(b"#!")
+    (tmp_path / "out" / "tool").chmod(0o755)
+    published = made(store, tmp_path / "out", a__b=b"data")
+    first = checkout(store, published.tree_digest, tmp_path / "unused", writable=False)
+    inode = first.path.stat().st_ino
+    second = checkout(store, published.tree_digest, tmp_path / "unused", writable=False)
+    assert (first.way, second.path, second.path.stat().st_ino) == ("view", first.path, inode)
+    assert read(first.path) == {"a/b": b"data", "tool": b"#!"}
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [first.path, *first.path.rglob("*")]}
+    assert modes == {first.path.name: 0o555, "a": 0o555, "b": 0o444, "tool": 0o555}
+    assert not (tmp_path / "unused").exists()
+    assert leftovers(store) == []
+
+
+def test_a_writable_copy_is_private(store: Store, tmp_path: Path) -> None:
+    """Writing to a copy changes neither the view nor another copy; no inode is shared."""
+    published = made(store, tmp_path / "out", a=b"data")
+    view = checkout(store, published.tree_digest, tmp_path, writable=False).path
+    for name in ("one", "two"):
+        given = checkout(store, published.tree_digest, tmp_path / name, writable=True, reflink_first=name == "one")
+        assert given.way in {"reflink", "copy"}
+    with (tmp_path / "one" / "a").open("r+b") as file:
+        file.write(b"EVIL")
+    assert (view / "a").read_bytes() == (tmp_path / "two" / "a").read_bytes() == b"data"
+    assert (tmp_path / "one" / "a").stat().st_nlink == 1
+    assert stat.S_IMODE((tmp_path / "one" / "a").stat().st_mode) == 0o644
+    assert store.verify(published.tree_digest) == []
+
+
+def test_a_copy_never_lands_on_something(store: Store, tmp_path: Path) -> None:
+    """A destination with content is refused and left alone."""
+    published = made(store, tmp_path / "out", a=b"data")
+    (tmp_path / "dest").mkdir()
+    (tmp_path / "dest" / "mine").write_bytes(b"mine")
+    with pytest.raises(Exists):
+        checkout(store, published.tree_digest, tmp_path / "dest", writable=True)
+    assert read(tmp_path / "dest") == {"mine": b"mine"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dest", "out", "store"]
+
+
+def test_a_view_copies_where_links_have_run_out(store: Store, tmp_path: Path) -> None:
+    """When the file system gives no more links to an object, the view holds a copy instead."""
+    published = made(store, tmp_path / "out", a=b"data")
+    digest = store.manifest(published.tree_digest).entries[0].digest
+    links = tmp_path / "links"
+    links.mkdir()
+    try:
+        for index in range(70_000):
+            os.link(store.object_path(digest), links / str(index))
+    except OSError:
+        pass
+    else:
+        pytest.fail("this file system has no limit that the test could reach")
+    view = handing.view(store, published.tree_digest)
+    assert read(view) == {"a": b"data"}
+    assert (view / "a").stat().st_nlink == 1
+
+
+def test_damage_is_found_and_mended_by_fetching_again(store: Store, tmp_path: Path) -> None:
+    """`verify` sets a bad object aside with its trees and views; the same bytes put the tree back."""
+    published = made(store, tmp_path / "out", a=b"data", b=b"fine")
+    also = made(store, tmp_path / "also", a=b"data")
+    view = handing.view(store, also.tree_digest)
+    victim = store.object_path(hashlib.sha256(b"data").hexdigest())
+    victim.chmod(0o644)
+    victim.write_bytes(b"DATA")
+    bad = store.verify(published.tree_digest)
+    assert [(each.path, each.digest) for each in bad] == [("a", victim.name)]
+    assert not store.has_tree(published.tree_digest)
+    assert not store.has_tree(also.tree_digest)
+    assert not view.exists()
+    assert len(list((store.root / "damaged").iterdir())) == 1
+    assert publish(store, tmp_path / "out") == published
+    assert store.verify(published.tree_digest) == []
+
+
+def test_a_changed_manifest_is_corrupt(store: Store, tmp_path: Path) -> None:
+    """A valid manifest under another's name is no artifact."""
+    one, two = made(store, tmp_path / "a", a=b"1"), made(store, tmp_path / "b", b=b"2")
+    path = store.root / "trees" / f"{one.tree_digest}.json"
+    path.chmod(0o644)
+    path.write_bytes(store.manifest(two.tree_digest).encoded)
+    with pytest.raises(Corrupt):
+        store.manifest(one.tree_digest)
+
+
+def test_sweep_keeps_roots_and_what_they_share(store: Store, tmp_path: Path) -> None:
+    """Trees that are no roots go, with the objects that only they held."""
+    keep = made(store, tmp_path / "a", x=b"shared", y=b"kept")
+    drop = made(store, tmp_path / "b", x=b"shared", z=b"dropped")
+    view = handing.view(store, drop.tree_digest)
+    gone = swept(store, keep.tree_digest)
+    assert (gone.trees, gone.objects, gone.size_bytes) == (1, 1, 7)
+    assert not view.exists()
+    assert not store.has_tree(drop.tree_digest)
+    assert store.verify(keep.tree_digest) == []
+
+
+def test_sweep_spares_what_is_younger_than_a_lease(store: Store, tmp_path: Path) -> None:
+    """What was stored or found again under a live lease stays until the lease ends."""
+    old = made(store, tmp_path / "old", o=b"old")
+    store.put_file(tmp_path / "old" / "o")
+    swept(store, old.tree_digest)
+    with store.lease("job 1"):
+        young = made(store, tmp_path / "young", y=b"young")
+        store.refresh(hashlib.sha256(b"old").hexdigest(), 3)
+        gone = swept(store)
+        assert (gone.trees, gone.objects) == (1, 0)
+        assert store.has_tree(young.tree_digest)
+    assert swept(store).objects == 2
+    assert not store.has_tree(old.tree_digest)
+
+
+def test_a_lease_keeps_the_trees_it_names(store: Store, tmp_path: Path) -> None:
+    """A named tree is neither swept nor removed while the lease lives."""
+    tree = made(store, tmp_path / "a", x=b"x").tree_digest
+    with store.lease("job 7") as lease:
+        lease.keep(tree)
+        swept(store)
+        with pytest.raises(InUse, match="job 7"):
+            store.remove_tree(tree)
+        assert store.verify(tree) == []
+    assert store.remove_tree(tree)
+    assert not store.remove_tree(tree)
+
+
+def test_a_dead_process_holds_no_lease(store: Store, tmp_path: Path) -> None:
+    """Leases of a dead pid, of another boot, and of a pid that now is somebody else end at the next sweep."""
+    tree = made(store, tmp_path / "a", x=b"x").tree_digest
+    with store.lease("me"):
+        mine = json.loads(next((store.root / "leases").glob("*.json")).read_text())
+    for name, change in (("a", {"pid": 2**22 + 1}), ("b", {"boot": "other"}), ("c", {"started": 1})):
+        (store.root / "leases" / f"{name}.json").write_text(
+            json.dumps({**mine, **change, "keeps": [tree], "since_ns": 0})
+        )
+    assert swept(store).trees == 1
+    assert leftovers(store) == []
+
+
+def test_sweep_beside_publishers_loses_nothing(store: Store, tmp_path: Path) -> None:
+    """Threads publish, look and drop while another sweeps: no tree that was promised under a lease is incomplete."""
+    stop, faults = threading.Event(), list[str]()
+
+    def work(number: int) -> None:
+        for turn in range(25):
+            directory = tmp_path / f"w{number}-{turn}"
+            with store.lease(f"w{number}"):
+                published = made(store, directory, a=f"{turn % 3}".encode(), b=f"{number}{turn}".encode())
+                if store.verify(published.tree_digest):
+                    faults.append(published.tree_digest)
+
+    def sweep() -> None:
+        while not stop.is_set():
+            store.sweep([])
+
+    sweeper = threading.Thread(target=sweep)
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    sweeper.start()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    stop.set()
+    sweeper.join()
+    swept(store)
+    assert faults == []
+    assert (store.usage().objects, store.usage().trees) == (0, 0)
+
+
+def test_two_publishers_at_once_agree(store: Store, tmp_path: Path) -> None:
+    """The same directory published by four threads is one tree, one copy, and no debris."""
+    for index in range(40):
+        (tmp_path / "out" / f"d{index}").mkdir(parents=True)
+        (tmp_path / "out" / f"d{index}" / "f").write_bytes(bytes([index]) * 1000)
+    results: list[Published | None] = []
+    threads = [threading.Thread(target=lambda: results.append(publish(store, tmp_path / "out"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    assert len(set(results)) == 1
+    assert store.usage().objects == 40
+    assert leftovers(store) == []
+
+
+STEPS = ("written", "sync", "object rename", "objects published", "manifest", "manifest sync", "manifest rename",
+         "manifest durable", "published")  # fmt: skip
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from storage.publish import publish
+from storage.store import Store
+root, out, step, count = sys.argv[1:]
+left = int(count)
+def on_step(name):
+    global left
+    if name == step:
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+publish(Store(Path(root), on_step=on_step), Path(out), threads=1)
+"""
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_kill_at_any_step_leaves_a_tree_whole_or_absent(tmp_path: Path, step: str) -> None:
+    """After SIGKILL at each step the tree is whole or not there, publishing again works, and a sweep leaves nothing."""
+    for index in range(5):
+        (tmp_path / "out" / f"{index}").mkdir(parents=True)
+        (tmp_path / "out" / f"{index}" / "f").write_bytes(bytes([index]) * 5000)
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(tmp_path / "store"), str(tmp_path / "out"), step, "1"],
+        env={"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert child.returncode == -9
+    store = Store(tmp_path / "store")
+    trees = [path.stem for path in (store.root / "trees").glob("*.json")]
+    assert len(trees) == (1 if step in {"manifest durable", "published"} else 0)
+    for tree in trees:
+        assert store.verify(tree) == []
+    published = publish(store, tmp_path / "out")
+    assert published is not None
+    assert store.verify(published.tree_digest) == []
+    swept(store, published.tree_digest)
+    assert leftovers(store) == []
+    assert (store.usage().objects, store.usage().trees) == (5, 1)
+
+
+def test_a_full_disk_leaves_no_debris_and_heals(tmp_path: Path) -> None:
+    """Publishing, fetching and copying out on a full disk raise `DiskFull`, leave nothing, and work with room again."""
+    with tmpfs(tmp_path / "small", "2m"):
+        store = Store(tmp_path / "small" / "store")
+        (tmp_path / "out").mkdir()
+        for index in range(3):
+            (tmp_path / "out" / f"{index}").write_bytes(os.urandom(500_000))
+        filler = tmp_path / "small" / "filler"
+        filler.write_bytes(bytes(1_200_000))
+        with pytest.raises(DiskFull):
+            publish(store, tmp_path / "out")
+        with pytest.raises(DiskFull):
+            fetch(store, parse("out", tmp_path), SourceOptions(), progress=lambda *_: None, cancelled=lambda: False)
+        assert leftovers(store) == []
+        assert store.usage().objects == 0
+        filler.unlink()
+        published = publish(store, tmp_path / "out")
+        assert published is not None
+        with pytest.raises(DiskFull):
+            checkout(store, published.tree_digest, tmp_path / "small" / "copy", writable=True)
+        with pytest.raises(DiskFull):
+            export(store, published.tree_digest, tmp_path / "small" / "copy")
+        assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["store"]
+        assert store.verify(published.tree_digest) == []
+
+
+def test_export_makes_a_new_directory_whole(store: Store, tmp_path: Path) -> None:
+    """A pull into a place that is not there creates it, parents included."""
+    published = made(store, tmp_path / "out", a__b=b"1", c=b"2")
+    assert export(store, published.tree_digest, tmp_path / "new" / "place") == 2
+    assert read(tmp_path / "new" / "place") == {"a/b": b"1", "c": b"2"}
+
+
+def test_export_overwrites_only_when_told(store: Store, tmp_path: Path) -> None:
+    """A taken path refuses everything first; told so, it is replaced and others stay."""
+    published = made(store, tmp_path / "out", a=b"new", z=b"zed")
+    dest = tmp_path / "dest"
+    dest.mkdir()
+    (dest / "z").write_bytes(b"old")
+    (dest / "mine").write_bytes(b"mine")
+    with pytest.raises(Exists):
+        export(store, published.tree_digest, dest)
+    assert read(dest) == {"z": b"old", "mine": b"mine"}
+    export(store, published.tree_digest, dest, overwrite=True)
+    assert read(dest) == {"a": b"new", "z": b"zed", "mine": b"mine"}
+
+
+def test_export_follows_no_link_below_the_destination(store: Store, tmp_path: Path) -> None:
+    """A directory that is a link stays a refusal; a file that is a link is replaced, not written through."""
+    published = made(store, tmp_path / "out", sub__f=b"f")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "dest").mkdir()
+    (tmp_path / "dest" / "sub").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Exists):
+        export(store, published.tree_digest, tmp_path / "dest", overwrite=True)
+    (tmp_path / "dest" / "sub").unlink()
+    (tmp_path / "dest" / "sub").mkdir()
+    (tmp_path / "elsewhere" / "f").write_bytes(b"untouched")
+    (tmp_path / "dest" / "sub" / "f").symlink_to(tmp_path / "elsewhere" / "f")
+    export(store, published.tree_digest, tmp_path / "dest", overwrite=True)
+    assert (tmp_path / "elsewhere" / "f").read_bytes() == b"untouched"
+    assert (tmp_path / "dest" / "sub" / "f").read_bytes() == b"f"
+
+
+def test_names_that_are_not_utf8_survive(store: Store, tmp_path: Path) -> None:
+    """Any name a disk can hold comes back byte for byte."""
+    raw = b"latin-\xe9\nline"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / os.fsdecode(raw)).write_bytes(b"x")
+    published = publish(store, tmp_path / "out")
+    assert published is not None
+    export(store, published.tree_digest, tmp_path / "back")
+    assert os.listdir(os.fsencode(tmp_path / "back")) == [raw]
+
+
+def test_an_unchanged_local_file_is_not_read_again(store: Store, tmp_path: Path) -> None:
+    """A settled file is known by identity and times; a touched one is read again."""
+    source = tmp_path / "f"
+    source.write_bytes(b"data")
+    reads: list[tuple[int, int | None]] = []
+    uri = parse(str(source), PurePath("/"))
+    digests = {
+        fetch(
+            store,
+            uri,
+            SourceOptions(),
+            progress=lambda done, total: reads.append((done, total)),
+            cancelled=lambda: False,
+        ).tree_digest
+        for _ in range(2)
+    }
+    assert len(digests) == 1
+    assert reads[-1] == (4, 4)
+
+
+def test_a_broken_manifest_stops_neither_sweep_nor_mending(store: Store, tmp_path: Path) -> None:
+    """A root whose manifest is garbage is set aside by the sweep, others stay, and publishing again restores it."""
+    good, bad = made(store, tmp_path / "a", a=b"1"), made(store, tmp_path / "b", b=b"2")
+    path = store.root / "trees" / f"{bad.tree_digest}.json"
+    path.chmod(0o644)
+    path.write_bytes(b"garbage")
+    with pytest.raises(Corrupt):
+        store.manifest(bad.tree_digest)
+    assert publish(store, tmp_path / "b") == bad
+    assert store.verify(bad.tree_digest) == []
+    path.chmod(0o644)
+    path.write_bytes(b"garbage")
+    swept(store, good.tree_digest, bad.tree_digest)
+    assert not store.has_tree(bad.tree_digest)
+    assert store.verify(good.tree_digest) == []
+
+
+def test_a_file_that_keeps_changing_is_refused(store: Store, tmp_path: Path) -> None:
+    """A file that changes during each read is never stored as if it were one state."""
+    (tmp_path / "out").mkdir()
+    victim = tmp_path / "out" / "f"
+    victim.write_bytes(bytes(10))
+
+    def grow() -> bool:
+        with victim.open("ab") as file:
+            file.write(b"x")
+        return False
+
+    with pytest.raises(SourceChanged):
+        publish(store, tmp_path / "out", cancelled=grow)
+    assert (store.usage().objects, leftovers(store)) == (0, [])
+
+
+def test_cancelling_a_publication_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    """`Cancelled` comes out and no tree appears."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "f").write_bytes(b"x")
+    with pytest.raises(Cancelled):
+        publish(store, tmp_path / "out", cancelled=lambda: True)
+    assert (store.usage().trees, leftovers(store)) == (0, [])
