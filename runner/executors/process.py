@@ -1,0 +1,141 @@
+"""Run attempts as plain processes of this box, each under a watcher that outlives the runner."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner.core.plan import LaunchPlan
+from runner.executors.base import AttemptRecord, Environments, Launched, Lock, Prepared, Swept
+from runner.executors.cgroups import CgroupRoots
+from runner.executors.link import SpawnerLink
+from runner.executors.marks import Box, reopen_process
+from runner.executors.records import read_beat, read_exit, read_start
+from runner.executors.sweep import sweep_attempt
+
+
+class ProcessExecutor:
+    """The executor of host processes.
+
+    `notify` is the datagram socket on which watchers hint that the disk is worth a look; `cgroups` comes from
+    `find_cgroups()`, or is empty to do without.
+    """
+
+    def __init__(
+        self, control_root: Path, link: SpawnerLink, cgroups: CgroupRoots, box: Box, *, notify: Path | None = None
+    ) -> None:
+        self.control_root = control_root
+        self.link = link
+        self.cgroups = cgroups
+        self.box = box
+        self.notify = notify
+
+    def control_dir(self, attempt_id: int) -> Path:
+        """Return where an attempt's control directory is or will be."""
+        return self.control_root / str(attempt_id)
+
+    def prepare(self, attempt_id: int, plan: LaunchPlan) -> Prepared:
+        """Make the control directory, take its lock, open its FIFO, write its plan.
+
+        Raises FileExistsError when the directory is there: an attempt is launched once.
+        """
+        plan = dataclasses.replace(plan, cgroups=self.cgroups.plan(plan))
+        directory = self.control_dir(attempt_id)
+        self.control_root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700)
+        lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.mkfifo(directory / "control", 0o600)
+            (directory / "plan.json").write_text(json.dumps(plan.to_document()))
+            # Both ends: what is written before the watcher listens waits for it.
+            fifo_fd = os.open(directory / "control", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except BaseException:
+            os.close(lock_fd)
+            raise
+        return Prepared(directory, plan, lock_fd, fifo_fd)
+
+    def launch(self, prepared: Prepared, environments: Environments, device_lock_fds: Sequence[int] = ()) -> Launched:
+        """Have a watcher forked for the attempt; close our lock and FIFO whatever happens.
+
+        Raises Unavailable when the spawner did not answer: then `look` tells whether the attempt runs.
+        """
+        plan = prepared.plan
+        try:
+            pid, pidfd = self.link.spawn(
+                {
+                    "control_dir": str(prepared.control_dir),
+                    "plan": plan.to_document(),
+                    "envs": [dict(environment) for environment in environments],
+                    "token_hash": hashlib.sha256(plan.token.encode()).hexdigest(),
+                    "notify": str(self.notify) if self.notify else None,
+                },
+                (prepared.lock_fd, prepared.fifo_fd, *device_lock_fds),
+            )
+        finally:
+            self.abandon(prepared)
+        return Launched(pid, pidfd)
+
+    def abandon(self, prepared: Prepared) -> None:
+        """Close what prepare opened."""
+        os.close(prepared.lock_fd)
+        os.close(prepared.fifo_fd)
+
+    def stop(self, control_dir: Path, number: int, grace_s: float) -> bool:
+        """Have every process signalled, and killed after the grace."""
+        return _command(control_dir, f"stop {number} {grace_s:g}\n")
+
+    def kill(self, control_dir: Path) -> bool:
+        """Have the tree killed now."""
+        return _command(control_dir, "kill\n")
+
+    def look(self, control_dir: Path) -> AttemptRecord:
+        """Read the lock first, then the records: what a watcher wrote before it let go is then seen."""
+        lock = _lock_state(control_dir / "lock")
+        ranks, final = read_exit(control_dir)
+        return AttemptRecord(control_dir, lock, read_start(control_dir), ranks, final, read_beat(control_dir))
+
+    def reopen(self, record: AttemptRecord) -> int | None:
+        """Return a pidfd of the watcher that wrote the start record, proven to be that very process."""
+        if record.start is None or record.start.boot_id != self.box.boot_id:
+            return None
+        return reopen_process(record.start.watcher)
+
+    def sweep(self, record: AttemptRecord) -> Swept:
+        """Kill what a dead watcher left alive; nothing at all after a reboot."""
+        return sweep_attempt(record, self.box)
+
+
+def _command(control_dir: Path, line: str) -> bool:
+    try:
+        descriptor = os.open(control_dir / "control", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENOENT):  # no watcher has it open
+            return False
+        raise
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _lock_state(path: Path) -> Lock:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return "absent"
+    try:
+        # Shared, so that two looks at once do not take each other for a watcher.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "held"
+    finally:
+        os.close(descriptor)
+    return "free"

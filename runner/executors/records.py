@@ -1,0 +1,136 @@
+"""Read what a watcher left in a control directory: each record whole or not at all, whatever happened to the file."""
+
+from __future__ import annotations
+
+import binascii
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from runner.executors.watcher import BEAT, RECORD_HEADER, RECORD_MAGIC, RECORD_VERSION, SLOT_BYTES
+
+RECORD_BYTES_MAX = 1 << 20
+
+Kind = Literal["exited", "signalled", "exec_failed", "launch_failed", "undead"]
+Cause = Literal["none", "stop", "time", "rank_failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessMark:
+    """What tells one process from all others: pid, start time in clock ticks, and its pidfd's inode (0: not known)."""
+
+    pid: int
+    start_ticks: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartRecord:
+    """Written durably before any user code runs; `workers` are in the order of the plan."""
+
+    attempt_id: int
+    boot_id: str
+    token_hash: str
+    watcher: ProcessMark
+    workers: tuple[ProcessMark, ...]
+    cgroup: str | None
+    enforced: tuple[str, ...]
+    monotonic_ns: int
+    boottime_ns: int
+    wall_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankExit:
+    """How one rank ended; `cause` says whether it had been told to stop, `oom_kills` counts the kernel's kills."""
+
+    rank: int
+    kind: Kind
+    code: int | None
+    signal: int | None
+    oom_kills: int
+    user_us: int
+    system_us: int
+    max_rss_kib: int
+    monotonic_ns: int
+    wall_us: int
+    cause: Cause
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class FinalRecord:
+    """The tree is dead, or (`undead`) would not die within 60 s of SIGKILL; `leftovers` outlived their main process."""
+
+    monotonic_ns: int
+    wall_us: int
+    leftovers: int
+    undead: bool
+
+
+def unframe(content: bytes) -> dict[str, Any] | None:
+    """Return the document of one packed record; None for anything but a whole, unharmed record that we can read."""
+    if len(content) < RECORD_HEADER.size:
+        return None
+    magic, version, length, crc = RECORD_HEADER.unpack_from(content)
+    payload = content[RECORD_HEADER.size : RECORD_HEADER.size + length]
+    if magic != RECORD_MAGIC or not 0 < version <= RECORD_VERSION or len(payload) != length:
+        return None
+    if binascii.crc32(content[: RECORD_HEADER.size - 4] + payload) != crc:
+        return None
+    document = json.loads(payload)
+    return document if isinstance(document, dict) else None
+
+
+def read_start(control_dir: Path) -> StartRecord | None:
+    """Return the start record, None when user code cannot have run."""
+    document = unframe(_content(control_dir / "start"))
+    if document is None:
+        return None
+    return StartRecord(
+        attempt_id=document["attempt_id"],
+        boot_id=document["boot_id"],
+        token_hash=document["token_hash"],
+        watcher=_mark(document["watcher"]),
+        workers=tuple(_mark(worker) for worker in document["workers"]),
+        cgroup=document["cgroup"],
+        enforced=tuple(document["enforced"]),
+        monotonic_ns=document["monotonic_ns"],
+        boottime_ns=document["boottime_ns"],
+        wall_us=document["wall_us"],
+    )
+
+
+def read_exit(control_dir: Path) -> tuple[tuple[RankExit | None, ...], FinalRecord | None]:
+    """Return one entry a rank, in the order of the plan, and the final record; None for what is not written yet."""
+    content = _content(control_dir / "exit")
+    slots = [content[at : at + SLOT_BYTES] for at in range(0, len(content), SLOT_BYTES)]
+    if not slots:
+        return (), None
+    documents = [unframe(slot) for slot in slots]
+    ranks = tuple(RankExit(**document) if document else None for document in documents[:-1])
+    final = documents[-1]
+    return ranks, FinalRecord(**final) if final else None
+
+
+def read_beat(control_dir: Path) -> int | None:
+    """Return the monotonic nanoseconds of the last sign of life, of the boot that the start record names."""
+    content = _content(control_dir / "beat")
+    return int(BEAT.unpack(content)[0]) if len(content) == BEAT.size else None
+
+
+def _mark(document: dict[str, int]) -> ProcessMark:
+    return ProcessMark(document["pid"], document["start_ticks"], document["inode"])
+
+
+def _content(path: Path) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    try:
+        return os.read(descriptor, RECORD_BYTES_MAX)
+    finally:
+        os.close(descriptor)
