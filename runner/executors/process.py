@@ -16,8 +16,9 @@ from runner.executors.base import AttemptRecord, Environments, Launched, Lock, P
 from runner.executors.cgroups import CgroupRoots
 from runner.executors.link import SpawnerLink
 from runner.executors.marks import Box, reopen_process
-from runner.executors.records import read_beat, read_exit, read_start
+from runner.executors.records import RECORD_BYTES_MAX, read_beat, read_record
 from runner.executors.sweep import sweep_attempt
+from runner.executors.watcher import blank_record, write_whole
 
 
 class ProcessExecutor:
@@ -41,7 +42,7 @@ class ProcessExecutor:
         return self.control_root / str(attempt_id)
 
     def prepare(self, attempt_id: int, plan: LaunchPlan) -> Prepared:
-        """Make the control directory, take its lock, open its FIFO, write its plan.
+        """Make the control directory, lock its record, write its plan, open its FIFO.
 
         Raises FileExistsError when the directory is there: an attempt is launched once.
         """
@@ -49,20 +50,22 @@ class ProcessExecutor:
         directory = self.control_dir(attempt_id)
         self.control_root.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.mkdir(mode=0o700)
-        lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        record_fd = os.open(directory / "record", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(record_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            write_whole(record_fd, blank_record(len(plan.workers)), 0)
+            document = plan.to_document()
+            _write_private(directory / "plan.json", json.dumps(document).encode())
             os.mkfifo(directory / "control", 0o600)
-            (directory / "plan.json").write_text(json.dumps(plan.to_document()))
             # Both ends: what is written before the watcher listens waits for it.
             fifo_fd = os.open(directory / "control", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except BaseException:
-            os.close(lock_fd)
+            os.close(record_fd)
             raise
-        return Prepared(directory, plan, lock_fd, fifo_fd)
+        return Prepared(directory, plan, document, record_fd, fifo_fd)
 
     def launch(self, prepared: Prepared, environments: Environments, device_lock_fds: Sequence[int] = ()) -> Launched:
-        """Have a watcher forked for the attempt; close our lock and FIFO whatever happens.
+        """Have a watcher forked for the attempt; close our record and FIFO whatever happens.
 
         Raises Unavailable when the spawner did not answer: then `look` tells whether the attempt runs.
         """
@@ -71,12 +74,12 @@ class ProcessExecutor:
             pid, pidfd = self.link.spawn(
                 {
                     "control_dir": str(prepared.control_dir),
-                    "plan": plan.to_document(),
+                    "plan": prepared.document,
                     "envs": [dict(environment) for environment in environments],
                     "token_hash": hashlib.sha256(plan.token.encode()).hexdigest(),
                     "notify": str(self.notify) if self.notify else None,
                 },
-                (prepared.lock_fd, prepared.fifo_fd, *device_lock_fds),
+                (prepared.record_fd, prepared.fifo_fd, *device_lock_fds),
             )
         finally:
             self.abandon(prepared)
@@ -84,7 +87,7 @@ class ProcessExecutor:
 
     def abandon(self, prepared: Prepared) -> None:
         """Close what prepare opened."""
-        os.close(prepared.lock_fd)
+        os.close(prepared.record_fd)
         os.close(prepared.fifo_fd)
 
     def stop(self, control_dir: Path, number: int, grace_s: float) -> bool:
@@ -97,9 +100,9 @@ class ProcessExecutor:
 
     def look(self, control_dir: Path) -> AttemptRecord:
         """Read the lock first, then the records: what a watcher wrote before it let go is then seen."""
-        lock = _lock_state(control_dir / "lock")
-        ranks, final = read_exit(control_dir)
-        return AttemptRecord(control_dir, lock, read_start(control_dir), ranks, final, read_beat(control_dir))
+        lock, content = _look_at(control_dir / "record")
+        start, ranks, final = read_record(content)
+        return AttemptRecord(control_dir, lock, start, ranks, final, read_beat(control_dir))
 
     def reopen(self, record: AttemptRecord) -> int | None:
         """Return a pidfd of the watcher that wrote the start record, proven to be that very process."""
@@ -126,16 +129,26 @@ def _command(control_dir: Path, line: str) -> bool:
     return True
 
 
-def _lock_state(path: Path) -> Lock:
+def _look_at(path: Path) -> tuple[Lock, bytes]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return "absent"
+        return "absent", b""
+    lock: Lock = "free"
     try:
         # Shared, so that two looks at once do not take each other for a watcher.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return "held"
+        lock = "held"
+    try:
+        return lock, os.read(descriptor, RECORD_BYTES_MAX)
     finally:
         os.close(descriptor)
-    return "free"
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        write_whole(descriptor, content, 0)
+    finally:
+        os.close(descriptor)

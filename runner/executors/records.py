@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import binascii
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -84,11 +83,23 @@ def unframe(content: bytes) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def read_start(control_dir: Path) -> StartRecord | None:
-    """Return the start record, None when user code cannot have run."""
-    document = unframe(_content(control_dir / "start"))
-    if document is None:
-        return None
+def read_record(content: bytes) -> tuple[StartRecord | None, tuple[RankExit | None, ...], FinalRecord | None]:
+    """Return the start record, one entry a rank in the order of the plan, and the final record.
+
+    None stands for what is not written; without a start record no code of the user can have run.
+    """
+    layout = unframe(content[:SLOT_BYTES])
+    if layout is None:
+        return None, (), None
+    count = int(layout["workers"])
+    slots = [unframe(content[at : at + SLOT_BYTES]) for at in range(SLOT_BYTES, SLOT_BYTES * (count + 2), SLOT_BYTES)]
+    ranks = tuple(RankExit(**document) if document else None for document in slots[:-1])
+    final = slots[-1]
+    start = unframe(content[SLOT_BYTES * (count + 2) :])
+    return _start(start) if start else None, ranks, FinalRecord(**final) if final else None
+
+
+def _start(document: dict[str, Any]) -> StartRecord:
     return StartRecord(
         attempt_id=document["attempt_id"],
         boot_id=document["boot_id"],
@@ -103,34 +114,15 @@ def read_start(control_dir: Path) -> StartRecord | None:
     )
 
 
-def read_exit(control_dir: Path) -> tuple[tuple[RankExit | None, ...], FinalRecord | None]:
-    """Return one entry a rank, in the order of the plan, and the final record; None for what is not written yet."""
-    content = _content(control_dir / "exit")
-    slots = [content[at : at + SLOT_BYTES] for at in range(0, len(content), SLOT_BYTES)]
-    if not slots:
-        return (), None
-    documents = [unframe(slot) for slot in slots]
-    ranks = tuple(RankExit(**document) if document else None for document in documents[:-1])
-    final = documents[-1]
-    return ranks, FinalRecord(**final) if final else None
-
-
 def read_beat(control_dir: Path) -> int | None:
-    """Return the monotonic nanoseconds of the last sign of life, of the boot that the start record names."""
-    content = _content(control_dir / "beat")
+    """Return the monotonic nanoseconds of the last sign of life; None in the first minute."""
+    try:
+        content = (control_dir / "beat").read_bytes()
+    except FileNotFoundError:
+        return None
     return int(BEAT.unpack(content)[0]) if len(content) == BEAT.size else None
 
 
 def _mark(document: dict[str, int]) -> ProcessMark:
     return ProcessMark(document["pid"], document["start_ticks"], document["inode"])
 
-
-def _content(path: Path) -> bytes:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return b""
-    try:
-        return os.read(descriptor, RECORD_BYTES_MAX)
-    finally:
-        os.close(descriptor)

@@ -64,7 +64,7 @@ class Connection:
     def receive(self) -> list[dict[str, Any]] | None:
         """Return the whole frames that are here; None when the peer is gone; ValueError when it talks nonsense."""
         data, ancillary, _, _ = self.stream.recvmsg(
-            1 << 18, socket.CMSG_SPACE(DESCRIPTORS_MAX * 4), socket.MSG_CMSG_CLOEXEC
+            1 << 16, socket.CMSG_SPACE(DESCRIPTORS_MAX * 4), socket.MSG_CMSG_CLOEXEC
         )
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -138,6 +138,9 @@ class Runner:
             say(f"cannot start the runner {self.argv[0]}: {error.strerror}")
             self._delay()
             return
+        with contextlib.suppress(OSError):  # the spawner is protected from a lack of memory, what it starts is not
+            with open(f"/proc/{pid}/oom_score_adj", "w") as score:  # noqa: PTH123
+                score.write("0")
         self._watch(pid, child=True)
 
     def adopt(self, pid: int) -> None:
@@ -457,6 +460,7 @@ def serve(state: str, command: list[str], listener: socket.socket, *, adopted: i
     """Be the spawner of this state until there is nothing left to do."""
     spawner = Spawner(state, command, listener)
     spawner.host.subreaper(b"stoker-spawner")
+    spawner.host.protect()
     # Objects made up to here are never collected: a collection in a fork would copy every page it looks at.
     gc.collect()
     gc.freeze()

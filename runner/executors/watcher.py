@@ -68,9 +68,12 @@ _PUNCH_HOLE_KEEP_SIZE = 3
 _NS = 1_000_000_000
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
 def frame(document: dict[str, Any]) -> bytes:
     """Pack one record: a header with version and CRC, then JSON. A reader takes it whole or not at all."""
-    payload = json.dumps(document, separators=(",", ":")).encode()
+    payload = _encode(document).encode()
     head = RECORD_HEADER.pack(RECORD_MAGIC, RECORD_VERSION, len(payload), 0)[:8]
     return RECORD_HEADER.pack(RECORD_MAGIC, RECORD_VERSION, len(payload), binascii.crc32(head + payload)) + payload
 
@@ -82,6 +85,15 @@ def slot(document: dict[str, Any]) -> bytes:
         document = {**document, "detail": document["detail"][: (len(document["detail"]) // 2)]}
         packed = frame(document)
     return packed.ljust(SLOT_BYTES, b"\0")
+
+
+def blank_record(workers: int) -> bytes:
+    """Return what a record file holds before its watcher writes: the layout, a slot a rank, the slot for the end.
+
+    The start record follows the slots. All of it is written, not only reserved: overwriting in place later needs no
+    room, so a full disk cannot lose a code.
+    """
+    return slot({"workers": workers}) + bytes(SLOT_BYTES * (workers + 1))
 
 
 def start_ticks(pid: int) -> int:
@@ -121,7 +133,10 @@ class Host:
         self.boot_id = _read("/proc/sys/kernel/random/boot_id").decode().strip()
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.hints = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self.root = os.geteuid() == 0
+        self.lowered = False
+        anonymous = os.eventfd(0)
+        self.anonymous_device = os.fstat(anonymous).st_dev
+        os.close(anonymous)
 
     def check(self, result: int, what: str) -> int:
         """Return the result of a libc call, or raise the OSError it left in errno."""
@@ -136,6 +151,26 @@ class Host:
         flags = os.O_NONBLOCK | os.O_CLOEXEC
         # 74/289 differ by machine, so the libc wrapper; its sigset_t is 128 bytes, the kernel's 8.
         return self.check(self.libc.signalfd(-1, mask.ljust(128, b"\0"), flags), "signalfd")
+
+    def protect(self) -> None:
+        """Ask the kernel to take this process and its watchers last when memory runs out; it may refuse."""
+        with contextlib.suppress(OSError):
+            _write("/proc/self/oom_score_adj", "-900")
+            self.lowered = True
+
+    def identity(self, pid: int) -> dict[str, int]:
+        """Return what tells a living child or this process from all others; inode 0 where the kernel has none."""
+        descriptor = os.pidfd_open(pid)
+        try:
+            status = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+        inode = 0 if status.st_dev == self.anonymous_device else status.st_ino
+        return {"pid": pid, "start_ticks": start_ticks(pid), "inode": inode}
+
+    def unblock(self) -> None:
+        """Let every signal through; the module `signal` would spend longer on building its enums."""
+        self.libc.sigprocmask(signal.SIG_SETMASK, bytes(128), None)
 
     def subreaper(self, name: bytes) -> None:
         """Let orphaned descendants become our children, and say in `ps` what this process is."""
@@ -168,6 +203,7 @@ class Tree:
         self.late = False
         self._groups = groups
         self._directory = self._events = -1
+        self._counter = ""
         if self.path is not None:
             try:
                 _make_group(self.path)
@@ -187,6 +223,10 @@ class Tree:
             self._join_v1("cpu", self._groups.get("cpu_v1"), values)
         if weight is not None:
             self._set("cpu-weight", self.path, "cpu.weight", str(min(max(weight // 10, 1), 10_000)))
+        if f"{self._groups.get('memory_v1')}" in self.joined:
+            self._counter = f"{self._groups['memory_v1']}/memory.oom_control"
+        elif self.path is not None and os.path.exists(f"{self.path}/memory.events"):
+            self._counter = f"{self.path}/memory.events"
         # Swap would only slow the death of a job that is past its limit; absent where swap is not accounted.
         if "memory" in self.enforced:
             with contextlib.suppress(OSError):
@@ -244,11 +284,12 @@ class Tree:
 
     def out_of_memory_kills(self) -> int:
         """Return the kernel's count of processes of this tree killed for memory since the group was made."""
-        for path in (f"{self.path}/memory.events", f"{self._groups.get('memory_v1')}/memory.oom_control"):
-            with contextlib.suppress(OSError):
-                for line in _read(path).splitlines():
-                    if line.startswith(b"oom_kill "):
-                        return int(line.split()[1])
+        try:
+            for line in _read(self._counter).splitlines() if self._counter else ():
+                if line.startswith(b"oom_kill "):
+                    return int(line.split()[1])
+        except OSError:
+            pass
         return 0
 
     def processes(self) -> set[int]:
@@ -298,8 +339,10 @@ class Tree:
 
 
 def _make_group(path: str) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    os.mkdir(path)
+    try:
+        os.mkdir(path)
+    except FileNotFoundError:
+        os.makedirs(path)
 
 
 def _group_processes(path: str) -> Iterator[int]:
@@ -310,9 +353,12 @@ def _group_processes(path: str) -> Iterator[int]:
 
 def remove_group(path: str) -> None:
     """Remove an empty group with the empty groups its job made in it."""
-    for parent, _, _ in os.walk(path, topdown=False):
-        with contextlib.suppress(OSError):
-            os.rmdir(parent)
+    try:
+        os.rmdir(path)
+    except OSError:
+        for parent, _, _ in os.walk(path, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(parent)
 
 
 def _descendants(root: int) -> set[int]:
@@ -350,7 +396,7 @@ class Watcher:
         self.host = host
         self.request = request
         self.plan: dict[str, Any] = request["plan"]
-        self.lock, self.fifo, *self.devices = descriptors
+        self.record, self.fifo, *self.devices = descriptors
         self.directory = os.open(request["control_dir"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.signals = host.signal_descriptor(signal.SIGCHLD)
         self.poller = select.poll()
@@ -363,18 +409,14 @@ class Watcher:
         self.kill_at = self.retry_kill_at = self.undead_at = self.retry_write_at = 0
         self.killing = self.undead = False
         self.leftovers = 0
+        self.beat = -1
         self.oom_kills = 0
         self.partial = b""
         self.dirty: list[int] = []
 
     def run(self) -> None:
         """Start the workers, see them to their end, write it down."""
-        count = len(self.plan["workers"])
-        self.slots = bytearray((count + 1) * SLOT_BYTES)
-        # Written, not only reserved: later overwriting in place needs no room, so a full disk cannot lose a code.
-        self.exit = self._create("exit", os.O_RDWR)
-        _write_all(self.exit, bytes(self.slots), 0)
-        self.beat = self._create("beat", os.O_WRONLY)
+        self.slots = bytearray(SLOT_BYTES * (len(self.plan["workers"]) + 1))
         self.tree = Tree(self.host, self.plan["cgroups"])
         self.tree.limit(self.plan)
         self.tree.watch(self.poller)
@@ -409,8 +451,8 @@ class Watcher:
                 "attempt_id": self.plan["attempt_id"],
                 "boot_id": self.host.boot_id,
                 "token_hash": self.request["token_hash"],
-                "watcher": _identity(os.getpid()),
-                "workers": [{"rank": worker.rank, **_identity(worker.pid)} for worker in self.workers],
+                "watcher": self.host.identity(os.getpid()),
+                "workers": [{"rank": worker.rank, **self.host.identity(worker.pid)} for worker in self.workers],
                 "cgroup": self.tree.path,
                 "enforced": self.tree.enforced,
                 "monotonic_ns": monotonic_ns,
@@ -418,12 +460,10 @@ class Watcher:
                 "wall_us": time.time_ns() // 1000,
             }
         )
-        start = self._create("start", os.O_WRONLY)
-        _write_all(start, record, 0)
-        os.pwrite(self.beat, BEAT.pack(monotonic_ns), 0)
-        # The fsync of a new file makes its name durable on ext4, xfs and btrfs, and `exit` was made just before it.
-        os.fdatasync(start)
-        os.close(start)
+        self.tree.populated()
+        write_whole(self.record, record, SLOT_BYTES + len(self.slots))
+        # The sync of a new file makes its name durable on ext4, xfs and btrfs.
+        os.fdatasync(self.record)
         os.write(opener, b"x" * len(self.workers))
         self._hint("started")
 
@@ -519,8 +559,9 @@ class Watcher:
         """Write all changed slots by one write and one sync; on a full copy-on-write disk try again later."""
         first, last = min(self.dirty), max(self.dirty) + 1
         try:
-            _write_all(self.exit, bytes(self.slots[first * SLOT_BYTES : last * SLOT_BYTES]), first * SLOT_BYTES)
-            os.fdatasync(self.exit)
+            content = bytes(self.slots[first * SLOT_BYTES : last * SLOT_BYTES])
+            write_whole(self.record, content, (first + 1) * SLOT_BYTES)
+            os.fdatasync(self.record)
         except OSError:
             self.retry_write_at = now + int(RETRY_S * _NS)
             return
@@ -618,6 +659,8 @@ class Watcher:
     def _beat(self, now: int) -> None:
         self.beat_at = now + int(BEAT_S * _NS)
         with contextlib.suppress(OSError):
+            if self.beat < 0:
+                self.beat = self._create("beat", os.O_WRONLY)
             os.pwrite(self.beat, BEAT.pack(now), 0)
             os.fdatasync(self.beat)
         limit = self.plan["log_limit_bytes"]
@@ -635,17 +678,9 @@ class Watcher:
     def _leave(self) -> None:
         for descriptor in self.devices:
             os.close(descriptor)
-        fcntl.flock(self.lock, fcntl.LOCK_UN)
+        fcntl.flock(self.record, fcntl.LOCK_UN)
         self._hint("ended")
         self.tree.remove()
-
-
-def _identity(pid: int) -> dict[str, int]:
-    descriptor = os.pidfd_open(pid)
-    try:
-        return {"pid": pid, "start_ticks": start_ticks(pid), "inode": pidfd_inode(descriptor)}
-    finally:
-        os.close(descriptor)
 
 
 def pidfd_inode(descriptor: int) -> int:
@@ -680,7 +715,8 @@ def _drain(descriptor: int) -> bytes:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, content: bytes, offset: int) -> None:
+def write_whole(descriptor: int, content: bytes, offset: int) -> None:
+    """Write all of it at the offset; OSError (ENOSPC) when only a part went in."""
     if os.pwrite(descriptor, content, offset) != len(content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -719,7 +755,7 @@ def _enter(watcher: Watcher, worker: Worker, step: list[str], gate: int, trouble
     position = watcher.workers.index(worker)
     os.setsid()
     _redirect(watcher.host, worker.log, gate, trouble)
-    _reset(plan, watcher.tree)
+    _reset(watcher.host, plan, watcher.tree)
     step[0] = "mount"
     _mount(watcher.host, plan)
     step[0] = "identity"
@@ -740,7 +776,7 @@ def _enter(watcher: Watcher, worker: Worker, step: list[str], gate: int, trouble
     if os.read(gate, 1) != b"x":
         os._exit(0)  # the watcher died before the record was durable: nothing of the user may run
     step[0] = "exec"
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    watcher.host.unblock()
     _exec(plan["workers"][position]["argv"], environment)
 
 
@@ -751,8 +787,8 @@ def _redirect(host: Host, log: int, gate: int, trouble: int) -> None:
     close_others({0, 1, 2, gate, trouble})
 
 
-def _reset(plan: dict[str, Any], tree: Tree) -> None:
-    with contextlib.suppress(OSError):
+def _reset(host: Host, plan: dict[str, Any], tree: Tree) -> None:
+    if host.lowered:
         _write("/proc/self/oom_score_adj", "0")
     tree.join()
     for limit in plan["rlimits"]:
@@ -786,13 +822,23 @@ def _link(link: dict[str, str]) -> None:
 
 
 def _exec(argv: list[str], environment: dict[str, str]) -> NoReturn:
-    try:
-        os.execvpe(argv[0], argv, environment)
-    except OSError as error:
-        if error.errno != errno.ENOEXEC:
-            raise
-    # A script without its #! line runs in the shell, as every shell does it.
-    os.execve("/bin/sh", ["/bin/sh", argv[0], *argv[1:]], environment)
+    """Exec as a shell would: PATH of the job's environment, `sh` for a script without its #! line."""
+    name = argv[0]
+    paths = environment.get("PATH", os.defpath).split(":") if "/" not in name else [""]
+    failure: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    for directory in paths:
+        path = f"{directory}/{name}" if directory else name
+        if directory and not os.path.exists(path):
+            continue
+        try:
+            os.execve(path, argv, environment)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno == errno.ENOEXEC:
+                os.execve("/bin/sh", ["/bin/sh", path, *argv[1:]], environment)
+            failure = failure if isinstance(failure, PermissionError) else error
+    raise failure
 
 
 def main(host: Host, request: dict[str, Any], descriptors: list[int]) -> NoReturn:
@@ -803,9 +849,6 @@ def main(host: Host, request: dict[str, Any], descriptors: list[int]) -> NoRetur
         os.umask(0o077)
         host.subreaper(b"stoker-watch")
         close_others({0, 1, 2, host.null, host.hints.fileno(), *descriptors})
-        if host.root:
-            with contextlib.suppress(OSError):
-                _write("/proc/self/oom_score_adj", "-900")
         Watcher(host, request, descriptors).run()
         code = 0
     except BaseException as error:  # noqa: BLE001  a forked child must never return into the spawner's code
