@@ -25,17 +25,15 @@ def this_box() -> Box:
 def reopen_process(mark: ProcessMark) -> int | None:
     """Return a pidfd of the marked process, None when it is gone or the pid is another's now.
 
-    The pidfd is opened first and compared after: what it names cannot change any more. Without an inode in the mark
-    (kernels before 6.9) the start time decides, which has a tick of 10 ms.
+    The pidfd is opened first and compared after: what it names cannot change any more. A mark without an inode
+    (kernels before 6.9) has a start time, in ticks of 10 ms.
     """
     try:
         descriptor = os.pidfd_open(mark.pid)
     except OSError:
         return None
     try:
-        same = start_ticks(mark.pid) == mark.start_ticks and (
-            mark.inode == 0 or pidfd_inode(descriptor) == mark.inode
-        )
+        same = pidfd_inode(descriptor) == mark.inode if mark.inode else start_ticks(mark.pid) == mark.start_ticks
     except OSError:
         same = False
     if same:

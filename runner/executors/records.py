@@ -18,7 +18,7 @@ Cause = Literal["none", "stop", "time", "rank_failed"]
 
 @dataclass(frozen=True, slots=True)
 class ProcessMark:
-    """What tells one process from all others: pid, start time in clock ticks, and its pidfd's inode (0: not known)."""
+    """What tells one process from all others: its pidfd's inode, else (inode 0) its start time in clock ticks."""
 
     pid: int
     start_ticks: int

@@ -459,7 +459,8 @@ def main(argv: Sequence[str]) -> int:
 def serve(state: str, command: list[str], listener: socket.socket, *, adopted: int, told: int) -> None:
     """Be the spawner of this state until there is nothing left to do."""
     spawner = Spawner(state, command, listener)
-    spawner.host.subreaper(b"stoker-spawner")
+    spawner.host.subreaper()
+    spawner.host.name(b"stoker")
     spawner.host.protect()
     # Objects made up to here are never collected: a collection in a fork would copy every page it looks at.
     gc.collect()

@@ -106,10 +106,10 @@ def _stat_fields(pid: int) -> list[bytes]:
     return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, size: int = 4096) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.read(descriptor, 65536)
+        return os.read(descriptor, size)
     finally:
         os.close(descriptor)
 
@@ -134,6 +134,8 @@ class Host:
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.hints = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.lowered = False
+        # One for all watchers: whoever reads it is told of its own children.
+        self.children = self.signal_descriptor(signal.SIGCHLD)
         anonymous = os.eventfd(0)
         self.anonymous_device = os.fstat(anonymous).st_dev
         os.close(anonymous)
@@ -159,22 +161,26 @@ class Host:
             self.lowered = True
 
     def identity(self, pid: int) -> dict[str, int]:
-        """Return what tells a living child or this process from all others; inode 0 where the kernel has none."""
+        """Return what tells a living process from all others: its pidfd's inode, else (before 6.9) its start time."""
         descriptor = os.pidfd_open(pid)
         try:
             status = os.fstat(descriptor)
         finally:
             os.close(descriptor)
-        inode = 0 if status.st_dev == self.anonymous_device else status.st_ino
-        return {"pid": pid, "start_ticks": start_ticks(pid), "inode": inode}
+        if status.st_dev == self.anonymous_device:
+            return {"pid": pid, "start_ticks": start_ticks(pid), "inode": 0}
+        return {"pid": pid, "start_ticks": 0, "inode": status.st_ino}
 
     def unblock(self) -> None:
         """Let every signal through; the module `signal` would spend longer on building its enums."""
         self.libc.sigprocmask(signal.SIG_SETMASK, bytes(128), None)
 
-    def subreaper(self, name: bytes) -> None:
-        """Let orphaned descendants become our children, and say in `ps` what this process is."""
+    def subreaper(self) -> None:
+        """Let orphaned descendants become children of this process."""
         self.libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def name(self, name: bytes) -> None:
+        """Say in `ps` what this process and its watchers are."""
         self.libc.prctl(_PR_SET_NAME, name, 0, 0, 0)
 
     def fork_into(self, group: int) -> int:
@@ -202,13 +208,12 @@ class Tree:
         self.joined: list[str] = []
         self.late = False
         self._groups = groups
-        self._directory = self._events = -1
+        self._directory = -1
         self._counter = ""
         if self.path is not None:
             try:
                 _make_group(self.path)
                 self._directory = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                self._events = os.open(self.path + "/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
                 self.path = None
 
@@ -273,14 +278,13 @@ class Tree:
         for group in self.joined:
             _write(group + "/cgroup.procs", "0")
 
-    def watch(self, poller: select.poll) -> None:
-        """Wake the poller whenever the group becomes empty or not."""
-        if self._events >= 0:
-            poller.register(self._events, select.POLLPRI)
-
     def populated(self) -> bool:
-        """Tell whether the cgroup holds a process; False where there is no group, so ask waitpid as well."""
-        return self._events >= 0 and b"populated 1" in os.pread(self._events, 256, 0)
+        """Tell whether the cgroup holds a process.
+
+        Asked only once no child is left. A subreaper without children has no descendants either, so this is about
+        what somebody else put into the group, and no event is waited for.
+        """
+        return self.path is not None and b"populated 1" in _read(self.path + "/cgroup.events")
 
     def out_of_memory_kills(self) -> int:
         """Return the kernel's count of processes of this tree killed for memory since the group was made."""
@@ -348,7 +352,7 @@ def _make_group(path: str) -> None:
 def _group_processes(path: str) -> Iterator[int]:
     for parent, _, _ in os.walk(path):
         with contextlib.suppress(OSError):
-            yield from map(int, _read(parent + "/cgroup.procs").split())
+            yield from map(int, _read(parent + "/cgroup.procs", 1 << 20).split())
 
 
 def remove_group(path: str) -> None:
@@ -398,9 +402,8 @@ class Watcher:
         self.plan: dict[str, Any] = request["plan"]
         self.record, self.fifo, *self.devices = descriptors
         self.directory = os.open(request["control_dir"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.signals = host.signal_descriptor(signal.SIGCHLD)
         self.poller = select.poll()
-        self.poller.register(self.signals, select.POLLIN)
+        self.poller.register(host.children, select.POLLIN)
         self.poller.register(self.fifo, select.POLLIN)
         self.workers: list[Worker] = []
         self.cause = "none"
@@ -419,7 +422,6 @@ class Watcher:
         self.slots = bytearray(SLOT_BYTES * (len(self.plan["workers"]) + 1))
         self.tree = Tree(self.host, self.plan["cgroups"])
         self.tree.limit(self.plan)
-        self.tree.watch(self.poller)
         gate, opener = os.pipe()
         try:
             self._start(gate, opener)
@@ -460,7 +462,6 @@ class Watcher:
                 "wall_us": time.time_ns() // 1000,
             }
         )
-        self.tree.populated()
         write_whole(self.record, record, SLOT_BYTES + len(self.slots))
         # The sync of a new file makes its name durable on ext4, xfs and btrfs.
         os.fdatasync(self.record)
@@ -499,10 +500,8 @@ class Watcher:
         for descriptor, _ in self.poller.poll(max(0, -(-left_ns // 1_000_000))):
             if descriptor == self.fifo:
                 self._obey()
-            elif descriptor == self.signals:
-                os.read(self.signals, 4096)
             else:
-                self.tree.populated()  # reading is what rearms the wake-up
+                os.read(descriptor, 4096)
 
     def _reap(self, now: int) -> None:
         while not self.childless:
@@ -847,8 +846,8 @@ def main(host: Host, request: dict[str, Any], descriptors: list[int]) -> NoRetur
     try:
         os.setsid()
         os.umask(0o077)
-        host.subreaper(b"stoker-watch")
-        close_others({0, 1, 2, host.null, host.hints.fileno(), *descriptors})
+        host.subreaper()
+        close_others({0, 1, 2, host.null, host.children, host.hints.fileno(), *descriptors})
         Watcher(host, request, descriptors).run()
         code = 0
     except BaseException as error:  # noqa: BLE001  a forked child must never return into the spawner's code
