@@ -90,7 +90,11 @@ class Executor(Protocol):
         ...
 
     def look(self, control_dir: Path) -> AttemptRecord:
-        """Ask the disk: is the lock held, what was written."""
+        """Ask the disk: is the lock held, what was written.
+
+        Right after a watcher was killed while it forked, a worker on its way out may hold the lock for some instants
+        more: an `alive` whose watcher is gone is looked at again.
+        """
         ...
 
     def reopen(self, record: AttemptRecord) -> int | None:

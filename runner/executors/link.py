@@ -59,6 +59,12 @@ class SpawnerLink:
                 self._stream.close()
                 self._stream = None
 
+    def open_spawner(self) -> int:
+        """Return a pidfd that becomes readable when the spawner dies; then connect again and keep the locks again."""
+        with self._turn:
+            self._connect(start=True)
+            return os.pidfd_open(self.spawner_pid)
+
     def ready(self) -> None:
         """Say that this runner serves: from now on it is restarted at once when it dies."""
         self._ask({"op": "ready", "argv": list(self.runner_argv)})

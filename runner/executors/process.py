@@ -25,17 +25,25 @@ class ProcessExecutor:
     """The executor of host processes.
 
     `notify` is the datagram socket on which watchers hint that the disk is worth a look; `cgroups` comes from
-    `find_cgroups()`, or is empty to do without.
+    `find_cgroups()`, or is empty to do without. A tree that lives `undead_after_s` after SIGKILL is recorded as undead.
     """
 
     def __init__(
-        self, control_root: Path, link: SpawnerLink, cgroups: CgroupRoots, box: Box, *, notify: Path | None = None
+        self,
+        control_root: Path,
+        link: SpawnerLink,
+        cgroups: CgroupRoots,
+        box: Box,
+        *,
+        notify: Path | None = None,
+        undead_after_s: float = 60.0,
     ) -> None:
         self.control_root = control_root
         self.link = link
         self.cgroups = cgroups
         self.box = box
         self.notify = notify
+        self.undead_after_s = undead_after_s
 
     def control_dir(self, attempt_id: int) -> Path:
         """Return where an attempt's control directory is or will be."""
@@ -77,6 +85,7 @@ class ProcessExecutor:
                     "plan": prepared.document,
                     "envs": [dict(environment) for environment in environments],
                     "token_hash": hashlib.sha256(plan.token.encode()).hexdigest(),
+                    "undead_after_s": self.undead_after_s,
                     "notify": str(self.notify) if self.notify else None,
                 },
                 (prepared.record_fd, prepared.fifo_fd, *device_lock_fds),

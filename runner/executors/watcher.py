@@ -32,7 +32,6 @@ SLOT_BYTES = 512
 BEAT = struct.Struct("<Q")
 
 BEAT_S = 60.0
-UNDEAD_AFTER_S = 60.0
 RETRY_S = 1.0
 KEPT_HEAD_BYTES = 1 << 20
 COMMAND_BYTES_MAX = 4096
@@ -639,7 +638,7 @@ class Watcher:
             self.killing = True
             self.kill_at = 0
             self.pause_ns = _NS // 100
-            self.undead_at = now + int(UNDEAD_AFTER_S * _NS)
+            self.undead_at = now + int(self.request["undead_after_s"] * _NS)
         self.tree.kill()
         self.childless = False
         self.pause_ns = min(self.pause_ns * 2, _NS)
@@ -651,7 +650,7 @@ class Watcher:
         self.undead = True
         for position, worker in enumerate(self.workers):
             if not worker.ended:
-                self._record_exit(position, "undead", None, None, "still there 60 s after SIGKILL", None)
+                self._record_exit(position, "undead", None, None, "still there long after SIGKILL", None)
         self._finish()
         self.done = False
 

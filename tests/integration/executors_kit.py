@@ -121,6 +121,8 @@ class Attempt:
     def wait(self, within_s: float = WITHIN_S) -> AttemptRecord:
         """Wait for the watcher's end and return what it left."""
         wait_end(self.launched, within_s)
+        # A worker that had not yet closed the record when its watcher was killed holds the lock some instants longer.
+        until(lambda: self.look().lock != "held")
         return self.look()
 
     def look(self) -> AttemptRecord:

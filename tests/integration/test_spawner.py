@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -12,6 +13,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,10 +82,15 @@ def test_a_runner_that_was_ready_comes_back_at_once(tmp_path: Path) -> None:
     """SIGKILL of a ready runner: the spawner starts the next without a pause, signals unblocked."""
     with supervised(tmp_path / "s", "ready"):
         for count in (1, 2, 3):
-            until(lambda count=count: (tmp_path / "s/ready").exists() and (tmp_path / "s/ready").stat().st_size == count)
+            until(partial(_was_ready, tmp_path / "s", count))
             end(starts(tmp_path / "s")[-1], signal.SIGKILL)
         until(lambda: len(starts(tmp_path / "s")) == 4)
         assert all(line.endswith(" 0") for line in (tmp_path / "s/starts").read_text().splitlines())
+
+
+def _was_ready(state: Path, count: int) -> bool:
+    path = state / "ready"
+    return path.exists() and path.stat().st_size == count
 
 
 def test_a_runner_that_never_was_ready_waits_for_its_next_try(tmp_path: Path) -> None:
@@ -196,8 +203,6 @@ def test_locks_outlive_the_runner_that_took_them(bench: Box, tmp_path: Path) -> 
 
 def test_a_device_lock_is_held_until_the_tree_is_dead(bench: Box, tmp_path: Path) -> None:
     """The watcher holds what it was given, its workers do not."""
-    import fcntl  # noqa: PLC0415
-
     path = tmp_path / "device"
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
