@@ -125,4 +125,3 @@ def read_beat(control_dir: Path) -> int | None:
 
 def _mark(document: dict[str, int]) -> ProcessMark:
     return ProcessMark(document["pid"], document["start_ticks"], document["inode"])
-

@@ -72,7 +72,9 @@ def _plan(control_dir: Path) -> tuple[str, str | None] | None:
 def _kill_group(group: str) -> set[int]:
     """Kill the group by the kernel's own whole-group kill; return what it held."""
     try:
-        found = {int(pid) for parent, _, _ in os.walk(group) for pid in (Path(parent) / "cgroup.procs").read_text().split()}
+        found = {
+            int(pid) for parent, _, _ in os.walk(group) for pid in (Path(parent) / "cgroup.procs").read_text().split()
+        }
         (Path(group) / "cgroup.kill").write_text("1")
     except OSError:
         return set()

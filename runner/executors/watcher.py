@@ -121,8 +121,6 @@ def _write(path: str, text: str) -> None:
         os.close(descriptor)
 
 
-
-
 class Host:
     """What spawner and watchers share, made once before the first fork."""
 
