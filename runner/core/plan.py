@@ -5,7 +5,7 @@ Values of environment variables never enter the document: a plan is written to d
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 VERSION = 1
@@ -95,7 +95,16 @@ class LaunchPlan:
 
     def to_document(self) -> dict[str, Any]:
         """Return the plan as plain JSON values, `version` first."""
-        return {"version": VERSION, **asdict(self)}
+        return {"version": VERSION, **_plain(self)}
+
+
+def _plain(value: Any) -> Any:
+    """Return a record as a dict and a tuple as a list, all the way down; asdict would copy every leaf."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    return value
 
 
 def from_document(document: dict[str, Any]) -> LaunchPlan:

@@ -113,6 +113,13 @@ class ProcessExecutor:
         start, ranks, final = read_record(content)
         return AttemptRecord(control_dir, lock, start, ranks, final, read_beat(control_dir))
 
+    def trouble(self, control_dir: Path) -> str:
+        """Return what a watcher said that died before it could write a record, "" when nothing."""
+        try:
+            return (control_dir / "error").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
     def reopen(self, record: AttemptRecord) -> int | None:
         """Return a pidfd of the watcher that wrote the start record, proven to be that very process."""
         if record.start is None or record.start.boot_id != self.box.boot_id:

@@ -37,6 +37,7 @@ FRAME_BYTES_MAX = 16 << 20
 DESCRIPTORS_MAX = 64
 CONNECTIONS_MAX = 256
 BACKOFF_S = (1, 2, 4, 8, 16, 32, 60)
+TRIES = 200
 PEER = struct.Struct("3i")
 
 
@@ -369,7 +370,10 @@ def ask_running(path: str, argv: list[str]) -> None:
         for document in ({"op": "hello", "protocol": PROTOCOL}, {"op": "start", "argv": argv}):
             payload = json.dumps(document).encode()
             stream.sendall(LENGTH.pack(len(payload)) + payload)
-            (length,) = LENGTH.unpack(stream.recv(LENGTH.size, socket.MSG_WAITALL))
+            head = stream.recv(LENGTH.size, socket.MSG_WAITALL)
+            if len(head) < LENGTH.size:
+                raise ConnectionResetError
+            (length,) = LENGTH.unpack(head)
             answer = json.loads(stream.recv(length, socket.MSG_WAITALL))
         if not answer["ok"]:
             say(answer["error"])
@@ -445,15 +449,21 @@ def main(argv: Sequence[str]) -> int:
         adopted = 0  # it died meanwhile, and its pid may be anybody's
     told = detach(os.path.join(directory, "runner.log")) if "--detach" in flags else -1
     normalise()
-    listener = listen(directory)
-    if listener is None:
-        ask_running(os.path.join(directory, "spawner.sock"), command)
-    else:
-        serve(state, command, listener, adopted=adopted, told=told)
+    for _ in range(TRIES):
+        listener = listen(directory)
+        if listener is not None:
+            serve(state, command, listener, adopted=adopted, told=told)
+            return 0
+        try:
+            ask_running(os.path.join(directory, "spawner.sock"), command)
+        except OSError:
+            time.sleep(0.05)  # the other one is just coming up, or just leaving
+            continue
+        if told >= 0:
+            os.write(told, b"x")
         return 0
-    if told >= 0:
-        os.write(told, b"x")
-    return 0
+    say("another spawner holds the lock and does not answer")
+    return 1
 
 
 def serve(state: str, command: list[str], listener: socket.socket, *, adopted: int, told: int) -> None:

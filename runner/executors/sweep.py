@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from runner.core.plan import CgroupPlan, from_document
 from runner.executors.base import AttemptRecord, Swept
 from runner.executors.marks import Box, reopen_process, state_of
 from runner.executors.records import ProcessMark
-from runner.executors.watcher import TOKEN_VARIABLE, remove_group
+from runner.executors.watcher import TOKEN_VARIABLE, in_group, remove_group
 
 EMPTY_WITHIN_S = 5.0
 LOOKS_WITH_GROUP = 1
@@ -34,13 +35,14 @@ def sweep_attempt(record: AttemptRecord, box: Box) -> Swept:
     plan = _plan(record.control_dir)
     if plan is None:
         return Swept(empty=record.start is None, killed=0, unprovable=record.start is not None)
-    token, group = plan
+    token, groups = plan
     if record.start is not None and hashlib.sha256(token.encode()).hexdigest() != record.start.token_hash:
         return Swept(empty=False, killed=0, unprovable=True)
-    return _kill_all(token, group, record.start.workers if record.start else ())
+    return _kill_all(token, groups, record.start.workers if record.start else ())
 
 
-def _kill_all(token: str, group: str | None, workers: Sequence[ProcessMark]) -> Swept:
+def _kill_all(token: str, groups: CgroupPlan, workers: Sequence[ProcessMark]) -> Swept:
+    group = groups.unified
     killed: set[int] = set()
     clean = 0
     deadline = time.monotonic() + EMPTY_WITHIN_S
@@ -55,18 +57,19 @@ def _kill_all(token: str, group: str | None, workers: Sequence[ProcessMark]) -> 
             return Swept(empty=False, killed=len(killed), unprovable=False)
         if found or populated or not group:
             _await_change(group if populated else None, min(left_s, 0.01))
-    if group:
-        remove_group(group)
+    for path in (groups.unified, groups.memory_v1, groups.cpu_v1):
+        if path:
+            remove_group(path)
     unprovable = any(_session_lives(worker.pid) for worker in workers)
     return Swept(empty=not unprovable, killed=len(killed), unprovable=unprovable)
 
 
-def _plan(control_dir: Path) -> tuple[str, str | None] | None:
+def _plan(control_dir: Path) -> tuple[str, CgroupPlan] | None:
     try:
-        document = json.loads((control_dir / "plan.json").read_text())
-        return str(document["token"]), document["cgroups"]["unified"]
-    except (OSError, ValueError, KeyError, TypeError):
+        plan = from_document(json.loads((control_dir / "plan.json").read_text()))
+    except (OSError, ValueError):
         return None
+    return plan.token, plan.cgroups
 
 
 def _kill_group(group: str) -> set[int]:
@@ -75,10 +78,25 @@ def _kill_group(group: str) -> set[int]:
         found = {
             int(pid) for parent, _, _ in os.walk(group) for pid in (Path(parent) / "cgroup.procs").read_text().split()
         }
-        (Path(group) / "cgroup.kill").write_text("1")
     except OSError:
         return set()
+    try:
+        (Path(group) / "cgroup.kill").write_text("1")
+    except OSError:  # before Linux 5.14: one by one, again and again while the group is populated
+        for pid in found:
+            _kill_member(pid, group)
     return found
+
+
+def _kill_member(pid: int, group: str) -> None:
+    """Kill one process through a pidfd that was opened before it was seen in the group."""
+    with suppress(OSError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            if in_group(pid, group):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        finally:
+            os.close(descriptor)
 
 
 def _populated(group: str) -> bool:

@@ -113,8 +113,8 @@ def _read(path: str, size: int = 4096) -> bytes:
         os.close(descriptor)
 
 
-def _write(path: str, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+def _write(path: str, text: str, flags: int = 0) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o600)
     try:
         os.write(descriptor, text.encode())
     finally:
@@ -320,11 +320,8 @@ class Tree:
         self.signal(signal.SIGKILL)
 
     def _owns(self, pid: int) -> bool:
-        if self.path is not None:
-            name = "/" + "/".join(self.path.rsplit("/", 2)[1:])
-            path = _read(f"/proc/{pid}/cgroup").decode(errors="replace").rpartition("0::")[2].partition("\n")[0]
-            if (path + "/").find(name + "/") >= 0:
-                return True
+        if self.path is not None and in_group(pid, self.path):
+            return True
         own = os.getpid()
         while pid > 1:
             pid = int(_stat_fields(pid)[1])
@@ -344,6 +341,13 @@ def _make_group(path: str) -> None:
         os.mkdir(path)
     except FileNotFoundError:
         os.makedirs(path)
+
+
+def in_group(pid: int, group: str) -> bool:
+    """Tell whether a process is in an attempt's cgroup2 group or below it; its last two names are unique on the box."""
+    name = "/" + "/".join(group.rsplit("/", 2)[1:]) + "/"
+    path = _read(f"/proc/{pid}/cgroup").decode(errors="replace").rpartition("0::")[2].partition("\n")[0]
+    return name in path + "/"
 
 
 def _group_processes(path: str) -> Iterator[int]:
@@ -843,13 +847,15 @@ def main(host: Host, request: dict[str, Any], descriptors: list[int]) -> NoRetur
     try:
         os.setsid()
         os.umask(0o077)
+        for standard in (0, 1, 2):  # a reader of the runner's output must not have to wait for its jobs
+            os.dup2(host.null, standard)
         host.subreaper()
         close_others({0, 1, 2, host.null, host.children, host.hints.fileno(), *descriptors})
         Watcher(host, request, descriptors).run()
         code = 0
     except BaseException as error:  # noqa: BLE001  a forked child must never return into the spawner's code
         with contextlib.suppress(OSError):
-            os.write(2, f"watcher of attempt {request.get('attempt')}: {error!r}\n".encode())
+            _write(f"{request['control_dir']}/error", repr(error), os.O_CREAT)
     os._exit(code)
 
 

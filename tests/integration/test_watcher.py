@@ -319,3 +319,14 @@ def test_the_watcher_is_small(bench: Box) -> None:
     bench.executor.kill(attempt.control_dir)
     attempt.wait()
     assert private_kib <= 4096
+
+
+def test_a_watcher_that_cannot_begin_says_why(bench: Box) -> None:
+    """A request no watcher can make sense of leaves a reason, and a lock that says nothing ran."""
+    plan = bench.plan(["true"])
+    prepared = bench.executor.prepare(plan.attempt_id, plan)
+    del prepared.document["umask"], prepared.document["cgroups"]
+    launched = bench.executor.launch(prepared, [{}])
+    assert until(lambda: bench.executor.trouble(prepared.control_dir))
+    until(lambda: bench.executor.look(prepared.control_dir).fate == "never_ran")
+    os.close(launched.pidfd)
