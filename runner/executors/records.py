@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import binascii
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,7 +77,7 @@ def unframe(content: bytes) -> dict[str, Any] | None:
     payload = content[RECORD_HEADER.size : RECORD_HEADER.size + length]
     if magic != RECORD_MAGIC or not 0 < version <= RECORD_VERSION or len(payload) != length:
         return None
-    if binascii.crc32(content[: RECORD_HEADER.size - 4] + payload) != crc:
+    if zlib.crc32(content[: RECORD_HEADER.size - 4] + payload) != crc:
         return None
     document = json.loads(payload)
     return document if isinstance(document, dict) else None

@@ -41,7 +41,7 @@ TRIES = 200
 PEER = struct.Struct("3i")
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """An answer of `ok: false` with its reason."""
 
 
@@ -88,7 +88,7 @@ class Connection:
     def take(self, count: object) -> list[int]:
         """Take the next descriptors in the order they were sent."""
         if not isinstance(count, int) or not 0 <= count <= len(self.descriptors):
-            raise Refusal("descriptors are missing")
+            raise RefusalError("descriptors are missing")
         taken, self.descriptors = self.descriptors[:count], self.descriptors[count:]
         return taken
 
@@ -139,9 +139,7 @@ class Runner:
             say(f"cannot start the runner {self.argv[0]}: {error.strerror}")
             self._delay()
             return
-        with contextlib.suppress(OSError):  # the spawner is protected from a lack of memory, what it starts is not
-            with open(f"/proc/{pid}/oom_score_adj", "w") as score:  # noqa: PTH123
-                score.write("0")
+        watcher.expose(pid)
         self._watch(pid, child=True)
 
     def adopt(self, pid: int) -> None:
@@ -299,14 +297,14 @@ class Spawner:
         try:
             if verb == "hello":
                 if frame.get("protocol") != PROTOCOL:
-                    raise Refusal(f"this spawner speaks protocol {PROTOCOL}")
+                    raise RefusalError(f"this spawner speaks protocol {PROTOCOL}")
                 peer.greeted = True
                 peer.answer({"ok": True, "protocol": PROTOCOL, "pid": os.getpid()})
             elif not peer.greeted or verb not in self.verbs:
-                raise Refusal(f"unknown request {verb!r}")
+                raise RefusalError(f"unknown request {verb!r}")
             else:
                 self.verbs[verb](peer, frame)
-        except (Refusal, KeyError, OSError) as error:
+        except (RefusalError, KeyError, OSError) as error:
             peer.answer({"ok": False, "error": str(error)})
 
     def _spawn(self, peer: Connection, frame: dict[str, Any]) -> None:
@@ -330,7 +328,7 @@ class Spawner:
 
     def _give(self, peer: Connection, frame: dict[str, Any]) -> None:
         if frame["name"] not in self.locks:
-            raise Refusal("no such lock is kept")
+            raise RefusalError("no such lock is kept")
         peer.answer({"ok": True}, os.dup(self.locks[frame["name"]]))
 
     def _drop(self, peer: Connection, frame: dict[str, Any]) -> None:
@@ -345,7 +343,7 @@ class Spawner:
     def _ready(self, peer: Connection, frame: dict[str, Any]) -> None:
         if peer.pid != self.runner.pid:
             if self.runner.pid:
-                raise Refusal("another runner is watched")
+                raise RefusalError("another runner is watched")
             self.runner.adopt(peer.pid)
         if frame.get("argv"):
             self.runner.argv = list(frame["argv"])
@@ -355,7 +353,7 @@ class Spawner:
 
     def _start(self, peer: Connection, frame: dict[str, Any]) -> None:
         if os.path.exists(self.runner.mark):
-            raise Refusal("the runner was stopped")
+            raise RefusalError("the runner was stopped")
         if not self.runner.pid:
             self.runner.argv = list(frame["argv"])
             self.runner.failures = 0

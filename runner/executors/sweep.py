@@ -126,7 +126,7 @@ def _kill_marked(token: str) -> set[int]:
 
 
 def _environment(pid: str) -> bytes:
-    with open(f"/proc/{pid}/environ", "rb", buffering=0) as stream:  # noqa: PTH123  unbuffered, sized
+    with open(f"/proc/{pid}/environ", "rb", buffering=0) as stream:
         content = b""
         while len(content) < ENVIRON_BYTES_MAX and (chunk := stream.read(65536)):
             content += chunk

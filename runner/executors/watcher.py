@@ -6,7 +6,6 @@ imported before the first fork, so that an upgrade of the files underneath canno
 
 from __future__ import annotations
 
-import binascii
 import contextlib
 import ctypes
 import errno
@@ -19,6 +18,7 @@ import signal
 import socket
 import struct
 import time
+import zlib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ SCRUBBED = (
     "FDSTORE",
 )
 
+_SIG_SETMASK = 2
 _SYS_CLONE3 = 435
 _CLONE_ARGS = struct.Struct("<11Q")
 _CLONE_NEWNS = 0x20000
@@ -74,7 +75,7 @@ def frame(document: dict[str, Any]) -> bytes:
     """Pack one record: a header with version and CRC, then JSON. A reader takes it whole or not at all."""
     payload = _encode(document).encode()
     head = RECORD_HEADER.pack(RECORD_MAGIC, RECORD_VERSION, len(payload), 0)[:8]
-    return RECORD_HEADER.pack(RECORD_MAGIC, RECORD_VERSION, len(payload), binascii.crc32(head + payload)) + payload
+    return RECORD_HEADER.pack(RECORD_MAGIC, RECORD_VERSION, len(payload), zlib.crc32(head + payload)) + payload
 
 
 def slot(document: dict[str, Any]) -> bytes:
@@ -121,6 +122,12 @@ def _write(path: str, text: str, flags: int = 0) -> None:
         os.close(descriptor)
 
 
+def expose(pid: int) -> None:
+    """Undo for one process what `Host.protect` did, where that was permitted."""
+    with contextlib.suppress(OSError):
+        _write(f"/proc/{pid}/oom_score_adj", "0")
+
+
 class Host:
     """What spawner and watchers share, made once before the first fork."""
 
@@ -131,11 +138,22 @@ class Host:
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.hints = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.lowered = False
+        self.unblocked = bytes(128)
         # One for all watchers: whoever reads it is told of its own children.
         self.children = self.signal_descriptor(signal.SIGCHLD)
         anonymous = os.eventfd(0)
         self.anonymous_device = os.fstat(anonymous).st_dev
         os.close(anonymous)
+        self.warm()
+
+    def warm(self) -> None:
+        """Run once here what each watcher would else run for its first time, on pages it would have to copy."""
+        for name in ("prctl", "syscall", "sigprocmask"):
+            getattr(self.libc, name)  # ctypes looks a function up when it is first named
+        for _ in range(16):  # CPython 3.11 rewrites a function's code after its eighth call
+            slot({"rank": 0, "detail": ""})
+            self.identity(os.getpid())
+            close_others({0, 1, 2, *map(int, os.listdir("/proc/self/fd"))})
 
     def check(self, result: int, what: str) -> int:
         """Return the result of a libc call, or raise the OSError it left in errno."""
@@ -170,7 +188,7 @@ class Host:
 
     def unblock(self) -> None:
         """Let every signal through; the module `signal` would spend longer on building its enums."""
-        self.libc.sigprocmask(signal.SIG_SETMASK, bytes(128), None)
+        self.libc.sigprocmask(_SIG_SETMASK, self.unblocked, None)
 
     def subreaper(self) -> None:
         """Let orphaned descendants become children of this process."""
@@ -188,7 +206,7 @@ class Host:
         return self.check(self.libc.syscall(_SYS_CLONE3, arguments, _CLONE_ARGS.size), "clone3")
 
     def mount(self, source: str | None, target: str, flags: int) -> None:
-        """mount(2) without type and data."""
+        """Call mount(2) without type and data."""
         self.check(
             self.libc.mount(source and os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(flags), None),
             f"mount on {target}",

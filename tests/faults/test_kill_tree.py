@@ -15,7 +15,7 @@ import pytest
 
 from runner.executors.base import AttemptRecord
 from runner.executors.cgroups import find_cgroups
-from tests.integration.executors_kit import PYTHON, WITHIN_S, Attempt, Box, box, until
+from tests.integration.executors_kit import PYTHON, WITHIN_S, Attempt, Bench, open_bench, until
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -24,11 +24,11 @@ ROUNDS = 3
 
 
 @pytest.fixture(params=[True, False], ids=["groups", "bare"])
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Box]:
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     """A spawner of its own, with groups and without."""
     if request.param and find_cgroups().unified is None:
         pytest.skip("no writable cgroup2")
-    with box(tmp_path / "state", cgroups=request.param) as opened:
+    with open_bench(tmp_path / "state", cgroups=request.param) as opened:
         yield opened
 
 
@@ -39,7 +39,7 @@ def sweep_until_empty(attempt: Attempt) -> AttemptRecord:
     return record
 
 
-def test_a_stop_leaves_nothing_of_the_tree(bench: Box) -> None:
+def test_a_stop_leaves_nothing_of_the_tree(bench: Bench) -> None:
     """Fork, setsid, double fork, deaf and moving processes: none is left when the record is final."""
     for _ in range(ROUNDS):
         attempt = bench.launch(TREE_JOB)
@@ -51,7 +51,7 @@ def test_a_stop_leaves_nothing_of_the_tree(bench: Box) -> None:
         assert not record.final.undead
 
 
-def test_a_kill_leaves_nothing_of_the_tree(bench: Box) -> None:
+def test_a_kill_leaves_nothing_of_the_tree(bench: Bench) -> None:
     """The same without any grace."""
     attempt = bench.launch(TREE_JOB)
     attempt.until_log("up")
@@ -60,7 +60,7 @@ def test_a_kill_leaves_nothing_of_the_tree(bench: Box) -> None:
     assert attempt.survivors() == []
 
 
-def test_every_process_of_the_tree_hears_the_stop(bench: Box) -> None:
+def test_every_process_of_the_tree_hears_the_stop(bench: Bench) -> None:
     """The stop signal reaches children in other sessions, not only the first process."""
     script = "trap 'echo heard; exit 0' TERM; echo up; while :; do sleep 0.05; done"
     attempt = bench.launch(["bash", "-c", f'setsid bash -c "{script}" & {script}'])
@@ -70,7 +70,7 @@ def test_every_process_of_the_tree_hears_the_stop(bench: Box) -> None:
     assert attempt.log().count("heard") == 2
 
 
-def test_a_stopped_process_is_killed_too(bench: Box) -> None:
+def test_a_stopped_process_is_killed_too(bench: Bench) -> None:
     """SIGSTOP does not protect a job from its stop."""
     attempt = bench.launch(["bash", "-c", "trap '' TERM; echo up; while :; do kill -STOP $$; done"])
     attempt.until_log("up")
@@ -80,7 +80,7 @@ def test_a_stopped_process_is_killed_too(bench: Box) -> None:
     assert ended.signal == signal.SIGKILL
 
 
-def test_a_killed_watcher_is_lost_and_its_tree_is_swept(bench: Box) -> None:
+def test_a_killed_watcher_is_lost_and_its_tree_is_swept(bench: Bench) -> None:
     """SIGKILL of the watcher: the sweep leaves nothing, and no code is made up."""
     for _ in range(ROUNDS):
         attempt = bench.launch(TREE_JOB)
@@ -95,7 +95,7 @@ def test_a_killed_watcher_is_lost_and_its_tree_is_swept(bench: Box) -> None:
         assert group is None or not Path(group).exists()
 
 
-def test_a_swept_worker_that_cleared_its_environment_is_still_ours(bench: Box) -> None:
+def test_a_swept_worker_that_cleared_its_environment_is_still_ours(bench: Bench) -> None:
     """The recorded worker itself is known by its pidfd inode, whatever its environment says."""
     attempt = bench.launch(["sh", "-c", "echo up; exec env -i sleep 60"])
     attempt.until_log("up")
@@ -114,7 +114,7 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def test_after_a_reboot_nothing_is_signalled(bench: Box) -> None:
+def test_after_a_reboot_nothing_is_signalled(bench: Bench) -> None:
     """A record of another boot names nobody: the process that has its pids now lives on."""
     attempt = bench.launch(["sleep", "60"])
     record = until(lambda: attempt.look() if attempt.look().start else None)
@@ -127,7 +127,7 @@ def test_after_a_reboot_nothing_is_signalled(bench: Box) -> None:
     attempt.wait()
 
 
-def test_a_stop_in_the_first_instants_is_never_lost(bench: Box) -> None:
+def test_a_stop_in_the_first_instants_is_never_lost(bench: Bench) -> None:
     """At random instants of the first 150 ms: the job ends by it, and always with a whole record."""
     seed = random.SystemRandom().randrange(1 << 30)
     print(f"seed {seed}")
@@ -142,7 +142,7 @@ def test_a_stop_in_the_first_instants_is_never_lost(bench: Box) -> None:
         assert (ended.signal, ended.cause) == (15, "stop")
 
 
-def test_signals_do_not_hurt_a_young_watcher(bench: Box) -> None:
+def test_signals_do_not_hurt_a_young_watcher(bench: Bench) -> None:
     """SIGTERM, SIGINT and SIGHUP in its first 100 ms change nothing: they were blocked before the fork."""
     seed = random.SystemRandom().randrange(1 << 30)
     print(f"seed {seed}")
@@ -157,7 +157,7 @@ def test_signals_do_not_hurt_a_young_watcher(bench: Box) -> None:
         assert ended.code == 6
 
 
-def test_a_watcher_killed_at_any_instant_never_hides_that_the_job_ran(bench: Box, tmp_path: Path) -> None:
+def test_a_watcher_killed_at_any_instant_never_hides_that_the_job_ran(bench: Bench, tmp_path: Path) -> None:
     """User code runs only after the start record is durable: `never_ran` is true whenever it is said."""
     seed = random.SystemRandom().randrange(1 << 30)
     print(f"seed {seed}")
@@ -207,7 +207,7 @@ def test_a_tree_that_will_not_die_is_said_to_be_undead(tmp_path: Path) -> None:
     group = FREEZER / f"stoker-test-{os.getpid()}"
     group.mkdir()
     try:
-        with box(tmp_path / "state") as bench:
+        with open_bench(tmp_path / "state") as bench:
             bench.executor.undead_after_s = 0.3
             attempt = bench.launch(["sh", "-c", "echo up; sleep 60"])
             attempt.until_log("up")

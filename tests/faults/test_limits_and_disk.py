@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from runner.executors.cgroups import find_cgroups
-from tests.integration.executors_kit import PYTHON, Box, box, until
+from tests.integration.executors_kit import PYTHON, Bench, open_bench, until
 
 MIB = 1 << 20
 EATER = "x = bytearray(200 << 20); import time; time.sleep(60)"
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Box]:
+def bench(tmp_path: Path) -> Iterator[Bench]:
     """A spawner of its own."""
-    with box(tmp_path / "state") as opened:
+    with open_bench(tmp_path / "state") as opened:
         yield opened
 
 
@@ -31,7 +31,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a small file system n
 
 
 @needs_memory
-def test_a_job_past_its_memory_is_told_by_the_counter(bench: Box) -> None:
+def test_a_job_past_its_memory_is_told_by_the_counter(bench: Bench) -> None:
     """The kernel killed the worker itself: signal 9 and one kill counted."""
     attempt = bench.run([PYTHON, "-I", "-S", "-c", EATER], memory_bytes=60 * MIB)
     (ended,) = attempt.look().ranks
@@ -44,7 +44,7 @@ def test_a_job_past_its_memory_is_told_by_the_counter(bench: Box) -> None:
 
 
 @needs_memory
-def test_a_child_past_the_memory_is_told_by_the_counter_too(bench: Box) -> None:
+def test_a_child_past_the_memory_is_told_by_the_counter_too(bench: Bench) -> None:
     """The kernel killed a grandchild and the job made 137 of it: the code stays, the counter says why."""
     attempt = bench.run(["sh", "-c", f'{PYTHON} -I -S -c "{EATER}"; exit $?'], memory_bytes=60 * MIB)
     (ended,) = attempt.look().ranks
@@ -54,7 +54,7 @@ def test_a_child_past_the_memory_is_told_by_the_counter_too(bench: Box) -> None:
 
 
 @needs_memory
-def test_memory_below_the_limit_is_left_alone(bench: Box) -> None:
+def test_memory_below_the_limit_is_left_alone(bench: Bench) -> None:
     """A job within its limit sees nothing of it, and its groups go with it."""
     attempt = bench.run(["true"], memory_bytes=60 * MIB)
     (ended,) = attempt.look().ranks
@@ -65,7 +65,7 @@ def test_memory_below_the_limit_is_left_alone(bench: Box) -> None:
 
 
 @needs_cpu
-def test_a_stated_number_of_cores_is_a_quota(bench: Box) -> None:
+def test_a_stated_number_of_cores_is_a_quota(bench: Bench) -> None:
     """A quarter of a core: the kernel throttles the job's group."""
     attempt = bench.launch(["sh", "-c", "while :; do :; done"], cpu_quota_milli=250)
     start = until(lambda: attempt.look().start)
@@ -101,7 +101,7 @@ def fill(directory: Path) -> None:
 
 
 @needs_root
-def test_a_full_disk_loses_no_code(bench: Box, tmp_path: Path) -> None:
+def test_a_full_disk_loses_no_code(bench: Bench, tmp_path: Path) -> None:
     """The slots were written before the job began: a code fits on a disk with no byte left."""
     with small_disk(tmp_path / "small", "256k") as disk:
         bench.executor.control_root = disk / "control"
@@ -118,7 +118,7 @@ def test_a_full_disk_loses_no_code(bench: Box, tmp_path: Path) -> None:
 
 
 @needs_root
-def test_a_full_disk_starts_nothing(bench: Box, tmp_path: Path) -> None:
+def test_a_full_disk_starts_nothing(bench: Bench, tmp_path: Path) -> None:
     """Where the record cannot be laid out, the launch is refused before anything runs."""
     with small_disk(tmp_path / "small", "256k") as disk:
         bench.executor.control_root = disk / "control"

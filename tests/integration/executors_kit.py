@@ -61,7 +61,7 @@ def alive_with(mark: str) -> list[int]:
     return found
 
 
-class Box:
+class Bench:
     """A spawner with a state directory of its own and an executor that speaks to it."""
 
     def __init__(self, state: Path, *, cgroups: bool = True) -> None:
@@ -143,9 +143,9 @@ class Attempt:
 
 
 @contextmanager
-def box(state: Path, *, cgroups: bool = True) -> Iterator[Box]:
+def open_bench(state: Path, *, cgroups: bool = True) -> Iterator[Bench]:
     """Open a box and leave nothing of it running."""
-    opened = Box(state, cgroups=cgroups)
+    opened = Bench(state, cgroups=cgroups)
     try:
         yield opened
     finally:

@@ -20,13 +20,14 @@ import pytest
 
 from runner.core.errors import Unavailable
 from runner.executors.link import SPAWNER, SpawnerLink, start_spawner
-from tests.integration.executors_kit import PYTHON, Box, box, until
+from tests.integration.executors_kit import PYTHON, Bench, open_bench, until
 
 # A runner that writes its pid a line a start, says it is ready when told to, and waits.
 RUNNER = """
 import json, os, signal, socket, struct, sys
 state, ready, code = sys.argv[1], sys.argv[2] == 'ready', int(sys.argv[3])
-with open(state + '/starts', 'a') as f: f.write(f'{os.getpid()} {int(signal.SIGTERM in signal.pthread_sigmask(0, []))}\\n')
+masked = int(signal.SIGTERM in signal.pthread_sigmask(0, []))
+open(state + '/starts', 'a').write(f'{os.getpid()} {masked}\\n')
 s = socket.socket(socket.AF_UNIX); s.connect(state + '/run/spawner.sock')
 def ask(d):
     p = json.dumps(d).encode(); s.sendall(struct.pack('<I', len(p)) + p); n, = struct.unpack('<I', s.recv(4)); s.recv(n)
@@ -72,9 +73,9 @@ def end(pid: int, number: int = signal.SIGTERM) -> None:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Box]:
+def bench(tmp_path: Path) -> Iterator[Bench]:
     """A spawner of its own."""
-    with box(tmp_path / "state") as opened:
+    with open_bench(tmp_path / "state") as opened:
         yield opened
 
 
@@ -162,7 +163,7 @@ def test_a_hundred_starts_at_once_make_one_spawner(tmp_path: Path) -> None:
     link.close()
 
 
-def test_watchers_live_on_when_the_spawner_is_killed(bench: Box) -> None:
+def test_watchers_live_on_when_the_spawner_is_killed(bench: Bench) -> None:
     """A job goes on without its spawner, and a new spawner serves the same runner."""
     attempt = bench.launch(["sh", "-c", "read line < go; exit 9"], cwd=str(_fifo(bench.state)))
     until(lambda: attempt.look().start)
@@ -185,7 +186,7 @@ def _fifo(directory: Path) -> Path:
     return directory
 
 
-def test_locks_outlive_the_runner_that_took_them(bench: Box, tmp_path: Path) -> None:
+def test_locks_outlive_the_runner_that_took_them(bench: Bench, tmp_path: Path) -> None:
     """A kept descriptor is the same open file, is handed to the next connection, and goes when dropped."""
     lock = os.open(tmp_path / "device", os.O_RDWR | os.O_CREAT, 0o600)
     bench.link.keep("GPU-1", lock)
@@ -201,7 +202,7 @@ def test_locks_outlive_the_runner_that_took_them(bench: Box, tmp_path: Path) -> 
     assert bench.link.give("GPU-1") is None
 
 
-def test_a_device_lock_is_held_until_the_tree_is_dead(bench: Box, tmp_path: Path) -> None:
+def test_a_device_lock_is_held_until_the_tree_is_dead(bench: Bench, tmp_path: Path) -> None:
     """The watcher holds what it was given, its workers do not."""
     path = tmp_path / "device"
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -231,7 +232,7 @@ def test_a_device_lock_is_held_until_the_tree_is_dead(bench: Box, tmp_path: Path
         b"\x05",
     ],
 )
-def test_nonsense_cuts_off_its_sender_and_nobody_else(bench: Box, content: bytes) -> None:
+def test_nonsense_cuts_off_its_sender_and_nobody_else(bench: Bench, content: bytes) -> None:
     """A frame too long, not JSON, or of another shape ends that connection; the spawner serves on."""
     with socket.socket(socket.AF_UNIX) as stream:
         stream.connect(str(bench.state / "run/spawner.sock"))
@@ -243,7 +244,7 @@ def test_nonsense_cuts_off_its_sender_and_nobody_else(bench: Box, content: bytes
 
 
 @pytest.mark.parametrize("frame", [{"op": "ping"}, {"op": "hello", "protocol": 99}, {"op": "spawn", "descriptors": 9}])
-def test_requests_out_of_order_are_refused(bench: Box, frame: dict[str, object]) -> None:
+def test_requests_out_of_order_are_refused(bench: Bench, frame: dict[str, object]) -> None:
     """Nothing is done before a greeting in a version both speak."""
     with socket.socket(socket.AF_UNIX) as stream:
         stream.connect(str(bench.state / "run/spawner.sock"))
@@ -253,7 +254,7 @@ def test_requests_out_of_order_are_refused(bench: Box, frame: dict[str, object])
         assert json.loads(stream.recv(length))["ok"] is False
 
 
-def test_descriptors_are_closed_on_all_paths(bench: Box) -> None:
+def test_descriptors_are_closed_on_all_paths(bench: Bench) -> None:
     """A hundred launches, looks and stops leave runner and spawner with the descriptors they had."""
     bench.run(["true"])
     spawner = Path(f"/proc/{bench.link.spawner_pid}/fd")
@@ -268,14 +269,14 @@ def test_the_runner_hint_arrives_as_a_datagram(tmp_path: Path) -> None:
     hints = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     hints.bind(str(tmp_path / "hints"))
     hints.settimeout(20)
-    with box(tmp_path / "state") as bench, hints:
+    with open_bench(tmp_path / "state") as bench, hints:
         bench.executor.notify = tmp_path / "hints"
         attempt = bench.run(["true"])
         heard = [hints.recv(64).decode() for _ in range(2)]
         assert heard == [f"started {attempt.plan.attempt_id}", f"ended {attempt.plan.attempt_id}"]
 
 
-def test_the_idle_spawner_sleeps(bench: Box) -> None:
+def test_the_idle_spawner_sleeps(bench: Bench) -> None:
     """It waits in one epoll without a timeout: no wake-up while nothing happens."""
     bench.run(["true"])
     status = Path(f"/proc/{bench.link.spawner_pid}/wchan")

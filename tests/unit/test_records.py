@@ -108,7 +108,7 @@ def test_a_beat_is_eight_bytes_or_nothing(tmp_path: Path) -> None:
         ("absent", False, False, False, "never_ran"),
     ],
 )
-def test_the_fate_of_an_attempt(lock: Any, started: bool, ended: bool, undead: bool, fate: str) -> None:  # noqa: FBT001
+def test_the_fate_of_an_attempt(lock: Any, started: bool, ended: bool, undead: bool, fate: str) -> None:
     """Lock and records together say what became of it, in every combination."""
     start, _, _ = read_record(whole())
     final = FinalRecord(1, 2, 0, undead) if ended else None
