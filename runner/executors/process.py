@@ -25,7 +25,8 @@ class ProcessExecutor:
     """The executor of host processes.
 
     `notify` is the datagram socket on which watchers hint that the disk is worth a look; `cgroups` comes from
-    `find_cgroups()`, or is empty to do without. A tree that lives `undead_after_s` after SIGKILL is recorded as undead.
+    `find_cgroups()`, or is empty to do without. A tree that lives `undead_after_s` after SIGKILL is recorded as undead;
+    every `beat_s` a watcher leaves a sign of life and looks at the length of its logs.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class ProcessExecutor:
         *,
         notify: Path | None = None,
         undead_after_s: float = 60.0,
+        beat_s: float = 60.0,
     ) -> None:
         self.control_root = control_root
         self.link = link
@@ -44,6 +46,7 @@ class ProcessExecutor:
         self.box = box
         self.notify = notify
         self.undead_after_s = undead_after_s
+        self.beat_s = beat_s
 
     def control_dir(self, attempt_id: int) -> Path:
         """Return where an attempt's control directory is or will be."""
@@ -86,6 +89,7 @@ class ProcessExecutor:
                     "envs": [dict(environment) for environment in environments],
                     "token_hash": hashlib.sha256(plan.token.encode()).hexdigest(),
                     "undead_after_s": self.undead_after_s,
+                    "beat_s": self.beat_s,
                     "notify": str(self.notify) if self.notify else None,
                 },
                 (prepared.record_fd, prepared.fifo_fd, *device_lock_fds),

@@ -31,7 +31,6 @@ RECORD_HEADER = struct.Struct("<4sHHI")  # magic, version, payload length, crc o
 SLOT_BYTES = 512
 BEAT = struct.Struct("<Q")
 
-BEAT_S = 60.0
 RETRY_S = 1.0
 KEPT_HEAD_BYTES = 1 << 20
 COMMAND_BYTES_MAX = 4096
@@ -223,12 +222,12 @@ class Tree:
         self.joined: list[str] = []
         self.late = False
         self._groups = groups
-        self._directory = -1
+        self.directory = -1
         self._counter = ""
         if self.path is not None:
             try:
                 _make_group(self.path)
-                self._directory = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                self.directory = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError:
                 self.path = None
 
@@ -281,7 +280,7 @@ class Tree:
         """Fork a worker into the group; a kernel without clone3 leaves the joining to the child."""
         if self.path is not None:
             with contextlib.suppress(OSError):
-                return self.host.fork_into(self._directory)
+                return self.host.fork_into(self.directory)
             self.late = True
         return os.fork()
 
@@ -432,6 +431,7 @@ class Watcher:
         self.killing = self.undead = False
         self.leftovers = 0
         self.beat = -1
+        self.beat_ns = int(request["beat_s"] * _NS)
         self.oom_kills = 0
         self.partial = b""
         self.dirty: list[int] = []
@@ -498,7 +498,7 @@ class Watcher:
     def _loop(self) -> None:
         limit_s = self.plan["time_limit_s"]
         self.limit_at = self.started_ns + int(limit_s * _NS) if limit_s is not None else 0
-        self.beat_at = self.started_ns + int(BEAT_S * _NS)
+        self.beat_at = self.started_ns + self.beat_ns
         while True:
             now = time.monotonic_ns()
             self._reap(now)
@@ -675,7 +675,7 @@ class Watcher:
         self.done = False
 
     def _beat(self, now: int) -> None:
-        self.beat_at = now + int(BEAT_S * _NS)
+        self.beat_at = now + self.beat_ns
         with contextlib.suppress(OSError):
             if self.beat < 0:
                 self.beat = self._create("beat", os.O_WRONLY)

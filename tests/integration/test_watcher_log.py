@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from runner.executors.watcher import Host, cut_log
+from tests.integration.executors_kit import open_bench, until
 
 MIB = 1 << 20
 
@@ -39,3 +40,19 @@ def test_a_log_within_its_limit_is_left_alone(tmp_path: Path) -> None:
     cut_log(Host(), descriptor, 4 * MIB)
     assert (tmp_path / "log").read_bytes() == before
     os.close(descriptor)
+
+
+def test_the_beat_leaves_a_time_and_cuts_the_log(tmp_path: Path) -> None:
+    """At each beat the watcher writes the monotonic clock and frees the middle of a log past its limit."""
+    with open_bench(tmp_path / "state") as bench:
+        bench.executor.beat_s = 0.05
+        attempt = bench.launch(["sh", "-c", "head -c 8388608 /dev/zero; echo up; sleep 60"], log_limit_bytes=2 * MIB)
+        log = attempt.control_dir / "log.0"
+        until(lambda: log.exists() and log.stat().st_size > 8 * MIB and log.stat().st_blocks * 512 <= 3 * MIB)
+        first = until(lambda: attempt.look().beat_ns)
+        until(lambda: (attempt.look().beat_ns or 0) > first)
+        start = attempt.look().start
+        assert start is not None
+        assert first > start.monotonic_ns
+        bench.executor.kill(attempt.control_dir)
+        attempt.wait()
