@@ -1,0 +1,488 @@
+"""The small process that forks watchers and keeps the runner alive, run as `python -I -S spawner.py STATE -- RUNNER…`.
+
+It stays small because it forks: a fork of the grown runner would cost twenty times as much. It waits on descriptors
+alone and has no timer, so an idle box stays idle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import importlib.util
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+if TYPE_CHECKING or __name__ != "__main__":
+    from runner.executors import watcher
+else:  # by path: nothing of the product can be imported without `site`
+    _spec = importlib.util.spec_from_file_location("watcher", os.path.join(os.path.dirname(__file__), "watcher.py"))
+    watcher = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(watcher)
+
+PROTOCOL = 1
+LENGTH = struct.Struct("<I")
+FRAME_BYTES_MAX = 16 << 20
+DESCRIPTORS_MAX = 64
+CONNECTIONS_MAX = 256
+BACKOFF_S = (1, 2, 4, 8, 16, 32, 60)
+TRIES = 200
+PEER = struct.Struct("3i")
+
+
+class RefusalError(Exception):
+    """An answer of `ok: false` with its reason."""
+
+
+class Connection:
+    """One peer of the same user: bytes and descriptors that arrived, answers that wait to leave."""
+
+    def __init__(self, stream: socket.socket, pid: int) -> None:
+        self.stream = stream
+        self.pid = pid
+        self.greeted = False
+        self.incoming = bytearray()
+        self.descriptors: list[int] = []
+        self.outgoing: list[tuple[bytes, int]] = []
+
+    def close(self) -> None:
+        """Close the stream and every descriptor nobody took."""
+        self.stream.close()
+        for descriptor in (*self.descriptors, *(kept for _, kept in self.outgoing if kept >= 0)):
+            os.close(descriptor)
+
+    def receive(self) -> list[dict[str, Any]] | None:
+        """Return the whole frames that are here; None when the peer is gone; ValueError when it talks nonsense."""
+        data, ancillary, _, _ = self.stream.recvmsg(
+            1 << 16, socket.CMSG_SPACE(DESCRIPTORS_MAX * 4), socket.MSG_CMSG_CLOEXEC
+        )
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                count = len(content) // 4
+                self.descriptors += struct.unpack(f"{count}i", content[: count * 4])
+        if not data:
+            return None
+        self.incoming += data
+        frames = []
+        while len(self.incoming) >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(self.incoming)
+            if length > FRAME_BYTES_MAX:
+                raise ValueError("a frame past the limit")
+            if len(self.incoming) < LENGTH.size + length:
+                break
+            frames.append(json.loads(bytes(self.incoming[LENGTH.size : LENGTH.size + length])))
+            del self.incoming[: LENGTH.size + length]
+        return frames
+
+    def take(self, count: object) -> list[int]:
+        """Take the next descriptors in the order they were sent."""
+        if not isinstance(count, int) or not 0 <= count <= len(self.descriptors):
+            raise RefusalError("descriptors are missing")
+        taken, self.descriptors = self.descriptors[:count], self.descriptors[count:]
+        return taken
+
+    def answer(self, document: dict[str, Any], descriptor: int = -1) -> None:
+        """Queue an answer, with a descriptor that is closed once it left."""
+        payload = json.dumps(document, separators=(",", ":")).encode()
+        self.outgoing.append((LENGTH.pack(len(payload)) + payload, descriptor))
+
+    def flush(self) -> bool:
+        """Send what the socket takes; True when nothing is left."""
+        while self.outgoing:
+            content, descriptor = self.outgoing[0]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))] if descriptor >= 0 else []
+            try:
+                sent = self.stream.sendmsg([content], rights)
+            except BlockingIOError:
+                return False
+            if descriptor >= 0:
+                os.close(descriptor)
+            if sent < len(content):
+                self.outgoing[0] = (content[sent:], -1)
+            else:
+                del self.outgoing[0]
+        return True
+
+
+class Runner:
+    """The runner as the spawner sees it: its pid, whether it was ready, when it may be started again."""
+
+    def __init__(self, argv: list[str], state: str) -> None:
+        self.argv = argv
+        self.mark = os.path.join(state, "run", "stopped")
+        self.pid = 0
+        self.pidfd = -1
+        self.child = False
+        self.ready = False
+        self.failures = 0
+        self.start_at = 0.0
+
+    def start(self) -> None:
+        """Start it with an empty mask; nothing while the mark forbids it."""
+        self.start_at = 0.0
+        if self.pid or not self.argv or os.path.exists(self.mark):
+            return
+        try:
+            pid = os.posix_spawn(self.argv[0], self.argv, os.environ, setsigmask=())
+        except OSError as error:
+            say(f"cannot start the runner {self.argv[0]}: {error.strerror}")
+            self._delay()
+            return
+        watcher.expose(pid)
+        self._watch(pid, child=True)
+
+    def adopt(self, pid: int) -> None:
+        """Watch a runner that somebody else started."""
+        with contextlib.suppress(OSError):
+            self._watch(pid, child=False)
+
+    def _watch(self, pid: int, *, child: bool) -> None:
+        self.pid, self.child, self.ready = pid, child, not child
+        self.pidfd = os.pidfd_open(pid)
+
+    def ended(self, status: int | None) -> None:
+        """Take its end: it starts at once again after it was ready, later and later when never, not at all after 0."""
+        os.close(self.pidfd)
+        self.pid, self.pidfd = 0, -1
+        if status == 0 or os.path.exists(self.mark):
+            self.argv = []
+        elif self.ready:
+            self.failures = 0
+            self.start()
+        else:
+            self._delay()
+
+    def _delay(self) -> None:
+        wait_s = BACKOFF_S[min(self.failures, len(BACKOFF_S) - 1)]
+        self.failures += 1
+        self.start_at = time.monotonic() + wait_s
+        say(f"the runner ended before it was ready; next try in {wait_s} s")
+
+
+def say(text: str) -> None:
+    """Write one line to stderr, which is the runner's log or the terminal."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"stoker spawner: {text}\n".encode())
+
+
+class Spawner:
+    """The loop: connections, signals, the runner's end."""
+
+    def __init__(self, state: str, argv: list[str], listener: socket.socket) -> None:
+        self.host = watcher.Host()
+        self.runner = Runner(argv, state)
+        self.listener = listener
+        self.connections: dict[int, Connection] = {}
+        self.locks: dict[str, int] = {}
+        self.watchers: set[int] = set()
+        self.leaving = False
+        self.signals = self.host.signal_descriptor(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
+        self.poller = select.epoll()
+        self.poller.register(self.signals, select.EPOLLIN)
+        self.poller.register(listener, select.EPOLLIN)
+        self.verbs: dict[str, Callable[[Connection, dict[str, Any]], None]] = {
+            "spawn": self._spawn,
+            "keep": self._keep,
+            "give": self._give,
+            "drop": self._drop,
+            "names": lambda peer, _: peer.answer({"ok": True, "names": sorted(self.locks)}),
+            "ping": lambda peer, _: peer.answer({"ok": True, "pid": os.getpid(), "watchers": len(self.watchers)}),
+            "ready": self._ready,
+            "start": self._start,
+        }
+
+    def run(self) -> None:
+        """Serve until the runner may not come back and no watcher is left."""
+        watched = -1
+        while not self._over():
+            if self.runner.pidfd != watched:  # a closed pidfd leaves the set by itself
+                watched = self.runner.pidfd
+                if watched >= 0:
+                    self.poller.register(watched, select.EPOLLIN)
+            left_s = max(0.0, self.runner.start_at - time.monotonic()) if self.runner.start_at else None
+            for descriptor, _ in self.poller.poll(left_s):
+                if descriptor == self.signals:
+                    self._signalled()
+                elif descriptor == self.listener.fileno():
+                    self._accept()
+                elif descriptor == watched:
+                    self._runner_ended()
+                elif descriptor in self.connections:
+                    self._serve(self.connections[descriptor])
+            if self.runner.start_at and time.monotonic() >= self.runner.start_at:
+                self.runner.start()
+
+    def _over(self) -> bool:
+        if self.runner.pid or self.runner.start_at:
+            return False
+        return self.leaving or not (self.watchers or (self.runner.argv and not os.path.exists(self.runner.mark)))
+
+    def _signalled(self) -> None:
+        content = os.read(self.signals, 128 * 16)
+        for offset in range(0, len(content), 128):
+            (number,) = struct.unpack_from("<I", content, offset)
+            if number != signal.SIGCHLD:
+                self.leaving = True
+                self.runner.argv = []
+                self.runner.start_at = 0.0
+                if self.runner.pidfd >= 0:
+                    with contextlib.suppress(OSError):
+                        signal.pidfd_send_signal(self.runner.pidfd, signal.SIGTERM)
+        self._reap()
+
+    def _reap(self) -> None:
+        """Reap watchers and what dead watchers left to us; the runner's status is taken with its pidfd."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self.watchers.discard(pid)
+            if pid == self.runner.pid:
+                self.runner.ended(os.waitstatus_to_exitcode(status))
+
+    def _runner_ended(self) -> None:
+        if self.runner.child:
+            self._reap()
+        elif self.runner.pidfd >= 0:
+            self.runner.ended(None)
+
+    def _accept(self) -> None:
+        try:
+            stream, _ = self.listener.accept()
+        except OSError:
+            return
+        pid, uid, _ = PEER.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
+        if uid != os.geteuid() or len(self.connections) >= CONNECTIONS_MAX:
+            stream.close()
+            return
+        stream.setblocking(False)
+        self.connections[stream.fileno()] = Connection(stream, pid)
+        self.poller.register(stream, select.EPOLLIN)
+
+    def _serve(self, peer: Connection) -> None:
+        try:
+            frames = peer.receive()
+            for frame in frames or ():
+                self._handle(peer, frame)
+            done = peer.flush()
+        except BlockingIOError:
+            done = peer.flush()
+            frames = []
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            say(f"a peer was cut off: {error}")
+            frames = None
+        if frames is None:
+            del self.connections[peer.stream.fileno()]
+            self.poller.unregister(peer.stream)
+            peer.close()
+        else:
+            self.poller.modify(peer.stream, select.EPOLLIN | (0 if done else select.EPOLLOUT))
+
+    def _handle(self, peer: Connection, frame: dict[str, Any]) -> None:
+        verb = frame.get("op")
+        try:
+            if verb == "hello":
+                if frame.get("protocol") != PROTOCOL:
+                    raise RefusalError(f"this spawner speaks protocol {PROTOCOL}")
+                peer.greeted = True
+                peer.answer({"ok": True, "protocol": PROTOCOL, "pid": os.getpid()})
+            elif not peer.greeted or verb not in self.verbs:
+                raise RefusalError(f"unknown request {verb!r}")
+            else:
+                self.verbs[verb](peer, frame)
+        except (RefusalError, KeyError, OSError) as error:
+            peer.answer({"ok": False, "error": str(error)})
+
+    def _spawn(self, peer: Connection, frame: dict[str, Any]) -> None:
+        descriptors = peer.take(frame["descriptors"])
+        try:
+            pid = os.fork()
+            if pid == 0:
+                watcher.main(self.host, frame, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        self.watchers.add(pid)
+        # It cannot have been reaped: only this loop reaps.
+        peer.answer({"ok": True, "pid": pid}, os.pidfd_open(pid))
+
+    def _keep(self, peer: Connection, frame: dict[str, Any]) -> None:
+        (descriptor,) = peer.take(1)
+        self._release(str(frame["name"]))
+        self.locks[str(frame["name"])] = descriptor
+        peer.answer({"ok": True})
+
+    def _give(self, peer: Connection, frame: dict[str, Any]) -> None:
+        if frame["name"] not in self.locks:
+            raise RefusalError("no such lock is kept")
+        peer.answer({"ok": True}, os.dup(self.locks[frame["name"]]))
+
+    def _drop(self, peer: Connection, frame: dict[str, Any]) -> None:
+        self._release(str(frame["name"]))
+        peer.answer({"ok": True})
+
+    def _release(self, name: str) -> None:
+        descriptor = self.locks.pop(name, -1)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _ready(self, peer: Connection, frame: dict[str, Any]) -> None:
+        if peer.pid != self.runner.pid:
+            if self.runner.pid:
+                raise RefusalError("another runner is watched")
+            self.runner.adopt(peer.pid)
+        if frame.get("argv"):
+            self.runner.argv = list(frame["argv"])
+        self.runner.ready = True
+        self.runner.failures = 0
+        peer.answer({"ok": True})
+
+    def _start(self, peer: Connection, frame: dict[str, Any]) -> None:
+        if os.path.exists(self.runner.mark):
+            raise RefusalError("the runner was stopped")
+        if not self.runner.pid:
+            self.runner.argv = list(frame["argv"])
+            self.runner.failures = 0
+            self.runner.start()
+        peer.answer({"ok": True, "runner": self.runner.pid})
+
+
+def ask_running(path: str, argv: list[str]) -> None:
+    """Ask the spawner that is already there to start the runner, where it has none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+        stream.connect(path)
+        for document in ({"op": "hello", "protocol": PROTOCOL}, {"op": "start", "argv": argv}):
+            payload = json.dumps(document).encode()
+            stream.sendall(LENGTH.pack(len(payload)) + payload)
+            head = stream.recv(LENGTH.size, socket.MSG_WAITALL)
+            if len(head) < LENGTH.size:
+                raise ConnectionResetError
+            (length,) = LENGTH.unpack(head)
+            answer = json.loads(stream.recv(length, socket.MSG_WAITALL))
+        if not answer["ok"]:
+            say(answer["error"])
+            sys.exit(1)
+
+
+def detach(log: str) -> int:
+    """Leave the caller's session; the caller itself waits until the socket is there. Return where to say so."""
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        # One byte: it serves. None: it did not get that far, or another one serves already.
+        os._exit(0 if os.read(reader, 1) == b"x" else 1)
+    os.close(reader)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.dup2(null, 0)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    watcher.close_others({0, 1, 2, writer})
+    return writer
+
+
+def normalise() -> None:
+    """Undo once what a starter may have left, so that no job inherits it: mask, dispositions, nice, affinity."""
+    for number in range(1, signal.NSIG):
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    os.umask(0o077)
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, range(4096))
+
+
+def listen(directory: str) -> socket.socket | None:
+    """Take the lock that makes this the only spawner of its state, and its socket; None when there is one."""
+    lock = os.open(os.path.join(directory, "spawner.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    # The descriptor stays open for the life of this process; watchers close it first thing.
+    path = os.path.join(directory, "spawner.sock")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    listener.bind(path)
+    os.chmod(path, 0o600)
+    listener.listen(128)
+    return listener
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve as `[--detach|--foreground] [--adopt PID] STATE -- RUNNER ARGV…` says."""
+    split = argv.index("--") if "--" in argv else len(argv)
+    flags, command = list(argv[:split]), list(argv[split + 1 :])
+    adopted = 0
+    if "--adopt" in flags:
+        position = flags.index("--adopt")
+        adopted = int(flags[position + 1])
+        del flags[position : position + 2]
+    state = os.path.abspath(next(flag for flag in flags if not flag.startswith("--")))
+    directory = os.path.join(state, "run")
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    if adopted and os.getppid() != adopted:
+        adopted = 0  # it died meanwhile, and its pid may be anybody's
+    told = detach(os.path.join(directory, "runner.log")) if "--detach" in flags else -1
+    normalise()
+    for _ in range(TRIES):
+        listener = listen(directory)
+        if listener is not None:
+            serve(state, command, listener, adopted=adopted, told=told)
+            return 0
+        try:
+            ask_running(os.path.join(directory, "spawner.sock"), command)
+        except OSError:
+            time.sleep(0.05)  # the other one is just coming up, or just leaving
+            continue
+        if told >= 0:
+            os.write(told, b"x")
+        return 0
+    say("another spawner holds the lock and does not answer")
+    return 1
+
+
+def serve(state: str, command: list[str], listener: socket.socket, *, adopted: int, told: int) -> None:
+    """Be the spawner of this state until there is nothing left to do."""
+    spawner = Spawner(state, command, listener)
+    spawner.host.subreaper()
+    spawner.host.name(b"stoker")
+    spawner.host.protect()
+    # Objects made up to here are never collected: a collection in a fork would copy every page it looks at.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    if adopted:
+        spawner.runner.adopt(adopted)
+    if not spawner.runner.pid:
+        spawner.runner.start()
+    if told >= 0:
+        os.write(told, b"x")
+        os.close(told)
+    spawner.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
