@@ -6,10 +6,9 @@ are imported. Nothing here prints, and nothing starts a runner except through th
 
 from __future__ import annotations
 
+import _socket
 import os
 import time
-
-import _socket
 
 from runner.core.errors import NoRunner, Refused, StokerError, from_document
 
@@ -136,7 +135,9 @@ class Client:
             except Lost:
                 self.close()
                 if not retries or time.monotonic() > deadline:
-                    raise NoRunner("the runner went away in mid-request", hint="`stoker service logs` says why") from None
+                    raise NoRunner(
+                        "the runner went away in mid-request", hint="`stoker service logs` says why"
+                    ) from None
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, 0.25)
 
@@ -180,7 +181,7 @@ def connect(path: str) -> _socket.socket:
 def quote(text: str) -> str:
     """Percent-encode one part of a path or query."""
     return "".join(
-        chr(byte) if chr(byte).isalnum() and byte < 128 or byte in b"-._~" else f"%{byte:02X}"
+        chr(byte) if (byte < 128 and chr(byte).isalnum()) or byte in b"-._~" else f"%{byte:02X}"
         for byte in text.encode("utf-8", "surrogateescape")
     )
 
@@ -247,7 +248,7 @@ class _Wire:
                 name, _, value = line.decode("latin-1").partition(":")
                 self.headers[name.strip().lower()] = value.strip()
         except (IndexError, ValueError):
-            raise StokerError("what listens on the socket is no stoker runner", hint="`stoker info` shows its path") from None
+            raise StokerError("what listens there is no stoker runner", hint="`stoker info` shows its path") from None
 
     def _line(self) -> bytes:
         while b"\n" not in self._buffer:

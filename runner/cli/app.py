@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import click
 import typer
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from runner.cli.out import Out
@@ -17,14 +17,14 @@ from runner.core.errors import UsageError
 
 EPILOG = (
     "Exit codes: 0 ok, 1 failed, 2 bad input, 3 not found, 4 refused, 5 conflict, 6 can never fit, 7 no runner, "
-    "124 wait timed out, 130 interrupted; run, attach and wait give the job's own."
+    "70 a bug of ours, 124 wait timed out, 130 interrupted; run, attach and wait give the job's own."
 )
 
 
 HELP_COLUMNS = 80
 _WORDS = "words"
 _CMD = "[SCRIPT | FILE.toml | -] [-- CMD...]"
-_HELP_NAMES = {"help_option_names": ["-h", "--help"]}
+_HELP_NAMES: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
 
 def run_app(args: Args, out: Out, execute: Callable[[Args], int]) -> int:
@@ -43,26 +43,28 @@ def run_app(args: Args, out: Out, execute: Callable[[Args], int]) -> int:
 
     try:
         get_command(build(run)).main([verb.name, *args.words], prog_name="stoker", standalone_mode=False)
-    except click.NoSuchOption as error:
-        flags = [name for flag in (*verb.flags, *GLOBAL_FLAGS) for name in flag.names]
-        raise UsageError(f"there is no flag {error.option_name}", hint=nearest(error.option_name, flags)) from None
-    except click.ClickException as error:
+    except typer.TyperException as error:
+        shown = f"`stoker {verb.name} --help` shows how"
+        unknown = getattr(error, "option_name", None)
+        if unknown and not getattr(error, "param", None) and type(error).__name__ == "NoSuchOption":
+            flags = [name for flag in (*verb.flags, *GLOBAL_FLAGS) for name in flag.names]
+            raise UsageError(f"there is no flag {unknown[:60]}", hint=nearest(unknown, flags, shown)) from None
         message = error.format_message().rstrip(".")
-        raise UsageError(message[:1].lower() + message[1:], hint=f"`stoker {verb.name} --help` shows how") from None
+        raise UsageError(message[:1].lower() + message[1:], hint=shown) from None
     return codes[0]
 
 
 def help_text(verb: str) -> str:
     """Return the help of a verb, or of the whole program."""
     program = get_command(build(lambda _: None))
-    context = click.Context(program, info_name="stoker", terminal_width=HELP_COLUMNS, max_content_width=HELP_COLUMNS)
+    context = typer.Context(program, info_name="stoker", terminal_width=HELP_COLUMNS, **_HELP_NAMES)
     if not verb:
         return program.get_help(context).rstrip()
     if verb not in VERBS:
         raise UsageError(f"there is no verb {verb[:60]!r}", hint=nearest(verb, VERBS, "`stoker --help` lists them"))
-    assert isinstance(program, click.Group)
+    assert isinstance(program, TyperGroup)
     command = program.commands[verb]
-    return command.get_help(click.Context(command, info_name=verb, parent=context)).rstrip()
+    return command.get_help(typer.Context(command, info_name=verb, parent=context)).rstrip()
 
 
 def build(run: Callable[[Args], None]) -> typer.Typer:
@@ -77,7 +79,9 @@ def build(run: Callable[[Args], None]) -> typer.Typer:
     )
     app.callback()(_with_signature(lambda **_: None, GLOBAL_FLAGS, ""))
     for verb in VERBS.values():
-        app.command(verb.name, help=verb.summary, context_settings=_HELP_NAMES)(_command(verb, run))
+        app.command(verb.name, help=verb.summary, short_help=verb.summary, context_settings=_HELP_NAMES)(
+            _command(verb, run)
+        )
     return app
 
 
@@ -88,13 +92,16 @@ def _command(verb: Verb, run: Callable[[Args], None]) -> Callable[..., None]:
         flags = {_parameter(flag): flag for flag in (*verb.flags, *GLOBAL_FLAGS)}
         for name, value in values.items():
             flag = flags[name]
-            given = value if isinstance(value, list) else [True] * value if isinstance(value, int) else [value] if value else []
-            for item in given:
+            if isinstance(value, int):  # a switch, or how often one was given
+                value = [True] * value
+            for item in value if isinstance(value, list) else [] if value is None else [value]:
                 keep(args, flag, item)
         settle(args, verb)
         run(args)
 
-    metavar = f"[{'|'.join(verb.actions)}] {verb.words}".strip() if verb.actions else _CMD if verb.words == "[CMD]" else verb.words
+    metavar = _CMD if verb.words == "[CMD]" else verb.words
+    if verb.actions:
+        metavar = f"[{'|'.join(verb.actions)}] {metavar}".strip()
     return _with_signature(command, (*verb.flags, *GLOBAL_FLAGS), metavar)
 
 
@@ -113,11 +120,13 @@ def _with_signature(function: Callable[..., None], flags: tuple[Flag, ...], meta
             option = typer.Option(kind(), *flag.names, count=flag.repeats, **common)
         else:
             kind = list[str] | None if flag.repeats else str | None
-            choice = click.Choice(flag.choices) if flag.choices else None
-            option = typer.Option(None, *flag.names, metavar=flag.metavar, click_type=choice, **common)
+            option = typer.Option(None, *flag.names, metavar=flag.metavar, **common)
         parameters.append((_parameter(flag), kind, option))
     vars(function)["__signature__"] = inspect.Signature(
-        [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind) for name, kind, default in parameters]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for name, kind, default in parameters
+        ]
     )
     function.__annotations__ = {name: kind for name, kind, _ in parameters}
     return function

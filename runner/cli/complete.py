@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-
-import _signal
+import signal
 
 from runner.cli.verbs import ALIASES, GLOBAL_FLAGS, VERBS
 from runner.client import Client, quote
@@ -60,13 +59,13 @@ def _jobs(word: str) -> list[str]:
     def expire(*_: object) -> None:
         raise _Expired
 
-    _signal.signal(_signal.SIGALRM, expire)
-    _signal.setitimer(_signal.ITIMER_REAL, CAP_S)
+    signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, CAP_S)
     try:
         client = Client(Paths(state_dir(os.environ)).api_socket)
         jobs = client.get(f"/v1/complete?word={quote(word)}")["jobs"]
     except (_Expired, StokerError, OSError, ValueError):
         return []
     finally:
-        _signal.setitimer(_signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
     return [str(job) for job in jobs if str(job).isprintable()]

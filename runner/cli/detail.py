@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runner.cli.rows import why
+from runner.cli.rows import code_text, why
 from runner.cli.text import credit, duration, plain, size, table
 
 TYPE_CHECKING = False
@@ -40,7 +40,9 @@ def job_text(job: dict[str, Any], state: Callable[[str], str]) -> str:
     ]
     lines = [f"job {plain(job['id'])} {plain(job.get('name') or '')}".rstrip()]
     lines += [
-        f"  {name:<10} {value if name == 'status' else plain(value)}" for name, value in facts if value not in {None, ""}
+        f"  {name:<10} {value if name == 'status' else plain(value)}"
+        for name, value in facts
+        if value not in {None, ""}
     ]
     for name in ("elements", "inputs", "outputs"):
         if job.get(name):
@@ -60,7 +62,7 @@ def attempts_text(job: dict[str, Any]) -> str:
             f"  {attempt.get('number')}",
             str(attempt.get("state")),
             str(attempt.get("ending") or "-"),
-            _code(attempt),
+            code_text(attempt),
             str(attempt.get("started_at") or "-"),
             str(attempt.get("finished_at") or "-"),
             size(attempt.get("peak_memory_bytes")),
@@ -114,7 +116,9 @@ def _entry(key: str, value: Any, indent: int) -> str:
 
 def _inline(value: Any) -> str:
     if isinstance(value, dict):
-        return " · ".join(f"{plain(_shown_key(str(k)))} {_scalar(str(k), v)}" for k, v in value.items() if v is not None)
+        return " · ".join(
+            f"{plain(_shown_key(str(k)))} {_scalar(str(k), v)}" for k, v in value.items() if v is not None
+        )
     if isinstance(value, list):
         return " ".join(_inline(item) for item in value)
     return "" if value is None else plain(value)
@@ -135,9 +139,3 @@ def _shown_key(key: str) -> str:
 
 def _nested_origin(origins: dict[str, Any], key: str) -> str:
     return ", ".join(sorted({str(origin) for name, origin in origins.items() if name.startswith(key + ".")}))
-
-
-def _code(attempt: dict[str, Any]) -> str:
-    if attempt.get("signal"):
-        return f"signal {attempt['signal']}"
-    return "-" if attempt.get("exit_code") is None else str(attempt["exit_code"])

@@ -1,6 +1,6 @@
-"""The door of `stoker`: reads the command line, hands it to the verb's module, and turns whatever happens into an exit code.
+"""The door of `stoker`: reads the command line, runs the verb's module, turns whatever happens into an exit code.
 
-Nothing heavy is imported on the way of a hot verb; a test on `sys.modules` holds that. Everything else goes through typer.
+Nothing heavy is imported on the way of a hot verb; a test on `sys.modules` holds that. The rest goes through typer.
 """
 
 from __future__ import annotations

@@ -109,7 +109,8 @@ def end_with(outcome: dict[str, Any], out: Out) -> int:
 def detach(ref: str, client: Client, out: Out) -> int:
     """After Ctrl-C: say what goes on; a second one within two seconds stops the job."""
     out.clear_status()
-    out.say(f"detached; job {ref} goes on · `stoker attach {ref}` follows · `stoker stop {ref}` (or Ctrl-C again) stops it")
+    how = f"`stoker attach {ref}` follows · `stoker stop {ref}`, or Ctrl-C again, stops it"
+    out.say(f"detached; job {ref} goes on · {how}")
     client.close()
     try:
         time.sleep(SECOND_INTERRUPT_S)

@@ -30,7 +30,9 @@ def submission(args: Args, out: Out) -> dict[str, Any]:
     if not words:
         if not args.command:
             name = args.verb.name if args.verb else "submit"
-            raise UsageError("there is nothing to run", hint=f"stoker {name} -- python train.py, or a script or job file")
+            raise UsageError(
+                "there is nothing to run", hint=f"stoker {name} -- python train.py, or a script or job file"
+            )
         body["command"] = args.command
     elif words[0].endswith(".toml"):
         if len(words) > 1:
@@ -131,7 +133,13 @@ def waiting_sentence(answer: Mapping[str, Any]) -> str:
     """Return `queued: why`, or the bare state."""
     reason = answer.get("reason") or {}
     sentence = reason.get("sentence")
-    return f"queued: {sentence}" if sentence else "queued" if answer.get("state") == "pending" else str(answer.get("state"))
+    return (
+        f"queued: {sentence}"
+        if sentence
+        else "queued"
+        if answer.get("state") == "pending"
+        else str(answer.get("state"))
+    )
 
 
 def _script(path: str) -> tuple[dict[str, str] | None, list[str]]:
@@ -167,7 +175,9 @@ def _read(path: str, what: str, most: int) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise UsageError(f"there is no {what} {path[:200]}", hint=hint + "; a command goes after `--`" if hint else "") from None
+        raise UsageError(
+            f"there is no {what} {path[:200]}", hint=hint + "; a command goes after `--`" if hint else ""
+        ) from None
     except OSError as error:
         raise UsageError(f"cannot read the {what} {path[:200]}: {error.strerror}") from None
     with open(descriptor, "rb", buffering=0) as file:

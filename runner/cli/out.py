@@ -112,7 +112,7 @@ class Out:
         name: str = "name",
         fields: Sequence[str] = (),
     ) -> None:
-        """Print the `rows` of `document`: `more` columns when wide, `fields` as CSV, the field `name` alone when quiet."""
+        """Print the `rows` of `document`: `more` columns when wide, `fields` as CSV, only `name` when quiet."""
         if self.format == "json":
             self.data(dumps(versioned(document)))
         elif self.format == "jsonl":

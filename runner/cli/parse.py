@@ -69,7 +69,9 @@ def parse(argv: Sequence[str]) -> Args:
         return args
     verb = VERBS.get(aliased[0])
     if verb is None:
-        raise UsageError(f"there is no verb {word[:60]!r}", hint=nearest(word, [*VERBS, *ALIASES], "`stoker --help` lists them"))
+        raise UsageError(
+            f"there is no verb {word[:60]!r}", hint=nearest(word, [*VERBS, *ALIASES], "`stoker --help` lists them")
+        )
     args.verb = verb
     if not verb.hot:
         args.words = [*aliased[1:], *rest]
@@ -119,9 +121,6 @@ def _read(args: Args, rest: list[str], flags: dict[str, Flag], *, tail: bool) ->
                 raise UsageError(f"{name} needs a value", hint=f"{name} {flag.metavar}")
             value = rest[position]
             position += 1
-        if flag.choices and value not in flag.choices:
-            hint = nearest(value, flag.choices, "one of " + ", ".join(flag.choices))
-            raise UsageError(f"{name} is not one of its values: {value[:60]!r}", hint=hint)
         keep(args, flag, value)
 
 
@@ -136,7 +135,10 @@ def _split(word: str, flags: dict[str, Flag]) -> tuple[str, bool, str]:
 
 
 def keep(args: Args, flag: Flag, value: str | bool) -> None:
-    """Put one flag where it belongs."""
+    """Put one flag where it belongs. Raises `UsageError` for a value that is none of its choices."""
+    if flag.choices and value not in flag.choices:
+        hint = nearest(str(value), flag.choices, "one of " + ", ".join(flag.choices))
+        raise UsageError(f"{flag.names[-1]} cannot be {str(value)[:60]!r}", hint=hint)
     if flag.job:
         args.pairs.append([flag.names[-1], str(value)])
     elif flag.repeats:

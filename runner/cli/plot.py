@@ -38,4 +38,4 @@ def _scaled(value: float, low: float, high: float, most: int) -> int:
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and value == value and abs(value) != float("inf")
+    return isinstance(value, int | float) and -float("inf") < value < float("inf")

@@ -20,10 +20,15 @@ def report_bug(error: Exception, out: Out, code: int) -> int:
     # The values of flags stay out: `--env` may hold a secret.
     words = [word.split("=")[0] for word in sys.argv[1:] if word.startswith("-")]
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-    text = f"stoker {VERSION}\npython {platform.python_version()} on {platform.platform()}\nverb {verb} {words}\n\n{trace}"
+    text = (
+        f"stoker {VERSION}\npython {platform.python_version()} on {platform.platform()}\nverb {verb} {words}\n\n{trace}"
+    )
     try:
         folder = Paths(state_dir(os.environ)).reports_dir
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        os.makedirs(os.path.dirname(os.path.dirname(folder)), exist_ok=True)
+        for path in (os.path.dirname(folder), folder):
+            if not os.path.isdir(path):
+                os.mkdir(path, 0o700)
         path = f"{folder}/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}.txt"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:

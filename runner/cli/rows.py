@@ -36,6 +36,13 @@ def why(row: dict[str, Any]) -> str:
     return str(reason.get("sentence") or reason.get("ending") or "")
 
 
+def code_text(row: dict[str, Any]) -> str:
+    """Return an exit code or signal for people."""
+    if row.get("signal"):
+        return f"signal {row['signal']}"
+    return "-" if row.get("exit_code") is None else str(row["exit_code"])
+
+
 def _state(row: dict[str, Any]) -> str:
     elements = row.get("elements")
     if not isinstance(elements, dict):
@@ -62,7 +69,7 @@ JOB_WIDE: tuple[Column, ...] = (
     ("PRIORITY", lambda row: str(row.get("priority", 0))),
     ("CREATED", lambda row: str(row.get("created_at") or "-")),
     ("FINISHED", lambda row: str(row.get("finished_at") or "-")),
-    ("CODE", lambda row: _code(row)),
+    ("CODE", code_text),
     ("CREDITS", lambda row: credit(row.get("charge_micro"))),
 )
 
@@ -74,9 +81,3 @@ def print_changes(answer: dict[str, Any], out: Out) -> None:
         return
     for job in answer["jobs"]:
         out.data(f"{plain(job['id'])} {plain(job.get('sentence') or job.get('state'))}")
-
-
-def _code(row: dict[str, Any]) -> str:
-    if row.get("signal"):
-        return f"signal {row['signal']}"
-    return "-" if row.get("exit_code") is None else str(row["exit_code"])

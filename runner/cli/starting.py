@@ -24,9 +24,7 @@ START_TIMEOUT_S = 30.0
 _LOG_TAIL_BYTES = 4096
 
 
-def ensure_runner(
-    paths: Paths, *, after_stop: bool, environ: Mapping[str, str], note: Callable[[str], None]
-) -> None:
+def ensure_runner(paths: Paths, *, after_stop: bool, environ: Mapping[str, str], note: Callable[[str], None]) -> None:
     """Return once a runner of ours answers, starting one if there is none.
 
     `after_stop` allows it where `service stop` left its mark. Raises what kept the runner from starting.

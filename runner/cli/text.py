@@ -29,7 +29,7 @@ def plain_lines(text: str) -> str:
 
 
 class LogFilter:
-    """Makes log bytes fit for a terminal: colours, newlines, tabs and carriage returns pass, other controls are shown."""
+    """Makes log bytes fit for a terminal: colours, line breaks and tabs pass, other controls are shown."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
@@ -73,7 +73,7 @@ def cut(text: str, columns: int) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None) -> list[str]:
-    """Return aligned lines, two blanks between cells; within `columns` the widest cells give way first, None is no limit."""
+    """Return aligned lines, two blanks between cells; within `columns` the widest cells give way first."""
     cells = [list(head), *[[plain(cell) for cell in row] for row in rows]]
     widths = [max(width(row[i]) for row in cells) for i in range(len(head))]
     if columns is not None:

@@ -49,7 +49,9 @@ def run(args: Args, client: Client, out: Out) -> int:  # noqa: ARG001
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(SCRIPTS[shell], encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"cannot write {target}: {error.strerror}", hint=f"stoker completion {shell} prints it") from None
+        raise UsageError(
+            f"cannot write {target}: {error.strerror}", hint=f"stoker completion {shell} prints it"
+        ) from None
     out.data(str(target))
     if shell == "zsh":
         out.note(f"needs `fpath+=({target.parent})` before compinit in .zshrc")

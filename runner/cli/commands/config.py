@@ -20,7 +20,9 @@ def run(args: Args, client: Client, out: Out) -> int:  # noqa: ARG001
     files = [os.path.abspath(word) for word in args.words] or config_files(os.environ)
     if args.action == "path":
         found = {"files": files}
-        out.document(found, lambda _: "\n".join(files) if files else "no configuration file; every value is its default")
+        out.document(
+            found, lambda _: "\n".join(files) if files else "no configuration file; every value is its default"
+        )
         return 0
     config = load(files, os.environ)
     if args.action == "check":

@@ -29,5 +29,7 @@ def run(args: Args, client: Client, out: Out) -> int:
 
 def _rows(document: Any) -> list[dict[str, Any]]:
     """Return the lines of a history, whatever the key they stand under."""
-    lists = [value for value in document.values() if isinstance(value, list)] if isinstance(document, dict) else [document]
+    lists = (
+        [value for value in document.values() if isinstance(value, list)] if isinstance(document, dict) else [document]
+    )
     return lists[0] if lists else []

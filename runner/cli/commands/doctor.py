@@ -28,7 +28,9 @@ def run(args: Args, client: Client, out: Out) -> int:  # noqa: ARG001
         checks += client.get("/v1/doctor", timeout_s=None)["checks"]
     else:
         checks += [_disk(paths), _reboot()]
-        checks.append(_check("runner", "warn", "no runner is up, so its own checks were not made", "stoker service start"))
+        checks.append(
+            _check("runner", "warn", "no runner is up, so its own checks were not made", "stoker service start")
+        )
     if out.format in {"table", "wide"}:
         for check in checks:
             out.data(f"{out.state(check['level']):<4}  {plain(check['name'])}: {plain(check['sentence'])}")
@@ -68,11 +70,15 @@ def _disk(paths: Paths) -> dict[str, str]:
         folder = os.path.dirname(folder)
     free = shutil.disk_usage(folder).free
     level = "warn" if free < LOW_DISK_BYTES else "ok"
-    return _check("disk", level, f"{size(free)} free for {paths.state_dir}", "free some space" if level == "warn" else "")
+    return _check(
+        "disk", level, f"{size(free)} free for {paths.state_dir}", "free some space" if level == "warn" else ""
+    )
 
 
 def _reboot() -> dict[str, str]:
     if os.path.isdir("/run/systemd/system"):
         return _check("reboot", "ok", "systemd is here")
     remedy = "`stoker service start` prints the crontab line"
-    return _check("reboot", "warn", "no systemd: nothing brings the runner back after a reboot unless cron does", remedy)
+    return _check(
+        "reboot", "warn", "no systemd: nothing brings the runner back after a reboot unless cron does", remedy
+    )

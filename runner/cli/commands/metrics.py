@@ -36,7 +36,9 @@ def run(args: Args, client: Client, out: Out) -> int:
     ]
     out.listing(document, rows, _COLUMNS, fields=("name", "step", "value", "at_us"))
     if not rows:
-        out.note("no metrics yet; a job writes JSON lines to $STOKER_METRICS_FILE, or --metric NAME=REGEX reads its log")
+        out.note(
+            "no metrics yet; a job writes JSON lines to $STOKER_METRICS_FILE, or --metric NAME=REGEX reads its log"
+        )
     return 0
 
 

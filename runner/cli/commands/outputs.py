@@ -37,7 +37,5 @@ def run(args: Args, client: Client, out: Out) -> int:
         ("PATH", lambda entry: str(entry["path"])),
     )
     wide = (("DIGEST", lambda entry: str(entry["digest"])),)
-    out.listing(
-        document, document["entries"], columns, more=wide, name="path", fields=("path", "size_bytes", "digest")
-    )
+    out.listing(document, document["entries"], columns, more=wide, name="path", fields=("path", "size_bytes", "digest"))
     return 0

@@ -8,6 +8,8 @@ from runner.client import query
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from runner.cli.out import Out
     from runner.cli.parse import Args
     from runner.client import Client
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 def run(args: Args, client: Client, out: Out) -> int:
     """List the jobs named, or those the flags choose."""
     if args.words:
-        document = {"jobs": [client.get(job_path(ref)) for ref in args.words], "more": False}
+        document: dict[str, Any] = {"jobs": [client.get(job_path(ref)) for ref in args.words], "more": False}
     else:
         path = query(
             "/v1/jobs",

@@ -26,7 +26,7 @@ def run(args: Args, client: Client, out: Out) -> int:
 def wait_all(refs: Sequence[str], client: Client, out: Out, timeout_s: float | None) -> int:
     """Return a single job's own code; of several 0 if all succeeded, else 1. Raises `WaitTimedOut`."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    codes = []
+    codes: list[int] = []
     for ref in refs:
         left_s = None if deadline is None else deadline - time.monotonic()
         if left_s is not None and left_s < 0 and codes:
