@@ -22,10 +22,18 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 30.0
 _LOG_TAIL_BYTES = 4096
+_LOG_TAIL_LINES = 3
 
 
-def ensure_runner(paths: Paths, *, after_stop: bool, environ: Mapping[str, str], note: Callable[[str], None]) -> None:
-    """Return once a runner of ours answers, starting one if there is none.
+def ensure_runner(
+    paths: Paths,
+    command: list[str],
+    *,
+    after_stop: bool,
+    environ: Mapping[str, str],
+    note: Callable[[str], None],
+) -> None:
+    """Return once a runner of ours answers, starting one with `command` if there is none.
 
     `after_stop` allows it where `service stop` left its mark. Raises what kept the runner from starting.
     """
@@ -39,7 +47,7 @@ def ensure_runner(paths: Paths, *, after_stop: bool, environ: Mapping[str, str],
             if not after_stop:
                 raise NoRunner("the runner was stopped", hint="`stoker service start` starts it again")
             os.unlink(paths.stopped_mark)
-        if _start(paths, environ):
+        if _start(paths, command, environ):
             note(f"started the stoker runner for {_user()} (stop it with `stoker service stop`)")
 
 
@@ -52,7 +60,7 @@ def spawner_command(state_dir: str, *, detach: bool) -> list[str]:
 
 
 def make_directories(paths: Paths) -> None:
-    """Make the state directory and what the start needs in it, 0700. Raises what is wrong with the one that is there."""
+    """Make the state directory and what the start needs in it, 0700. Raises what is wrong with one that is there."""
     try:
         os.makedirs(os.path.dirname(paths.state_dir), exist_ok=True)
         for folder in (paths.state_dir, paths.run_dir, paths.log_dir):
@@ -96,8 +104,8 @@ class _Lock:
         os.close(self._descriptor)
 
 
-def _start(paths: Paths, environ: Mapping[str, str]) -> bool:
-    """Wait for the socket; return whether the spawner had to be started. A living spawner restarts its runner itself."""
+def _start(paths: Paths, command: list[str], environ: Mapping[str, str]) -> bool:
+    """Wait for the socket; return whether a spawner had to be started. A living one restarts its runner itself."""
     failed = paths.run_dir + "/failed"
     deadline = time.monotonic() + START_TIMEOUT_S
     child = 0
@@ -106,7 +114,7 @@ def _start(paths: Paths, environ: Mapping[str, str]) -> bool:
         os.unlink(failed)
     while not answers(paths.api_socket):
         if not child and not _spawner_lives(paths.spawner_socket):
-            child = _spawn(paths, environ)
+            child = _spawn(paths, command, environ)
         if os.path.exists(failed):
             raise _failure(failed)
         if child > 0:
@@ -118,8 +126,7 @@ def _start(paths: Paths, environ: Mapping[str, str]) -> bool:
     return child != 0
 
 
-def _spawn(paths: Paths, environ: Mapping[str, str]) -> int:
-    command = spawner_command(paths.state_dir, detach=True)
+def _spawn(paths: Paths, command: list[str], environ: Mapping[str, str]) -> int:
     log = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     # A pipe that the shell left open would never end while the runner holds its copy.
     inherited = [(os.POSIX_SPAWN_CLOSE, int(name)) for name in os.listdir("/proc/self/fd") if int(name) > 2]
@@ -162,8 +169,7 @@ def _failure(path: str) -> StokerError:
 
 
 def _log_hint(paths: Paths) -> str:
-    lines = log_tail(paths.runner_log, 5)
-    return "; ".join(["see " + paths.runner_log, *lines])
+    return "\n    ".join([f"{paths.runner_log} ends with", *log_tail(paths.runner_log, _LOG_TAIL_LINES)])
 
 
 def log_tail(path: str, count: int) -> list[str]:

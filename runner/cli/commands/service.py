@@ -8,7 +8,7 @@ import shutil
 import time
 
 from runner.cli.detail import tree_text
-from runner.cli.starting import answers, ensure_runner, log_tail
+from runner.cli.starting import answers, ensure_runner, log_tail, spawner_command
 from runner.cli.text import plain
 from runner.core.errors import NoRunner
 from runner.paths import Paths, state_dir
@@ -50,13 +50,14 @@ def run(args: Args, client: Client, out: Out) -> int:
 
 
 def _start(paths: Paths, client: Client, out: Out) -> int:
-    ensure_runner(paths, after_stop=True, environ=os.environ, note=out.note)
+    command = spawner_command(paths.state_dir, detach=True)
+    ensure_runner(paths, command, after_stop=True, environ=os.environ, note=out.note)
     runner = client.get("/v1/runner")
     out.note(f"the runner is up (pid {runner['pid']}, stoker {runner['version']})")
     if not os.path.isdir("/run/systemd/system"):
-        command = shlex.join([shutil.which("stoker") or "stoker", "service", "start"])
+        line = shlex.join([shutil.which("stoker") or "stoker", "service", "start"])
         out.note("no systemd here: to have it back after a reboot, add this line with `crontab -e`:")
-        out.data(f"@reboot {command}")
+        out.data(f"@reboot {line}")
     return 0
 
 
