@@ -1,0 +1,53 @@
+"""`stoker logs`: the log of a job, its bytes as they are unless a terminal would act upon them."""
+
+from __future__ import annotations
+
+from runner.cli.follow import Follower
+from runner.cli.jobs import job_path
+from runner.cli.text import LogFilter
+from runner.client import Lost, dumps, query
+from runner.core.errors import NoRunner
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runner.cli.out import Out
+    from runner.cli.parse import Args
+    from runner.client import Client
+
+BREAKS_MAX = 100
+
+
+def run(args: Args, client: Client, out: Out) -> int:
+    """Print the log, or follow it; following ends with the job and says 0 whatever became of it."""
+    ref = args.words[0]
+    choice = {"tail": args.number("tail"), "attempt": args.number("attempt"), "rank": args.number("rank")}
+    if args.get("follow"):
+        Follower(client, out, ref, raw=bool(args.get("raw")), states=False).follow(offset=args.number("from"), **choice)
+        return 0
+    shown = None if args.get("raw") or not out.stdout_is_tty else LogFilter()
+    offset = args.number("from")
+    if out.format in {"json", "jsonl"}:
+        return _records(query(job_path(ref, "/logs"), from_=offset, **choice), client, out)
+    got = 0
+    for _ in range(BREAKS_MAX):
+        where = None if offset is None and not got else (offset or 0) + got
+        try:
+            for piece in client.read(query(job_path(ref, "/logs"), from_=where, **choice)):
+                got += len(piece)
+                out.raw(shown.feed(piece).encode("utf-8", "replace") if shown else piece)
+            break
+        except Lost:
+            if choice["tail"] is not None and got:  # the tail moved on: nothing says where we were
+                raise NoRunner("the runner went away in mid-log", hint="ask again") from None
+    if shown:
+        out.raw(shown.feed(b"", final=True).encode("utf-8", "replace"))
+    if client.missing():
+        out.note(f"note: missing from this log: {client.missing()}")
+    return 0
+
+
+def _records(path: str, client: Client, out: Out) -> int:
+    data = b"".join(client.read(path))
+    for line in data.split(b"\n")[: -1 if data.endswith(b"\n") else None]:
+        out.data(dumps({"text": line.decode("utf-8", "surrogateescape")}))
+    return 0

@@ -1,0 +1,41 @@
+"""`stoker outputs ls|pull`: what a job made, and a copy of it."""
+
+from __future__ import annotations
+
+import os
+
+from runner.cli.jobs import job_path
+from runner.cli.text import plain, size
+from runner.core.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runner.cli.out import Out
+    from runner.cli.parse import Args
+    from runner.client import Client
+
+
+def run(args: Args, client: Client, out: Out) -> int:
+    """List, or copy into a directory; one named after the job where none is given."""
+    ref = args.words[0]
+    if args.action == "pull":
+        destination = os.path.abspath(args.words[1] if len(args.words) > 1 else f"output-{ref.strip('@')}")
+        body = {"destination": destination, "overwrite": bool(args.get("overwrite"))}
+        path = job_path(ref, "/outputs/pull")
+        answer = client.post(path, body, key=args.get("idempotency_key") or "", timeout_s=None)
+        out.document(answer, lambda _: plain(answer["path"]))
+        out.note(f"{answer['files']} files, {size(answer['bytes'])}")
+        return 0
+    if len(args.words) > 1:
+        raise UsageError("`stoker outputs ls` takes one job", hint="`stoker outputs pull JOB DEST` copies")
+    document = client.get(job_path(ref, "/outputs"))
+    for output in document["outputs"]:
+        name = output.get("name") or f"attempt {output.get('attempt')}"
+        out.note(f"{name} · {output['digest']} · {output['files']} files, {size(output['size_bytes'])}")
+    columns = (
+        ("SIZE", lambda entry: size(entry["size_bytes"])),
+        ("PATH", lambda entry: str(entry["path"])),
+    )
+    wide = (("DIGEST", lambda entry: str(entry["digest"])),)
+    out.listing(document, document["entries"], columns, more=wide, name="path", fields=("path", "size_bytes", "digest"))
+    return 0

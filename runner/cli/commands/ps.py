@@ -1,0 +1,36 @@
+"""`stoker ps`: jobs, where they are and why they wait."""
+
+from __future__ import annotations
+
+from runner.cli.jobs import job_path
+from runner.cli.rows import JOB_COLUMNS, JOB_FIELDS, JOB_WIDE
+from runner.client import query
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from runner.cli.out import Out
+    from runner.cli.parse import Args
+    from runner.client import Client
+
+
+def run(args: Args, client: Client, out: Out) -> int:
+    """List the jobs named, or those the flags choose."""
+    if args.words:
+        document: dict[str, Any] = {"jobs": [client.get(job_path(ref)) for ref in args.words], "more": False}
+    else:
+        path = query(
+            "/v1/jobs",
+            all=1 if args.get("all") else None,
+            state=args.get("state"),
+            name=args.get("name"),
+            limit=args.number("limit"),
+            before=args.get("before"),
+            elements=1 if args.get("elements") else None,
+        )
+        document = client.get(path)
+    out.listing(document, document["jobs"], JOB_COLUMNS, more=JOB_WIDE, name="id", fields=JOB_FIELDS)
+    if document.get("more") and document["jobs"]:
+        out.note(f"there are more: `stoker ps --all --before {document['jobs'][0]['id']}`, or --limit")
+    return 0

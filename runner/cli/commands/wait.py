@@ -1,0 +1,41 @@
+"""`stoker wait`: until jobs have ended; 0 only when all of them succeeded."""
+
+from __future__ import annotations
+
+import time
+
+from runner.cli.follow import end_with
+from runner.cli.jobs import job_path
+from runner.client import query
+from runner.core.errors import WaitTimedOut
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runner.cli.out import Out
+    from runner.cli.parse import Args
+    from runner.client import Client
+
+
+def run(args: Args, client: Client, out: Out) -> int:
+    """Wait for every job named."""
+    return wait_all(args.words, client, out, args.seconds("timeout"))
+
+
+def wait_all(refs: Sequence[str], client: Client, out: Out, timeout_s: float | None) -> int:
+    """Return a single job's own code; of several 0 if all succeeded, else 1. Raises `WaitTimedOut`."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    codes: list[int] = []
+    for ref in refs:
+        left_s = None if deadline is None else deadline - time.monotonic()
+        if left_s is not None and left_s < 0 and codes:
+            raise WaitTimedOut(f"job {ref} had not ended in time", hint=f"`stoker show {ref}`")
+        path = query(job_path(ref, "/wait"), timeout_s=None if left_s is None else f"{max(left_s, 0):.3f}")
+        outcome = client.get(path, timeout_s=None)
+        if out.format in {"json", "jsonl"}:
+            out.document(outcome, str)
+            codes.append(int(outcome["code"]))
+        else:
+            codes.append(end_with(outcome, out))
+    return codes[0] if len(codes) == 1 else int(any(codes))

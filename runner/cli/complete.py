@@ -1,0 +1,71 @@
+"""What a shell may offer next: verbs, flags, actions and job ids; 200 ms at most, and never a runner started for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from runner.cli.verbs import ALIASES, GLOBAL_FLAGS, VERBS
+from runner.client import Client, quote
+from runner.core.errors import StokerError
+from runner.paths import Paths, state_dir
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runner.cli.out import Out
+    from runner.cli.verbs import Flag
+
+CAP_S = 0.2
+
+
+class _Expired(Exception):
+    """The time for an answer is over."""
+
+
+def complete(words: Sequence[str], out: Out) -> int:
+    """Print what the last of `words` may become, a line each."""
+    *before, current = words or [""]
+    found = [word for word in _offers(before, current) if word.startswith(current)]
+    if found:
+        out.data("\n".join(found))
+    return 0
+
+
+def _offers(before: list[str], current: str) -> list[str]:
+    name = next((word for word in before if not word.startswith("-")), "")
+    verb = VERBS.get(ALIASES.get(name, (name,))[0])
+    if verb is None:
+        return [] if name else [*VERBS, *_names(GLOBAL_FLAGS)]
+    if "--" in before:
+        return []
+    flags = (*verb.flags, *GLOBAL_FLAGS)
+    last = next((flag for flag in flags if before[-1] in flag.names), None)
+    if last and last.metavar:
+        return list(last.choices)
+    if current.startswith("-"):
+        return _names(flags)
+    if verb.actions and before[-1] == name:
+        return [*verb.actions, *(_jobs(current) if "JOB" in verb.words else ())]
+    return _jobs(current) if "JOB" in verb.words else []
+
+
+def _names(flags: Sequence[Flag]) -> list[str]:
+    return [name for flag in flags for name in flag.names if name.startswith("--")]
+
+
+def _jobs(word: str) -> list[str]:
+    def expire(*_: object) -> None:
+        raise _Expired
+
+    signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, CAP_S)
+    try:
+        client = Client(Paths(state_dir(os.environ)).api_socket)
+        jobs = client.get(f"/v1/complete?word={quote(word)}")["jobs"]
+    except (_Expired, StokerError, OSError, ValueError):
+        return []
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return [str(job) for job in jobs if str(job).isprintable()]

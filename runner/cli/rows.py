@@ -1,0 +1,83 @@
+"""The columns of jobs, shared by the verbs that list them."""
+
+from __future__ import annotations
+
+from runner.cli.text import credit, duration, plain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from runner.cli.out import Column, Out
+
+JOB_FIELDS = (
+    "id",
+    "name",
+    "state",
+    "gpus",
+    "devices",
+    "priority",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "elapsed_s",
+    "progress",
+    "reason",
+    "exit_code",
+    "signal",
+    "owner",
+    "charge_micro",
+)
+
+
+def why(row: dict[str, Any]) -> str:
+    """Return why a job waits or how it ended, in a few words."""
+    reason = row.get("reason") or {}
+    return str(reason.get("sentence") or reason.get("ending") or "")
+
+
+def code_text(row: dict[str, Any]) -> str:
+    """Return an exit code or signal for people."""
+    if row.get("signal"):
+        return f"signal {row['signal']}"
+    return "-" if row.get("exit_code") is None else str(row["exit_code"])
+
+
+def _state(row: dict[str, Any]) -> str:
+    elements = row.get("elements")
+    if not isinstance(elements, dict):
+        return str(row["state"])
+    return f"{row['state']} " + " ".join(f"{count} {state}" for state, count in elements.items())
+
+
+def _gpus(row: dict[str, Any]) -> str:
+    devices = row.get("devices") or []
+    return f"{row.get('gpus', 0)}" + (f" ({', '.join(str(device)[:8] for device in devices)})" if devices else "")
+
+
+JOB_COLUMNS: tuple[Column, ...] = (
+    ("ID", lambda row: str(row["id"])),
+    ("NAME", lambda row: str(row.get("name") or "")),
+    ("STATE", _state),
+    ("GPU", _gpus),
+    ("TIME", lambda row: duration(row.get("elapsed_s"))),
+    ("PROGRESS", lambda row: str(row.get("progress") or "-")),
+    ("REASON", lambda row: why(row) or "-"),
+)
+JOB_WIDE: tuple[Column, ...] = (
+    ("OWNER", lambda row: str(row.get("owner") or "-")),
+    ("PRIORITY", lambda row: str(row.get("priority", 0))),
+    ("CREATED", lambda row: str(row.get("created_at") or "-")),
+    ("FINISHED", lambda row: str(row.get("finished_at") or "-")),
+    ("CODE", code_text),
+    ("CREDITS", lambda row: credit(row.get("charge_micro"))),
+)
+
+
+def print_changes(answer: dict[str, Any], out: Out) -> None:
+    """Print what became of each job that a verb was aimed at."""
+    if out.format in {"json", "jsonl", "csv", "name"} or out.quiet:
+        out.listing(answer, answer["jobs"], (), name="id", fields=("id", "state", "sentence"))
+        return
+    for job in answer["jobs"]:
+        out.data(f"{plain(job['id'])} {plain(job.get('sentence') or job.get('state'))}")

@@ -1,0 +1,223 @@
+"""Bring a private runner up by need: one starter at a time, whatever the number of clients that find it missing.
+
+Imported only when nobody listens on the socket.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import sys
+import time
+
+from runner.client import Absent, connect, loads
+from runner.core.errors import NoRunner, Refused, StokerError, UsageError, from_document
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from runner.paths import Paths
+
+START_TIMEOUT_S = 30.0
+_LOG_TAIL_BYTES = 4096
+_LOG_TAIL_LINES = 3
+
+
+def ensure_runner(
+    paths: Paths,
+    command: list[str],
+    *,
+    after_stop: bool,
+    environ: Mapping[str, str],
+    note: Callable[[str], None],
+) -> None:
+    """Return once a runner of ours answers, starting one with `command` if there is none.
+
+    `after_stop` allows it where `service stop` left its mark. Raises what kept the runner from starting.
+    """
+    if os.path.exists(paths.stopped_mark) and not after_stop:
+        raise NoRunner("the runner was stopped", hint="`stoker service start` starts it again")
+    make_directories(paths)
+    with _Lock(paths.start_lock):
+        if answers(paths.api_socket):
+            return
+        if os.path.exists(paths.stopped_mark):
+            if not after_stop:
+                raise NoRunner("the runner was stopped", hint="`stoker service start` starts it again")
+            os.unlink(paths.stopped_mark)
+        if _start(paths, command, environ):
+            note(f"started the stoker runner for {_user()} (stop it with `stoker service stop`)")
+
+
+def spawner_command(state_dir: str, *, detach: bool) -> list[str]:
+    """Return the command that starts the spawner, which starts the runner and keeps it up."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    runner = [sys.executable, "-I", "-m", "runner.daemon.main", "--state-dir", state_dir]
+    flags = ["--detach"] if detach else []
+    return [sys.executable, "-I", "-S", package + "/executors/spawner.py", state_dir, *flags, "--", *runner]
+
+
+def make_directories(paths: Paths) -> None:
+    """Make the state directory and what the start needs in it, 0700. Raises what is wrong with one that is there."""
+    try:
+        os.makedirs(os.path.dirname(paths.state_dir), exist_ok=True)
+        for folder in (paths.state_dir, paths.run_dir, paths.log_dir):
+            if not os.path.lexists(folder):
+                _mkdir(folder)
+            _check_ours(folder)
+    except OSError as error:
+        raise UsageError(
+            f"cannot keep the state in {paths.state_dir}: {error.strerror}",
+            hint="set STOKER_STATE_DIR to a directory on a local disk that you may write to",
+        ) from None
+
+
+def answers(socket_path: str) -> bool:
+    """Tell whether a runner listens there."""
+    try:
+        connect(socket_path).close()
+    except Absent:
+        return False
+    return True
+
+
+class _Lock:
+    """An exclusive flock; its holder has a deadline, so waiting for it ends."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def __enter__(self) -> None:
+        try:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to {os.path.dirname(self._path)}: {error.strerror}",
+                hint="free some space, or set STOKER_STATE_DIR to a directory that you may write to",
+            ) from None
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+def _start(paths: Paths, command: list[str], environ: Mapping[str, str]) -> bool:
+    """Wait for the socket; return whether a spawner had to be started. A living one restarts its runner itself."""
+    failed = paths.run_dir + "/failed"
+    deadline = time.monotonic() + START_TIMEOUT_S
+    child = 0
+    pause_s = 0.001
+    if os.path.lexists(failed):
+        os.unlink(failed)
+    while not answers(paths.api_socket):
+        if not child and not _spawner_lives(paths.spawner_socket):
+            child = _spawn(paths, command, environ)
+        if os.path.exists(failed):
+            raise _failure(failed)
+        if child > 0:
+            child = _reap(child, paths)
+        if time.monotonic() > deadline:
+            raise NoRunner(f"the runner did not come up in {START_TIMEOUT_S:.0f} s", hint=_log_hint(paths))
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 2, 0.05)
+    return child != 0
+
+
+def _spawn(paths: Paths, command: list[str], environ: Mapping[str, str]) -> int:
+    log = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    # A pipe that the shell left open would never end while the runner holds its copy.
+    inherited = [(os.POSIX_SPAWN_CLOSE, int(name)) for name in os.listdir("/proc/self/fd") if int(name) > 2]
+    return os.posix_spawn(
+        command[0],
+        command,
+        environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, paths.runner_log, log, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+            *inherited,
+        ],
+        setsigmask=[],
+    )
+
+
+def _reap(child: int, paths: Paths) -> int:
+    """Return `child` while it lives, -1 once it went into the background; raise if it failed."""
+    pid, status = os.waitpid(child, os.WNOHANG)
+    if not pid:
+        return child
+    failed = paths.run_dir + "/failed"
+    if os.path.exists(failed):
+        raise _failure(failed)
+    if status:
+        raise NoRunner("the runner could not be started", hint=_log_hint(paths))
+    return -1
+
+
+def _failure(path: str) -> StokerError:
+    try:
+        with open(path, "rb") as file:
+            document = loads(file.read(1 << 16))
+    except (OSError, ValueError):
+        document = None
+    if not isinstance(document, dict):
+        return NoRunner("the runner refused to start", hint="`stoker service logs` says why")
+    return from_document(document)
+
+
+def _log_hint(paths: Paths) -> str:
+    return "\n    ".join([f"{paths.runner_log} ends with", *log_tail(paths.runner_log, _LOG_TAIL_LINES)])
+
+
+def log_tail(path: str, count: int) -> list[str]:
+    """Return the last `count` lines of a file, or none."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - max(_LOG_TAIL_BYTES, 400 * count)))
+            return file.read().decode("utf-8", "backslashreplace").splitlines()[-count:]
+    except OSError:
+        return []
+
+
+def _mkdir(folder: str) -> None:
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        return  # another client was faster
+    os.chmod(folder, 0o700)  # the umask may have taken bits away
+
+
+def _check_ours(folder: str) -> None:
+    found = os.lstat(folder)
+    hint = "remove it, or set STOKER_STATE_DIR to a directory of your own"
+    if not stat.S_ISDIR(found.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a directory"
+        raise Refused(f"the state directory {folder} is {kind}", hint=hint)
+    if found.st_uid != os.geteuid():
+        raise Refused(f"the state directory {folder} belongs to uid {found.st_uid}", hint=hint)
+    if found.st_mode & 0o022:
+        raise Refused(f"others may write to the state directory {folder}", hint=f"chmod 700 {folder}")
+
+
+def _spawner_lives(socket_path: str) -> bool:
+    """Tell whether a spawner listens; one of another socket type than ours answers EPROTOTYPE, and lives too."""
+    try:
+        connect(socket_path).close()
+    except Absent:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _user() -> str:
+    import pwd  # a user without an entry is rare, and so is starting
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"uid {os.geteuid()}"

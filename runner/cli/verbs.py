@@ -1,0 +1,270 @@
+"""Every verb, argument and flag of the command line, declared once: the fast parser, typer and completion read this.
+
+Read on every command: nothing heavy may be imported here.
+"""
+
+from __future__ import annotations
+
+from runner.core.flags import JOB_FLAGS
+
+VERSION = "0.1.0"
+FORMATS = ("table", "wide", "json", "jsonl", "csv", "name")
+
+
+class Flag:
+    """One flag: its spellings, what it takes (`metavar` empty: nothing) and whether it fills the job's document."""
+
+    __slots__ = ("choices", "help", "job", "key", "metavar", "names", "repeats")
+
+    def __init__(  # noqa: PLR0913
+        self,
+        names: str,
+        help: str,  # noqa: A002
+        metavar: str = "",
+        *,
+        repeats: bool = False,
+        job: bool = False,
+        choices: tuple[str, ...] = (),
+    ) -> None:
+        self.names = names.split("/")
+        self.key = self.names[-1].lstrip("-").replace("-", "_")
+        self.help = help
+        self.metavar = metavar
+        self.repeats = repeats
+        self.job = job
+        self.choices = choices
+
+
+class Verb:
+    """One verb: its summary, arguments and flags, and whether it may start the runner.
+
+    `words` is the metavar of its arguments: `JOB` exactly one, `[JOB]` at most one, `JOB...` at least one,
+    `[NAME...]` any number, empty none; `[CMD]` is a script, a job file or a command with all that follows it.
+    `actions` are the words of a noun's second level, the first is the default. `module` is empty where it is the name.
+    """
+
+    __slots__ = ("actions", "flags", "hot", "name", "starts", "summary", "words")
+
+    def __init__(  # noqa: PLR0913
+        self,
+        name: str,
+        summary: str,
+        words: str = "",
+        flags: tuple[Flag, ...] = (),
+        *,
+        actions: tuple[str, ...] = (),
+        hot: bool = True,
+        starts: str = "need",
+    ) -> None:
+        self.name = name
+        self.summary = summary
+        self.words = words
+        self.flags = flags
+        self.actions = actions
+        self.hot = hot
+        self.starts = starts
+
+
+GLOBAL_FLAGS = (
+    Flag("-h/--help", "Show this message and exit."),
+    Flag("-V/--version", "Show the version and exit."),
+    Flag("-v/--verbose", "Say more on stderr.", repeats=True),
+    Flag("-q/--quiet", "Ids only, no notes."),
+    Flag("-o/--format", "How to print: table, wide, json, jsonl, csv or name.", "FORMAT", choices=FORMATS),
+    Flag("--json", "The same as --format json."),
+    Flag("--color", "Colour: auto, always or never.", "WHEN", choices=("auto", "always", "never")),
+    Flag("--debug", "Show tracebacks."),
+    Flag("--no-input", "Never ask."),
+    Flag("--private", "Use a private runner even where the box has a system runner."),
+    Flag("--config", "Read this configuration file only.", "FILE"),
+    Flag("--no-config", "Read no configuration file."),
+)
+
+_JOB = tuple(
+    Flag(("-n/" if flag.flag == "--name" else "") + flag.flag, flag.help, flag.metavar, repeats=flag.repeats, job=True)
+    for flag in JOB_FLAGS
+)
+_KEY = Flag("--idempotency-key", "Send again with the same key to get the same answer, never a second job.", "KEY")
+_RAW = Flag("--raw", "Pass every byte of the log to the terminal.")
+_YES = Flag("-y/--yes", "Do not ask.")
+_DRY = Flag("--dry-run", "Show what would be queued, with the origin of each value; queue nothing.")
+_TAIL = Flag("-n/--tail", "The last N lines only.", "N")
+_FOLLOW = Flag("-f/--follow", "Go on as it grows.")
+
+VERBS: dict[str, Verb] = {
+    verb.name: verb
+    for verb in (
+        Verb(
+            "run",
+            "Queue a job and follow it; the exit code is the job's. Ctrl-C detaches.",
+            "[CMD]",
+            (*_JOB, Flag("-d/--detach", "Queue it and return."), _DRY, _KEY, _RAW),
+            starts="always",
+        ),
+        Verb(
+            "submit",
+            "Queue a script, a job file, a command, or JSON lines from stdin (-); print the id.",
+            "[CMD]",
+            (*_JOB, Flag("-w/--wait", "Wait for its end; the exit code is the job's."), _DRY, _KEY),
+            starts="always",
+        ),
+        Verb(
+            "ps",
+            "List jobs and why they wait.",
+            "[JOB...]",
+            (
+                Flag("-a/--all", "Finished jobs too, however old."),
+                Flag("--state", "Only these states, separated by commas.", "STATES"),
+                Flag("--name", "Only names that match the pattern.", "GLOB"),
+                Flag("--limit", "At most N jobs.", "N"),
+                Flag("--before", "Only jobs older than this id.", "ID"),
+                Flag("--elements", "One row for each element of an array."),
+            ),
+        ),
+        Verb(
+            "show",
+            "Show all that is known of a job.",
+            "JOB",
+            (
+                Flag("--spec", "Only its specification."),
+                Flag("--env", "Only the names of its variables."),
+                Flag("--events", "Only its history."),
+                Flag("--attempts", "Only its attempts."),
+            ),
+        ),
+        Verb("explain", "Say why a job waits and what would change that.", "JOB"),
+        Verb(
+            "logs",
+            "Print the log of a job.",
+            "JOB",
+            (
+                _FOLLOW,
+                _TAIL,
+                Flag("--attempt", "The log of this attempt, not of the last.", "N"),
+                Flag("--rank", "The log of this worker, not of worker 0.", "N"),
+                Flag("--from", "Begin at this byte.", "OFFSET"),
+                _RAW,
+            ),
+        ),
+        Verb("attach", "Follow a job; the exit code is the job's. Ctrl-C detaches.", "JOB", (_RAW,)),
+        Verb(
+            "wait",
+            "Wait until jobs have ended; 0 only when all succeeded.",
+            "JOB...",
+            (Flag("--timeout", "Give up after this time (90s, 30m); exit code 124.", "DURATION"),),
+        ),
+        Verb(
+            "stop",
+            "Stop jobs: their signal, their grace, then SIGKILL.",
+            "JOB...",
+            (Flag("--grace", "Time between the signal and SIGKILL.", "DURATION"), _KEY),
+        ),
+        Verb("start", "Take stopped or failed jobs back into the queue, or free held ones.", "JOB...", (_KEY,)),
+        Verb(
+            "rm",
+            "Remove finished jobs: their logs, directories and outputs.",
+            "[JOB...]",
+            (
+                Flag("--older-than", "Every job that ended longer ago than this.", "DURATION"),
+                Flag("--keep-outputs", "Leave their output artifacts in the store."),
+                _YES,
+                _KEY,
+            ),
+        ),
+        Verb("rerun", "Queue a job again, with flags that change it.", "JOB", (*_JOB, _KEY)),
+        Verb(
+            "outputs",
+            "List what a job made, or copy it out.",
+            "JOB [DEST]",
+            (Flag("--overwrite", "Replace files that are there."), _KEY),
+            actions=("ls", "pull"),
+        ),
+        Verb(
+            "metrics",
+            "Print the metrics of a job as a table, CSV or a plot.",
+            "JOB",
+            (
+                Flag("--name", "Only this metric.", "NAME"),
+                Flag("--tail", "The last N points only.", "N"),
+                Flag("--plot", "Draw it."),
+                Flag("--samples", "Memory, CPU and GPU samples instead."),
+            ),
+        ),
+        Verb("gpu", "List devices and who holds them.", actions=("ls",)),
+        Verb("model", "List, show or remove models.", "[NAME]", (_YES, _KEY), actions=("ls", "show", "rm")),
+        Verb(
+            "credit",
+            "Show the balance, its history, or check the books.",
+            "",
+            (Flag("--limit", "At most N lines.", "N"),),
+            actions=("balance", "history", "verify"),
+        ),
+        Verb("serve", "Run the runner in the foreground.", hot=False, starts="never"),
+        Verb(
+            "service",
+            "Start, stop or look at the runner itself.",
+            "",
+            (_FOLLOW, _TAIL),
+            actions=("status", "start", "stop", "restart", "logs"),
+            hot=False,
+            starts="never",
+        ),
+        Verb("backup", "Copy the database while the runner works, and check the copy.", "[DEST]", hot=False),
+        Verb("doctor", "Check what the box needs; each line with its remedy.", hot=False, starts="never"),
+        Verb("info", "Show versions, paths and the runner.", hot=False, starts="never"),
+        Verb(
+            "config",
+            "Show the configuration with the origin of each value, check it, or print its paths.",
+            "[FILE]",
+            actions=("show", "check", "path"),
+            hot=False,
+            starts="never",
+        ),
+        Verb(
+            "completion",
+            "Print the completion script of a shell, or install it.",
+            "[SHELL]",
+            actions=("show", "install", "bash", "zsh", "fish"),
+            hot=False,
+            starts="never",
+        ),
+        Verb("schema", "Print the JSON Schema of a document.", "", (), actions=("job", "event", "config"), hot=False),
+    )
+}
+
+# What people type who come from somewhere else; never shown in the help.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "ls": ("ps",),
+    "list": ("ps",),
+    "status": ("ps",),
+    "squeue": ("ps",),
+    "jobs": ("ps",),
+    "cancel": ("stop",),
+    "kill": ("stop",),
+    "scancel": ("stop",),
+    "add": ("submit",),
+    "queue": ("submit",),
+    "sbatch": ("submit",),
+    "describe": ("show",),
+    "inspect": ("show",),
+    "info-of-job": ("show",),
+    "why": ("explain",),
+    "follow": ("logs", "-f"),
+    "tail": ("logs", "-f"),
+    "log": ("logs",),
+    "delete": ("rm",),
+    "remove": ("rm",),
+    "restart": ("start",),
+    "resume": ("start",),
+    "release": ("start",),
+    "retry": ("start",),
+    "output": ("outputs",),
+    "gpus": ("gpu",),
+    "devices": ("gpu",),
+    "models": ("model",),
+    "credits": ("credit",),
+    "balance": ("credit", "balance"),
+    "daemon": ("serve",),
+    "version": ("--version",),
+    "help": ("--help",),
+}
