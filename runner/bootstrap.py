@@ -184,7 +184,7 @@ def account_name(uid: int) -> str:
 def _make_state(paths: Paths) -> int:
     """Make the state directory's layout and take its lock: one runner a state directory."""
     try:
-        for directory in (paths.state_dir, paths.run_dir, paths.log_dir, paths.control_dir, paths.job_logs_dir, paths.jobs_dir):
+        for directory in (paths.state_dir, paths.run_dir, paths.control_dir, paths.job_logs_dir, paths.jobs_dir):
             Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
         state = Path(paths.state_dir).stat()
         lock = os.open(paths.runner_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -54,7 +54,7 @@ def ensure_runner(
 def spawner_command(state_dir: str, *, detach: bool) -> list[str]:
     """Return the command that starts the spawner, which starts the runner and keeps it up."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    runner = [sys.executable, "-I", "-m", "runner.daemon.main", "--state-dir", state_dir]
+    runner = [sys.executable, "-I", "-m", "runner.bootstrap", "--state-dir", state_dir]
     flags = ["--detach"] if detach else []
     return [sys.executable, "-I", "-S", package + "/executors/spawner.py", state_dir, *flags, "--", *runner]
 
@@ -63,7 +63,7 @@ def make_directories(paths: Paths) -> None:
     """Make the state directory and what the start needs in it, 0700. Raises what is wrong with one that is there."""
     try:
         os.makedirs(os.path.dirname(paths.state_dir), exist_ok=True)
-        for folder in (paths.state_dir, paths.run_dir, paths.log_dir):
+        for folder in (paths.state_dir, paths.run_dir):
             if not os.path.lexists(folder):
                 _mkdir(folder)
             _check_ours(folder)
