@@ -53,7 +53,7 @@ class Client:
         """Change something, once, whatever happens to the runner meanwhile: it is retried under one idempotency key."""
         return self.request("POST", path, body, {"Idempotency-Key": key or os.urandom(16).hex()}, timeout_s=timeout_s)
 
-    def request(  # noqa: PLR0913
+    def request(
         self,
         method: str,
         path: str,
@@ -201,13 +201,13 @@ class _Wire:
         self.headers: dict[str, str] = {}
         self._buffer = b""
 
-    def exchange(  # noqa: PLR0913
+    def exchange(
         self, method: str, path: str, headers: dict[str, str], payload: bytes | int, timeout_s: float | None
     ) -> tuple[int, bytes]:
         self.begin(method, path, headers, payload, timeout_s)
         return self.status, b"".join(self.body())
 
-    def begin(  # noqa: PLR0913
+    def begin(
         self, method: str, path: str, headers: dict[str, str], payload: bytes | int, timeout_s: float | None
     ) -> bool:
         size = os.fstat(payload).st_size if isinstance(payload, int) else len(payload)

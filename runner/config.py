@@ -220,7 +220,7 @@ def _build(section: type, values: dict[str, Any], origins: dict[str, str], prefi
         if dataclasses.is_dataclass(hints[each.name]):
             if not isinstance(value, dict):
                 raise UsageError(f"{name} is a section (from {origin})", hint="see config.example.toml")
-            built[each.name] = _build(hints[each.name], value, origins, f"{name}.")  # type: ignore[arg-type]
+            built[each.name] = _build(hints[each.name], value, origins, f"{name}.")
         else:
             built[each.name] = _value(hints[each.name], each.metadata.get("parse"), value, f"{name} (from {origin})")
     return section(**built)

@@ -138,7 +138,7 @@ async def _log(room: Room, found: LogOf, mask: Mask, offset: int, tail: int | No
     for path in (found.path, room.paths.job_log(found.attempt_id, 0)):
         try:
             if tail is not None:
-                offset = await run_in_threadpool(lambda path=path: read_log(path, tail_lines=tail).start)
+                offset = (await run_in_threadpool(read_log, path, tail_lines=tail)).start
 
             def ended() -> bool:
                 return logs.attempt_ended(room.reader(), found.attempt_id)

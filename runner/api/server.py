@@ -40,7 +40,7 @@ class PeerProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Let the routes know who asks."""
         super().on_message_begin()
-        self.scope["uid"] = self.uid
+        self.scope["uid"] = self.uid  # type: ignore[typeddict-unknown-key]
 
 
 class QuietServer(uvicorn.Server):

@@ -40,7 +40,7 @@ def guarded(argv: list[str], out: Out) -> int:
         code = EXIT_CLOSED
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the last resort: our bug, told as one
+    except Exception as error:
         from runner.cli.report import report_bug  # nobody waits for it
 
         code = report_bug(error, out, EXIT_BUG)

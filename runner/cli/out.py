@@ -102,7 +102,7 @@ class Out:
         else:
             raise UsageError(f"this has no {self.format} form", hint="--format table or json")
 
-    def listing(  # noqa: PLR0913
+    def listing(
         self,
         document: Any,
         rows: Sequence[Any],

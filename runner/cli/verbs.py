@@ -16,7 +16,7 @@ class Flag:
 
     __slots__ = ("choices", "help", "job", "key", "metavar", "names", "repeats")
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         names: str,
         help: str,  # noqa: A002
@@ -45,7 +45,7 @@ class Verb:
 
     __slots__ = ("actions", "flags", "hot", "name", "starts", "summary", "words")
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         name: str,
         summary: str,

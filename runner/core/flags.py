@@ -5,6 +5,7 @@ No import at all: the client reads it on every command.
 
 from __future__ import annotations
 
+
 class JobFlag:
     """One flag of `run` and `submit`: what it is called, which key of the job document it fills, how it reads."""
 

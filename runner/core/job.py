@@ -14,12 +14,12 @@ class Ref(NamedTuple):
     """One element: a job's number and the index in its array, `PLAIN` for a job that is none."""
 
     job_id: int
-    index: int
+    idx: int
 
     @property
     def label(self) -> str:
         """`42`, or `42[7]` for an element of an array."""
-        return str(self.job_id) if self.index == PLAIN else f"{self.job_id}[{self.index}]"
+        return str(self.job_id) if self.idx == PLAIN else f"{self.job_id}[{self.idx}]"
 
 
 @dataclass(frozen=True, slots=True)

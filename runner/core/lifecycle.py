@@ -1,7 +1,7 @@
 """The life of a job as one total table: every (state, event) is a move or a refusal that says why.
 
-    pending → starting → running → saving → succeeded | failed | stopped
-                   └────────┴→ stopping ┘
+pending → starting → running → saving → succeeded | failed | stopped
+└────────┴→ stopping ┘
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _ATTEMPT_REFUSALS = {
     Event.REQUEUE: _UNDER_WAY,
     Event.RESTART: _UNDER_WAY,
 }
-_FINISHED_REFUSALS = {event: _OVER for event in Event}
+_FINISHED_REFUSALS = dict.fromkeys(Event, _OVER)
 
 TABLE: dict[State, dict[Event, State | str]] = {
     State.PENDING: {

@@ -22,7 +22,7 @@ def parse_size(text: str, what: str) -> int:
     if not match:
         raise UsageError(f"{what} is not a size: {text[:60]!r}", hint="write it as 512M, 8G or 1.5T")
     whole, fraction, power, _ = match.groups()
-    unit = 1024 ** _POWERS[power]
+    unit: int = 1 << 10 * _POWERS[power]
     size_bytes = int(whole) * unit + (int(fraction) * unit // 10 ** len(fraction) if fraction else 0)
     if size_bytes > SIZE_MAX_BYTES:
         raise UsageError(f"{what} is absurd: {text[:60]!r}", hint="the most is 1024P")

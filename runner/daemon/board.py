@@ -111,9 +111,9 @@ class Board:
     def withdraw(self, ref: Ref) -> bool:
         """Take an element out of the queue; False when it was not in it."""
         job = self.waiting.get(ref.job_id)
-        if job is None or ref.index not in job.indices:
+        if job is None or ref.idx not in job.indices:
             return False
-        job.indices.remove(ref.index)
+        job.indices.remove(ref.idx)
         if not job.indices:
             del self.waiting[ref.job_id]
             key = (job.priority, job.request)

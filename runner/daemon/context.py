@@ -121,7 +121,8 @@ def read_facts(context: Context, job_id: int) -> JobFacts:
     assert row is not None, f"job {job_id} has no row"
     name, stored, request, owner_uid, account, priority, array_limit = row
     sealed = jobs.variables_of(connection, job_id)
-    umask, variables = 0o022, {}
+    umask = 0o022
+    variables: dict[str, str] = {}
     if sealed is not None:
         umask, variables = split_environment(context.sealer.unseal(owner_uid, "environment", "variables", sealed))
     staged = jobs.inputs(connection, job_id)

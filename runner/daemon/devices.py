@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -163,7 +164,7 @@ class Devices:
             self._asked.wait()
             self._asked.clear()
             reading = self._probe.read()
-            self.context.desk.put(lambda change, reading=reading: self._arrived(change, reading))
+            self.context.desk.put(partial(self._arrived, reading=reading))
 
     def _arrived(self, change: Change, reading: BoxReading) -> None:
         self.reading = reading

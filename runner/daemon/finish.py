@@ -218,7 +218,7 @@ class Finisher:
         assert element is not None
         prepares = any(writable for _, writable, _ in facts.inputs)
         again = Enqueue(
-            ref.job_id, (ref.index,), facts.request, facts.priority, element.queued_us, facts.array_limit, prepares
+            ref.job_id, (ref.idx,), facts.request, facts.priority, element.queued_us, facts.array_limit, prepares
         )
         if delay_s:
             self.loop.after(delay_s, lambda: self.context.desk.put(lambda later: _still_pending(later, ref, again)))

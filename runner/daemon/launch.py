@@ -83,12 +83,12 @@ def allocate(change: Change, start: Start, ref: Ref, *, token: str, rates: tuple
 
 def attempt_dir(paths: Paths, ref: Ref, number: int) -> Path:
     """Return the directory of one attempt, the job's user's."""
-    return Path(paths.job_dir(ref.job_id, None if ref.index == PLAIN else ref.index), f"attempt-{number}")
+    return Path(paths.job_dir(ref.job_id, None if ref.idx == PLAIN else ref.idx), f"attempt-{number}")
 
 
 def checkpoint_dir(paths: Paths, ref: Ref) -> Path:
     """Return the checkpoint directory of an element: it outlives attempts."""
-    return Path(paths.job_dir(ref.job_id, None if ref.index == PLAIN else ref.index), "checkpoint")
+    return Path(paths.job_dir(ref.job_id, None if ref.idx == PLAIN else ref.idx), "checkpoint")
 
 
 def make_directories(paths: Paths, attempt: Attempt, facts: JobFacts, *, mounts_permitted: bool) -> None:
@@ -127,12 +127,12 @@ def build_plan(
     named = [(str(cwd / name), str(target)) for name, target in places if name]
     mounts = [Mount(source, target, read_only=False) for target, source in named] if mounts_permitted else []
     links = [] if mounts_permitted else [Link(path, target) for path, target in named]
-    for name, view in views.items():
-        target = str(directory / "input" / name)
+    for input_name, view in views.items():
+        place = str(directory / "input" / input_name)
         if mounts_permitted:
-            mounts.append(Mount(str(view), target))
+            mounts.append(Mount(str(view), place))
         else:
-            links.append(Link(target, str(view)))
+            links.append(Link(place, str(view)))
     return LaunchPlan(
         attempt_id=order.attempt.id,
         job=order.attempt.ref.label,
@@ -177,8 +177,8 @@ def build_environment(order: Order, facts: JobFacts, *, paths: Paths, now_s: flo
         "STOKER_TOKEN": order.attempt.token,
         "STOKER_SCRATCH_DIR": str(directory / "scratch"),
     }
-    if order.attempt.ref.index != PLAIN:
-        environment["STOKER_ARRAY_INDEX"] = str(order.attempt.ref.index)
+    if order.attempt.ref.idx != PLAIN:
+        environment["STOKER_ARRAY_INDEX"] = str(order.attempt.ref.idx)
     if spec.time_limit_s is not None:
         environment["STOKER_DEADLINE"] = str(int(now_s + spec.time_limit_s))
     for name, _, _ in facts.inputs:

@@ -71,7 +71,7 @@ class Preparer:
             return
         preparation = Preparation(effect, set(effect.indices))
         for element in jobs.elements(self.context.database.writer, effect.job_id):
-            preparation.attempts[element.ref.index] = element.attempts
+            preparation.attempts[element.ref.idx] = element.attempts
         self._jobs[effect.job_id] = preparation
         self._new.append(preparation)
 
@@ -80,7 +80,7 @@ class Preparer:
         self.context.board.withdraw(ref)
         preparation = self._jobs.get(ref.job_id)
         if preparation is not None:
-            preparation.waiting.discard(ref.index)
+            preparation.waiting.discard(ref.idx)
             if not preparation.waiting:
                 preparation.cancelled = True
                 del self._jobs[ref.job_id]
@@ -107,9 +107,9 @@ class Preparer:
             ref = element.ref
             prepares = '"input"' in stored or '"requirements"' in stored
             preparation = self._jobs.get(ref.job_id)
-            if preparation is not None and ref.index in preparation.waiting:
+            if preparation is not None and ref.idx in preparation.waiting:
                 continue
-            again = Enqueue(ref.job_id, (ref.index,), request_from(request), priority, element.queued_us, limit, prepares)
+            again = Enqueue(ref.job_id, (ref.idx,), request_from(request), priority, element.queued_us, limit, prepares)
             self.enqueue(again)
 
     def reason(self, job_id: int) -> WaitReason | None:

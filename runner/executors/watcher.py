@@ -542,7 +542,7 @@ class Watcher:
         if (code != 0 or number) and not all(other.ended for other in self.workers):
             self._stop("rank_failed", self.plan["stop_signal"], self.plan["grace_s"], now)
 
-    def _record_exit(  # noqa: PLR0913  one value each of the record
+    def _record_exit(
         self,
         position: int,
         kind: str,
@@ -757,7 +757,7 @@ def run_worker(watcher: Watcher, worker: Worker, gate: int, trouble: int) -> NoR
     step = ["setup"]
     try:
         _enter(watcher, worker, step, gate, trouble)
-    except BaseException as error:  # noqa: BLE001  a forked child must never return into the watcher's code
+    except BaseException as error:
         number = getattr(error, "errno", None) or 0
         text = getattr(error, "strerror", None) or str(error)
         name = f": {os.fsdecode(error.filename)}" if isinstance(error, OSError) and error.filename else ""
@@ -871,7 +871,7 @@ def main(host: Host, request: dict[str, Any], descriptors: list[int]) -> NoRetur
         close_others({0, 1, 2, host.null, host.children, host.hints.fileno(), *descriptors})
         Watcher(host, request, descriptors).run()
         code = 0
-    except BaseException as error:  # noqa: BLE001  a forked child must never return into the spawner's code
+    except BaseException as error:
         with contextlib.suppress(OSError):
             _write(f"{request['control_dir']}/error", repr(error), os.O_CREAT)
     os._exit(code)

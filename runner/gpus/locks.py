@@ -57,7 +57,7 @@ def holder_pid(directory: Path, uuid: str) -> int | None:
     It may have ended since: the lock lives on in whoever it passed the descriptor to.
     """
     try:
-        status = os.stat(lock_path(directory, uuid), follow_symlinks=False)  # noqa: PTH116
+        status = os.stat(lock_path(directory, uuid), follow_symlinks=False)
         table = Path("/proc/locks").read_text("ascii", errors="replace")
     except OSError:
         return None
@@ -104,7 +104,7 @@ def _open(path: Path) -> int | None:
 
 def _is_at(descriptor: int, path: Path) -> bool:
     try:
-        named = os.stat(path, follow_symlinks=False)  # noqa: PTH116 - pathlib's lstat, said plainly
+        named = os.stat(path, follow_symlinks=False)
     except OSError:
         return False
     return os.path.samestat(os.fstat(descriptor), named)

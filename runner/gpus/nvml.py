@@ -77,7 +77,7 @@ class Nvml:
                     (frozenset(pair), self._distance(handles[pair[0]], handles[pair[1]]))
                     for pair in combinations(uuids, 2)
                 ]
-            except Exception:  # noqa: BLE001 - as in _read, which says what is wrong
+            except Exception:
                 return ()
             return tuple(Link(pair, distance) for pair, distance in found if distance is not None)
 
@@ -93,7 +93,7 @@ class Nvml:
             return None
         try:
             return BoxReading(self._devices_at(index)).device(uuid)
-        except Exception:  # noqa: BLE001 - as in _read, which is asked next and says what is wrong
+        except Exception:
             return None
 
     def _read(self) -> BoxReading:
@@ -103,7 +103,7 @@ class Nvml:
                 if not self._open():
                     return BoxReading()
                 return self._look()
-            except Exception as failure:  # noqa: BLE001 - a sick driver may hand back anything; CPU jobs must go on
+            except Exception as failure:
                 error = _explain(failure)
                 self._close()
         return BoxReading(tuple(_failed(device, error) for device in self._last), self._driver_version, error)

@@ -80,14 +80,14 @@ class Sealer:
     def seal(self, owner: int, kind: str, name: str, value: bytes) -> bytes:
         """Return the blob that only the same owner uid, kind and name open again."""
         if len(value) > VALUE_BYTES_MAX:
-            raise UsageError(f"{kind} {ascii(name)} is larger than {VALUE_BYTES_MAX} bytes")
+            raise UsageError(f"{kind} {name!a} is larger than {VALUE_BYTES_MAX} bytes")
         head = bytes([_VERSION]) + _key_id(self._current)
         nonce = os.urandom(_NONCE_BYTES)
         return head + nonce + _cipher(self._current, nonce, value, _bound(head, owner, kind, name), seal=True)
 
     def unseal(self, owner: int, kind: str, name: str, blob: bytes) -> bytes:
         """Return the value; raise `SecretLocked` where key, owner, kind, name or a single bit is not what it was."""
-        what = f"{kind} {ascii(name)}"
+        what = f"{kind} {name!a}"
         if len(blob) < _BODY_AT + _TAG_BYTES:
             raise SecretLocked(f"the stored {what} is cut short", hint="set it again")
         if blob[0] != _VERSION:

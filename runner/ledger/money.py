@@ -21,7 +21,7 @@ _CREDITS = re.compile(r"[0-9]{1,10}(?:\.[0-9]{1,6})?(?:[eE][+-]?[0-9]{1,2})?", r
 def parse_credits(text: str) -> int:
     """Return the micro-credits that `text` says in credits, 0 to `CREDITS_MAX`; raise `UsageError` for all else."""
     if not _CREDITS.fullmatch(text):
-        raise UsageError(f"not an amount of credits: {ascii(text[:40])}", hint=_HINT)
+        raise UsageError(f"not an amount of credits: {text[:40]!a}", hint=_HINT)
     micro = Decimal(text).scaleb(6)
     if micro != micro.to_integral_value():
         raise UsageError(f"finer than a micro-credit: {text}", hint=_HINT)

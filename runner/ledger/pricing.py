@@ -34,7 +34,7 @@ class Price:
         if not 0 <= self.rate_micro_per_hour <= CREDITS_MAX * MICRO:
             raise UsageError(f"a price is 0 to {CREDITS_MAX} credits an hour")
         if len(self.model) > _MODEL_CHARS_MAX or (self.model and not self.condensed):
-            raise UsageError(f"not a device model: {ascii(self.model[:40])}", hint='a few words, such as "RTX 4090"')
+            raise UsageError(f"not a device model: {self.model[:40]!a}", hint='a few words, such as "RTX 4090"')
         if self.kind is PriceKind.CPU and self.model:
             raise UsageError("cores have one price, whatever their model")
 

@@ -112,7 +112,7 @@ class Desk:
             os.eventfd_read(self.descriptor)
         except BlockingIOError:
             pass
-        taken = []
+        taken: list[tuple[Work, Done | None]] = []
         while self._items and len(taken) < most:
             taken.append(self._items.popleft())
         if self._items:
@@ -142,10 +142,10 @@ class Hub:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_job: dict[int, set[Callable[[], None]]] = {}
-        self._everything: set[Callable[[], None]] = set()
+        self._by_job: dict[int, set[Callable[[], object]]] = {}
+        self._everything: set[Callable[[], object]] = set()
 
-    def listen(self, job_id: int | None, listener: Callable[[], None]) -> Callable[[], None]:
+    def listen(self, job_id: int | None, listener: Callable[[], object]) -> Callable[[], None]:
         """Call `listener` at each change of a job, or of any (None); return what ends that."""
         with self._lock:
             listeners = self._everything if job_id is None else self._by_job.setdefault(job_id, set())

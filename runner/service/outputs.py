@@ -62,5 +62,5 @@ def _found(connection: sqlite3.Connection, target: Target) -> list[Artifact]:
     return [
         each
         for each in artifacts.of_job(connection, target.job_id)
-        if each.ref is not None and target.index in (None, each.ref.index)
+        if each.ref is not None and target.index in (None, each.ref.idx)
     ]

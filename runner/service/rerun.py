@@ -10,7 +10,8 @@ from runner.core import documents
 from runner.core.errors import UsageError
 from runner.identity.sealing import Sealer
 from runner.service.refs import Target
-from runner.service.submit import Caller, Envelope, Prepared, prepare as prepare_job, split_environment
+from runner.service.submit import Caller, Envelope, Prepared, split_environment
+from runner.service.submit import prepare as prepare_job
 from runner.state import jobs
 
 

@@ -22,7 +22,7 @@ def _start(change: Change, target: Target) -> dict[str, Any]:
     found = [
         element
         for element in jobs.elements(change.connection, target.job_id)
-        if target.index in (None, element.ref.index)
+        if target.index in (None, element.ref.idx)
     ]
     able = [element for element in found if _may(element)]
     if not able:
@@ -59,7 +59,7 @@ def enqueue(change: Change, job_id: int, elements: list[Element]) -> Enqueue:
     assert row is not None
     _, stored, request, _, _, priority, array_limit = row
     prepares = '"input"' in stored or '"requirements"' in stored
-    indices = tuple(element.ref.index for element in elements)
+    indices = tuple(element.ref.idx for element in elements)
     return Enqueue(job_id, indices, request_from(request), priority, change.now_us, array_limit, prepares)
 
 

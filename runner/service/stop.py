@@ -20,7 +20,7 @@ def stop(change: Change, refs: list[str], owner_uid: int, grace_s: float | None)
         found = [
             element
             for element in jobs.elements(change.connection, target.job_id)
-            if target.index in (None, element.ref.index)
+            if target.index in (None, element.ref.idx)
         ]
         sentences = {stop_element(change, element, Ending.STOPPED_BY_USER, grace_s) for element in found}
         answers.append({"id": target.label, "sentence": "; ".join(sorted(sentences))})

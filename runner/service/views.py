@@ -301,4 +301,4 @@ def _index(index: int | None) -> int | None:
 
 
 def _meant(ref: Ref | None, target: Target) -> bool:
-    return ref is not None and target.index in (None, ref.index)
+    return ref is not None and target.index in (None, ref.idx)

@@ -87,7 +87,7 @@ def move(connection: sqlite3.Connection, ref: Ref, state: State, event: Event, n
     names = ", ".join(f"{name} = ?" for name in columns)
     changed = connection.execute(
         f"UPDATE elements SET {names} WHERE job_id = ? AND idx = ? AND state = ?",  # noqa: S608 - names are our own
-        (*columns.values(), ref.job_id, ref.index, str(state)),
+        (*columns.values(), ref.job_id, ref.idx, str(state)),
     ).rowcount
     if changed != 1:
         raise AssertionError(f"job {ref.label} was not {state}")
@@ -102,7 +102,7 @@ def note(
     """Write an event."""
     connection.execute(
         "INSERT INTO events (at_us, job_id, idx, kind, data) VALUES (?, ?, ?, ?, ?)",
-        (now_us, ref.job_id if ref else None, ref.index if ref else None, kind, json.dumps(data or {})),
+        (now_us, ref.job_id if ref else None, ref.idx if ref else None, kind, json.dumps(data or {})),
     )
 
 

@@ -90,10 +90,7 @@ def attempts_of(connection: sqlite3.Connection, job_id: int, index: int) -> list
         " start_ns, record FROM attempts WHERE job_id = ? AND idx = ? ORDER BY number",
         (job_id, index),
     ).fetchall()
-    names = (
-        "id number decided_us started_us ended_us ending exit_code signal why gpu_rate_micro cpu_rate_micro"
-        " peak_memory_bytes peak_gpu_memory_bytes energy_mj output_digest output_bytes output_files start_ns record"
-    ).split()
+    names = ["id", "number", "decided_us", "started_us", "ended_us", "ending", "exit_code", "signal", "why", "gpu_rate_micro", "cpu_rate_micro", "peak_memory_bytes", "peak_gpu_memory_bytes", "energy_mj", "output_digest", "output_bytes", "output_files", "start_ns", "record"]
     found = [dict(zip(names, row, strict=True)) for row in rows]
     for each in found:
         held = connection.execute(
@@ -166,6 +163,6 @@ def counts(connection: sqlite3.Connection) -> dict[str, int]:
 
 def _rows(connection: sqlite3.Connection, where: str, values: tuple[Any, ...]) -> list[Row]:
     return [
-        Row(*row[:5], tuple(json.loads(row[5])), row[6], bool(row[7]), *row[8:])
+        Row(*row[:5], tuple(json.loads(row[5])), *row[6:])  # type: ignore[call-arg]
         for row in connection.execute(_ROW + where, values)
     ]

@@ -5,11 +5,8 @@ The patterns are a user's: RE2 answers in linear time whatever they are, over wh
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
-import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 

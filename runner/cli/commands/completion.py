@@ -36,7 +36,7 @@ complete -c stoker -a '(stoker _complete (commandline -opc)[2..] (commandline -c
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
-def run(args: Args, client: Client, out: Out) -> int:  # noqa: ARG001
+def run(args: Args, client: Client, out: Out) -> int:
     """Print the script of a shell, or put it where the shell finds it."""
     shell = args.action if args.action in SCRIPTS else args.words[0] if args.words else _login_shell()
     if shell not in SCRIPTS:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from runner.client import Client
 
 
-def run(args: Args, client: Client, out: Out) -> int:  # noqa: ARG001
+def run(args: Args, client: Client, out: Out) -> int:
     """Print the settings, check one file or all, or name the files that are read."""
     files = [os.path.abspath(word) for word in args.words] or config_files(os.environ)
     if args.action == "path":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LOW_DISK_BYTES = 1 << 30
 
 
-def run(args: Args, client: Client, out: Out) -> int:  # noqa: ARG001
+def run(args: Args, client: Client, out: Out) -> int:
     """Print every check; 1 when one failed."""
     paths = Paths(state_dir(os.environ))
     checks = [_python(), _state(paths)]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from runner.client import Client
 
 
-def run(args: Args, client: Client, out: Out) -> int:  # noqa: ARG001
+def run(args: Args, client: Client, out: Out) -> int:
     """List the devices."""
     document = client.get("/v1/gpus")
     out.listing(document, document["devices"], _COLUMNS, more=_WIDE, name="uuid", fields=_FIELDS)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from runner.client import Client
 
 
-def run(args: Args, client: Client, out: Out) -> int:  # noqa: ARG001
+def run(args: Args, client: Client, out: Out) -> int:
     """Print what is known from here, and what the runner adds."""
     paths = Paths(state_dir(os.environ))
     document: dict[str, Any] = {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from runner.client import Client
 
 
-def run(args: Args, client: Client, out: Out) -> int:  # noqa: ARG001
+def run(args: Args, client: Client, out: Out) -> int:
     """Become the spawner."""
     paths = Paths(state_dir(os.environ))
     make_directories(paths)
