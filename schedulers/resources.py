@@ -19,12 +19,16 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class ResourceRequest:
-    """What one worker asks for, times `workers` (a gang starts whole). Memory 0 asks for no guarantee."""
+    """What one worker asks for, times `workers` (a gang starts whole). Memory 0 asks for no guarantee.
+
+    `memory_bytes` is the host's; each device must have at least `gpu_memory_bytes` of its own (0: any device will do).
+    """
 
     gpus: int = 0
     cpu_milli: int = 0
     memory_bytes: int = 0
     workers: int = 1
+    gpu_memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,10 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The box at one instant. `known` holds every device ever seen and not removed, gone ones included."""
+    """The box at one instant. `known` holds every device ever seen and not removed, gone ones included.
+
+    `cpu_holders` and `memory_holders` say how much of the cores and of the host's memory each holder ("job 40") has.
+    """
 
     devices: tuple[Device, ...] = ()
     cpu_milli: int = 0
@@ -47,3 +54,4 @@ class Inventory:
     free_memory_bytes: int = 0
     known: tuple[Device, ...] = ()
     cpu_holders: Mapping[str, int] = field(default_factory=dict)
+    memory_holders: Mapping[str, int] = field(default_factory=dict)
