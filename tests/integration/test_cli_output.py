@@ -7,12 +7,13 @@ import io
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.api import OUTCOME, ROW, SUBMITTED, Answer, FakeApi
+from tests.fakes.api import OUTCOME, ROW, SUBMITTED, Answer, FakeApi, Request, problem
 from tests.integration.cli_kit import Cli, serving
 
 EVIL = "ev\x1b[31mil\x07\r\n\u202egpj\x9b2J"
@@ -68,7 +69,9 @@ def test_what_looks_secret_is_named(cli: Cli, api: FakeApi) -> None:
 
 def test_quiet_says_nothing_but_data(cli: Cli, api: FakeApi) -> None:
     """-q leaves ids on stdout and nothing on stderr."""
-    assert [(done.stdout, done.stderr) for done in (cli("-q", "submit", "--", "true"), cli("ps", "-q"))] == [("42\n", "")] * 2
+    assert [(done.stdout, done.stderr) for done in (cli("-q", "submit", "--", "true"), cli("ps", "-q"))] == [
+        ("42\n", "")
+    ] * 2
 
 
 def test_a_script_runs_by_its_shebang(cli: Cli, api: FakeApi) -> None:
@@ -160,10 +163,18 @@ def test_csv_is_csv(cli: Cli, api: FakeApi) -> None:
     assert [row["name"] for row in rows] == ['a,"b"\nc']
 
 
-@pytest.mark.parametrize("words", [["ps"], ["ps", "-o", "wide"], ["ps", "-q"], ["show", "42"], ["gpu"], ["stop", "42"], ["ps", "--json"]])
+@pytest.mark.parametrize(
+    "words", [["ps"], ["ps", "-o", "wide"], ["ps", "-q"], ["show", "42"], ["gpu"], ["stop", "42"], ["ps", "--json"]]
+)
 def test_nothing_in_a_listing_reaches_the_terminal(cli: Cli, api: FakeApi, words: list[str]) -> None:
     """Names, reasons and holders are shown with their controls escaped."""
-    evil = {**ROW, "id": "4" + EVIL, "name": EVIL, "owner": EVIL, "reason": {"kind": "held", "sentence": EVIL, "data": {}}}
+    evil = {
+        **ROW,
+        "id": "4" + EVIL,
+        "name": EVIL,
+        "owner": EVIL,
+        "reason": {"kind": "held", "sentence": EVIL, "data": {}},
+    }
     api.routes["GET /v1/jobs"] = {"jobs": [evil], "more": False}
     api.routes["GET /v1/jobs/42"] = {**evil, "command": [EVIL], "spec": {EVIL: EVIL}, "attempts": [{"ending": EVIL}]}
     api.routes["GET /v1/gpus"] = {"devices": [{**DEVICE, "holder": EVIL, "model": EVIL}], "error": EVIL}
@@ -263,7 +274,6 @@ def test_metrics_in_three_forms(cli: Cli, api: FakeApi) -> None:
 
 def test_rm_asks_before_outputs_go(cli: Cli, api: FakeApi) -> None:
     """A terminal is asked; y removes, anything else does not; without a terminal the code is 2; -y does not ask."""
-    from tests.fakes.api import Request, problem
 
     def remove(request: Request) -> Answer:
         if request.document["confirmed"]:
@@ -310,8 +320,6 @@ def test_completion_never_waits_nor_starts(cli: Cli) -> None:
 
 def test_completion_gives_up_on_a_runner_that_hangs(cli: Cli, api: FakeApi) -> None:
     """An answer that does not come leaves the shell without ids, not without a prompt."""
-    import threading
-
     never = threading.Event()
     api.routes["GET /v1/complete"] = lambda _: Answer({"jobs": [str(never.wait(30))]})
     assert cli("_complete", "show", "").stdout == ""
@@ -331,7 +339,9 @@ def test_completion_scripts_are_printed_and_installed(cli: Cli, shell: str) -> N
 def test_the_bash_script_completes(cli: Cli, api: FakeApi) -> None:
     """Bash itself, with the script loaded, gets the words."""
     quoted = " ".join(f"'{word}'" for word in cli.command())
-    script = f"stoker() {{ {quoted} \"$@\"; }}\n{cli('completion', 'bash').stdout}\n"
+    script = f'stoker() {{ {quoted} "$@"; }}\n{cli("completion", "bash").stdout}\n'
     script += 'COMP_WORDS=(stoker show ""); COMP_CWORD=2; _stoker; printf "%s\\n" "${COMPREPLY[@]}"'
-    done = subprocess.run(["bash", "-c", script], env=cli.environ, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["bash", "-c", script], env=cli.environ, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.stdout == "42\nbrave-otter\n"
