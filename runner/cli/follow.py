@@ -108,11 +108,10 @@ def end_with(outcome: dict[str, Any], out: Out) -> int:
 
 def detach(ref: str, client: Client, out: Out) -> int:
     """After Ctrl-C: say what goes on; a second one within two seconds stops the job."""
-    out.clear_status()
     how = f"`stoker attach {ref}` follows · `stoker stop {ref}`, or Ctrl-C again, stops it"
-    out.say(f"detached; job {ref} goes on · {how}")
-    client.close()
     try:
+        client.close()
+        out.say(f"detached; job {ref} goes on · {how}")
         time.sleep(SECOND_INTERRUPT_S)
     except KeyboardInterrupt:
         answer = client.post("/v1/jobs/stop", {"refs": [ref], "grace_s": None})

@@ -180,19 +180,21 @@ def _read(path: str, what: str, most: int) -> bytes:
         ) from None
     except OSError as error:
         raise UsageError(f"cannot read the {what} {path[:200]}: {error.strerror}") from None
-    with open(descriptor, "rb", buffering=0) as file:
-        pieces = []
-        try:
-            while most > 0 and (piece := file.read(min(most, 1 << 16))):
-                pieces.append(piece)
-                most -= len(piece)
-        except OSError as error:
-            raise UsageError(f"cannot read the {what} {path[:200]}: {error.strerror}") from None
+    pieces = []
+    try:
+        while most > 0 and (piece := os.read(descriptor, min(most, 1 << 16))):
+            pieces.append(piece)
+            most -= len(piece)
+    except OSError as error:
+        raise UsageError(f"cannot read the {what} {path[:200]}: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
     return b"".join(pieces)
 
 
 def _on_path(name: str) -> bool:
-    return any(os.access(f"{folder or '.'}/{name}", os.X_OK) for folder in os.environ.get("PATH", "").split(":"))
+    places = [f"{folder or '.'}/{name}" for folder in os.environ.get("PATH", "").split(":")]
+    return any(os.path.isfile(place) and os.access(place, os.X_OK) for place in places)
 
 
 def _warn_late_flags(args: Args, out: Out) -> None:

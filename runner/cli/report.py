@@ -9,7 +9,7 @@ import time
 import traceback
 
 from runner.cli.out import Out
-from runner.cli.verbs import VERSION
+from runner.cli.verbs import ALIASES, VERBS, VERSION
 from runner.core.errors import StokerError
 from runner.paths import Paths, state_dir
 
@@ -17,12 +17,10 @@ from runner.paths import Paths, state_dir
 def report_bug(error: Exception, out: Out, code: int) -> int:
     """Write the report, say where it is, and return `code`."""
     trace = "".join(traceback.format_exception(error))
-    # The values of flags stay out: `--env` may hold a secret.
-    words = [word.split("=")[0] for word in sys.argv[1:] if word.startswith("-")]
-    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-    text = (
-        f"stoker {VERSION}\npython {platform.python_version()} on {platform.platform()}\nverb {verb} {words}\n\n{trace}"
-    )
+    # Only words of ours: a value or the job's command may hold a secret.
+    known = {*VERBS, *ALIASES, *(name for verb in VERBS.values() for flag in verb.flags for name in flag.names)}
+    words = " ".join(word.split("=")[0] for word in sys.argv[1:] if word.split("=")[0] in known)
+    text = f"stoker {VERSION}\npython {platform.python_version()} on {platform.platform()}\nwords: {words}\n\n{trace}"
     try:
         folder = Paths(state_dir(os.environ)).reports_dir
         os.makedirs(os.path.dirname(os.path.dirname(folder)), exist_ok=True)

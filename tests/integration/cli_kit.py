@@ -36,13 +36,18 @@ class Cli:
         """Return the argv of a command line; -P as the console script, which does not look into the directory."""
         return [sys.executable, "-P", "-c", ENTRY, *words]
 
-    def __call__(self, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
-        """Run to the end; `env` adds variables, `input` is stdin (nothing by default), `cwd` the directory."""
+    def __call__(
+        self,
+        *words: str,
+        env: Mapping[str, str] | None = None,
+        input: str = "",  # noqa: A002
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to the end; `env` adds variables, `input` is stdin."""
         return subprocess.run(
             self.command(*words),
-            env=self.environ | dict(options.get("env", {})),  # type: ignore[call-overload]
-            input=options.get("input", ""),  # type: ignore[arg-type]
-            cwd=options.get("cwd", self.home),  # type: ignore[arg-type]
+            env=self.environ | dict(env or {}),
+            input=input,
+            cwd=self.home,
             capture_output=True,
             text=True,
             errors="surrogateescape",
@@ -53,7 +58,9 @@ class Cli:
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         """Start a command line and leave it running."""
         pipe = subprocess.PIPE
-        return subprocess.Popen(self.command(*words), env=self.environ, stdin=pipe, stdout=pipe, stderr=pipe, cwd=self.home)
+        return subprocess.Popen(
+            self.command(*words), env=self.environ, stdin=pipe, stdout=pipe, stderr=pipe, cwd=self.home
+        )
 
     def on_terminal(self, *words: str, env: Mapping[str, str] | None = None, typed: str = "") -> tuple[int, str]:
         """Run on a terminal of 80 columns; return the code and all that was shown."""

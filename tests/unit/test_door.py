@@ -89,7 +89,9 @@ def test_a_wrong_duration_is_refused(text: str) -> None:
         args.seconds("grace")
 
 
-@pytest.mark.parametrize(("text", "expected"), [("90", 90), ("90s", 90), ("1h30m", 5400), ("2d", 172800), ("0.5s", 0.5)])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("90", 90), ("90s", 90), ("1h30m", 5400), ("2d", 172800), ("0.5s", 0.5)]
+)
 def test_a_duration_is_read(text: str, expected: float) -> None:
     """Durations are read as the runner reads them."""
     args = Args(VERBS["stop"])

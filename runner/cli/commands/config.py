@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from runner.cli.parse import nearest
 from runner.config import Config, load, names, shown_name
+from runner.core.errors import UsageError
 from runner.paths import config_files
 
 TYPE_CHECKING = False
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 def run(args: Args, client: Client, out: Out) -> int:
     """Print the settings, check one file or all, or name the files that are read."""
+    if args.words and args.action != "check":
+        hint = nearest(args.words[0], ("show", "check", "path"), "show, check or path")
+        raise UsageError(f"`stoker config` knows no {args.words[0][:60]!r}", hint=hint)
     files = [os.path.abspath(word) for word in args.words] or config_files(os.environ)
     if args.action == "path":
         found = {"files": files}

@@ -1,0 +1,181 @@
+"""`run`, `attach` and `logs -f`: what is followed, over breaks, to the job's own exit code."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.api import OUTCOME, Answer, FakeApi, Request, event, log_event
+from tests.integration.cli_kit import Cli, serving
+
+LOGS = "GET /v1/jobs/42/logs"
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """A user of their own."""
+    return Cli(tmp_path / "state")
+
+
+@pytest.fixture
+def api(cli: Cli) -> Iterator[FakeApi]:
+    """Their runner."""
+    with serving(cli) as api:
+        yield api
+
+
+def test_run_follows_to_the_end(cli: Cli, api: FakeApi) -> None:
+    """The log is on stdout byte for byte; states and the summary are on stderr; the code is the job's."""
+    outcome = {
+        **OUTCOME,
+        "code": 7,
+        "summary": "job 42 brave-otter failed with 7",
+        "hint": "`stoker logs 42` shows what it said",
+        "outputs": [{"name": "model", "digest": "sha256:ab", "size_bytes": 2048}],
+    }
+    pieces = [
+        event("state", {"state": "pending", "reason": {"kind": "resources", "sentence": "waiting for GPU-3f2a"}}),
+        event("state", {"state": "pending", "reason": {"kind": "staging", "sentence": "fetching 10%"}}),
+        event("state", {"state": "pending", "reason": {"kind": "staging", "sentence": "fetching 90%"}}),
+        event("state", {"state": "running", "reason": None}),
+        log_event(0, b"loss 0.5\n\xff\x00\x1b[2J"),
+        event("end", outcome),
+    ]
+    api.routes[LOGS] = lambda _: Answer(stream=iter(pieces))
+    done = cli("run", "--", "python", "train.py")
+    assert done.returncode == 7
+    assert done.stdout.encode("utf-8", "surrogateescape") == b"loss 0.5\n\xff\x00\x1b[2J"
+    assert done.stderr.splitlines() == [
+        "job 42 brave-otter · queued: waiting for GPU-3f2a, held by job 40",
+        "job 42 brave-otter · queued: fetching 10%",
+        "job 42 brave-otter · running",
+        "output: model sha256:ab 2.0 KiB",
+        "  hint: `stoker logs 42` shows what it said",
+        "job 42 brave-otter failed with 7",
+    ]
+
+
+def test_following_goes_on_at_the_same_byte(cli: Cli, api: FakeApi) -> None:
+    """A runner that dies while it streams costs no byte and doubles none."""
+    log = b"".join(b"line %d\n" % number for number in range(100))
+
+    def stream(request: Request) -> Answer:
+        asked = dict(pair.split("=") for pair in request.query.split("&"))
+        at = int(asked["from"])
+        piece = log[at : at + 200]
+        if at + len(piece) == len(log):
+            return Answer(stream=iter([log_event(at, piece), event("end", OUTCOME)]))
+        return Answer(stream=iter([log_event(at, piece)]), cut=True)
+
+    api.routes[LOGS] = stream
+    done = cli("run", "--", "true")
+    assert (done.returncode, done.stdout.encode()) == (0, log)
+    resumed = [request.headers.get("last-event-id") for request in api.requests if request.method == "GET"]
+    assert resumed[:3] == [None, "1:200", "1:400"]
+
+
+def test_attach_begins_with_the_last_lines(cli: Cli, api: FakeApi) -> None:
+    """`attach` asks for a tail and gives the job's code."""
+    api.routes[LOGS] = lambda _: Answer(
+        stream=iter([log_event(990, b"last\n"), event("end", {**OUTCOME, "code": 125})])
+    )
+    done = cli("attach", "42")
+    assert (done.returncode, done.stdout) == (125, "last\n")
+    assert "tail=20" in api.requests[0].query
+
+
+def test_logs_follow_says_nothing_of_states(cli: Cli, api: FakeApi) -> None:
+    """`logs -f` is the log alone and ends with 0."""
+    pieces = [
+        event("state", {"state": "running", "reason": None}),
+        log_event(0, b"x\n"),
+        event("end", {**OUTCOME, "code": 9}),
+    ]
+    api.routes[LOGS] = lambda _: Answer(stream=iter(pieces))
+    done = cli("logs", "-f", "42")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "x\n", "")
+
+
+def test_following_a_job_that_is_not_there(cli: Cli, api: FakeApi) -> None:
+    """A refusal instead of a stream is an error like any other."""
+    assert cli("attach", "nobody").returncode == 3
+
+
+def test_ctrl_c_detaches_and_says_how_to_stop(cli: Cli, api: FakeApi) -> None:
+    """One Ctrl-C leaves the job alone: 130, and the words that follow or stop it."""
+    api.routes[LOGS] = lambda _: Answer(stream=_endless())
+    process = cli.start("run", "--", "true")
+    assert process.stdout
+    assert process.stdout.readline() == b"started\n"
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"detached; job 42 goes on" in told
+    assert b"`stoker attach 42`" in told
+    assert b"`stoker stop 42`" in told
+    assert b"Traceback" not in told
+    assert [request.path for request in api.requests if request.method == "POST"] == ["/v1/jobs"]
+
+
+def test_a_second_ctrl_c_stops_the_job(cli: Cli, api: FakeApi) -> None:
+    """Twice within two seconds: the job is asked to stop."""
+    api.routes[LOGS] = lambda _: Answer(stream=_endless())
+    api.routes["POST /v1/jobs/stop"] = {"jobs": [{"id": "42", "state": "stopping", "sentence": "stopping (SIGTERM)"}]}
+    process = cli.start("run", "--", "true")
+    assert process.stdout
+    assert process.stderr
+    assert process.stdout.readline() == b"started\n"
+    process.send_signal(signal.SIGINT)
+    assert b"queued" in process.stderr.readline()
+    assert b"detached" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"42 stopping (SIGTERM)" in told
+    assert api.requests[-1].document == {"refs": ["42"], "grace_s": None}
+
+
+def test_a_detached_run_is_a_submit(cli: Cli, api: FakeApi) -> None:
+    """`run -d` prints the id and returns."""
+    assert cli("run", "-d", "--", "true").stdout == "42\n"
+    assert [request.path for request in api.requests] == ["/v1/jobs"]
+
+
+def test_a_dry_run_queues_nothing_and_tells_origins(cli: Cli, api: FakeApi) -> None:
+    """`--dry-run` shows each value with where it came from."""
+    plan = {
+        "spec": {"gpus": 2, "command": ["a"]},
+        "origins": {"gpus": "--gpus in t.sh line 3"},
+        "plan": {},
+        "reason": None,
+    }
+    api.routes["POST /v1/jobs"] = plan
+    done = cli("run", "--dry-run", "--", "a")
+    assert done.returncode == 0
+    assert "  gpus     2      --gpus in t.sh line 3" in done.stdout.splitlines()
+    assert done.stdout.endswith("it would start now\n")
+    assert api.requests[0].document["dry_run"] is True
+
+
+def test_a_runner_stopped_under_a_follower_is_not_brought_back(cli: Cli, api: FakeApi) -> None:
+    """`service stop` in another terminal wins over a `run` that follows: 7, and no new runner."""
+
+    def stop(_: Request) -> Answer:
+        (cli.state_dir / "run/stopped").touch()
+        (cli.state_dir / "run/api.sock").unlink()
+        return Answer(stream=iter([log_event(0, b"x\n")]), cut=True)
+
+    api.routes[LOGS] = stop
+    done = cli("run", "--", "true")
+    assert (done.returncode, done.stdout) == (7, "x\n")
+    assert "error: the runner was stopped" in done.stderr
+    assert (cli.state_dir / "run/stopped").exists()
+
+
+def _endless() -> Iterator[bytes]:
+    yield log_event(0, b"started\n")
+    threading.Event().wait(30)
