@@ -108,6 +108,11 @@ class Devices:
             self.context.link.keep(uuid, descriptor)
         return True
 
+    def keep_all(self) -> None:
+        """Leave every lock with a spawner that has just come up."""
+        for uuid, descriptor in self._descriptors.items():
+            self.context.link.keep(uuid, descriptor)
+
     def descriptors(self, uuids: Iterable[str]) -> list[int]:
         """Return the lock descriptors that a watcher holds with us."""
         return [self._descriptors[uuid] for uuid in uuids if uuid in self._descriptors]

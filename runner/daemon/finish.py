@@ -272,7 +272,8 @@ class Finisher:
             ending = Ending(jobs.stop_ending_of(change.connection, running.attempt_id) or Ending.STOPPED_BY_USER)
             self._end(change, running, record, Ended(ending, None, None, "it was stopped before it began"))
         elif running.launches >= 3:
-            sentence = running.fault or "its watcher did not start"
+            trouble = self.context.executor.trouble(record.control_dir)
+            sentence = trouble or running.fault or "its watcher did not start"
             self._end(change, running, record, Ended(Ending.LAUNCH_FAILED, None, None, sentence))
         else:
             self._relaunch.append(running)

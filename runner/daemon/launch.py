@@ -103,9 +103,9 @@ def make_directories(paths: Paths, attempt: Attempt, facts: JobFacts, *, mounts_
         for name in (facts.spec.output, facts.spec.checkpoint):
             if name:
                 Path(facts.spec.cwd or "/", name).mkdir(parents=True, exist_ok=True)
-        for name, writable, _ in facts.inputs:
+        for input_name, writable, _ in facts.inputs:
             if not writable:
-                (directory / "input" / name).mkdir(exist_ok=True)
+                (directory / "input" / input_name).mkdir(exist_ok=True)
     (directory / "params.json").write_text(json.dumps(facts.spec.params))
 
 

@@ -48,11 +48,7 @@ class Watch:
 
     def _mind_spawner(self) -> None:
         """A dead spawner is replaced at once; watchers do not need it, but the next job does."""
-        try:
-            self._spawner = os.pidfd_open(self.context.link.spawner_pid)
-        except ProcessLookupError:
-            self._spawner_died()
-            return
+        self._spawner = self.context.link.open_spawner()
         self.loop.listen(self._spawner, self._spawner_died)
 
     def _spawner_died(self) -> None:
@@ -63,6 +59,7 @@ class Watch:
         self.context.link.close()
         self.context.link.connect()
         self.context.link.ready()
+        self.starter.devices.keep_all()
         for running in self.context.board.running.values():
             self.loop.look_at(running.attempt_id)
         self._mind_spawner()

@@ -97,6 +97,10 @@ class Executor(Protocol):
         """
         ...
 
+    def trouble(self, control_dir: Path) -> str:
+        """Return what a watcher said that could not begin; "" when nothing."""
+        ...
+
     def reopen(self, record: AttemptRecord) -> int | None:
         """Return a pidfd of the attempt's watcher, None when it is gone; the caller closes it."""
         ...
