@@ -53,9 +53,9 @@ def open_s3(access: AwsAccess, options: SourceOptions) -> Any:
     """Return an s3fs file system bound to these credentials and to nothing else."""
     # Heavy, and needed only once somebody names an S3 source.
     try:
-        import s3fs  # type: ignore[import-untyped]
-        from aiobotocore.session import AioSession  # type: ignore[import-untyped]
-        from botocore.configprovider import (  # type: ignore[import-untyped]
+        import s3fs
+        from aiobotocore.session import AioSession
+        from botocore.configprovider import (
             BOTOCORE_DEFAUT_SESSION_VARIABLES as VARIABLES,
         )
     except ImportError as error:

@@ -126,9 +126,9 @@ def _signer(access: AwsAccess) -> Any:
     if access.key is None or access.secret is None:
         return None
     # Heavy, and needed only once somebody names an S3 source.
-    from botocore.auth import S3SigV4Auth  # type: ignore[import-untyped]
-    from botocore.awsrequest import AWSRequest  # type: ignore[import-untyped]
-    from botocore.credentials import Credentials  # type: ignore[import-untyped]
+    from botocore.auth import S3SigV4Auth
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
 
     credentials = Credentials(access.key, access.secret, access.token)
     auth = S3SigV4Auth(credentials, "s3", access.region)
