@@ -45,7 +45,7 @@ class LogRange:
 def read_log(
     path: str, *, start: int = 0, end: int | None = None, tail_lines: int | None = None, mask: Mask = NO_MASK
 ) -> LogRange:
-    """Return the bytes of the log from `start` to `end` (default: all there is now), or only their last `tail_lines` lines.
+    """Return the bytes from `start` to `end` (default: all there is now), or only their last `tail_lines` lines.
 
     What lies outside the file is left out. OSError when there is no such log.
     """

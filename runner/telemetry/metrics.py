@@ -1,6 +1,7 @@
 """Numbers out of running jobs: patterns over their logs (X31), JSON lines from STOKER_METRICS_FILE, thinned for a plot.
 
-The patterns are a user's: RE2 answers in linear time whatever they are, over whole chunks because a call per line costs more.
+The patterns are a user's: RE2 answers in linear time whatever they are, and over whole chunks, for a call a line
+costs more than the search.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import re2  # type: ignore[import-untyped]  # the wheel has no types
+
 from runner.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 PATTERNS_MAX = 40
 PATTERN_MAX_CHARS = 500
 LINE_MAX_BYTES = 16 * 1024
 # What a job writes may name this many metrics; more are hostile or a mistake.
 NAMES_MAX = 500
-NAME_MAX_CHARS = 63
 STEP_MAX = (1 << 63) - 1
 # How much of a metrics file one look reads.
 LOOK_BYTES = 1 << 20
@@ -61,17 +63,16 @@ def compile_patterns(patterns: Mapping[str, str]) -> Patterns:
     own name is `step` gives the step of all values on its line and after it.
     """
     if len(patterns) > PATTERNS_MAX:
-        raise UsageError(f"{len(patterns)} metrics are more than {PATTERNS_MAX}", hint="write the rest to $STOKER_METRICS_FILE")
+        raise UsageError(
+            f"{len(patterns)} metrics, more than {PATTERNS_MAX}", hint="write the rest to $STOKER_METRICS_FILE"
+        )
     return tuple(_compile(name, text) for name, text in patterns.items())
 
 
 def _compile(name: str, text: str) -> Pattern:
-    # Loaded here: the client's fast door never reads a metric, and the extension costs it milliseconds.
-    import re2  # noqa: PLC0415
-
     what = f"metric {name!r}"
     if len(text) > PATTERN_MAX_CHARS:
-        raise UsageError(f"{what}: the pattern has {len(text)} characters, the most is {PATTERN_MAX_CHARS}", hint="shorten it")
+        raise UsageError(f"{what}: its pattern is longer than {PATTERN_MAX_CHARS} characters", hint="shorten it")
     if any(escape in "Az" for escape in re.findall(r"\\(.)", text, re.DOTALL)):
         raise UsageError(f"{what}: \\A and \\z are not for lines of a log", hint="use ^ and $ for the ends of a line")
     options = re2.Options()
@@ -130,34 +131,27 @@ class Extractor:
         self._patterns = patterns
         self._steps = steps
         self._partial = b""
-        self._cutting = False
         self._step: int | None = None
 
     def feed(self, data: bytes, at_us: int) -> list[Point]:
         """Return the values in the lines that `data` completes. A carriage return ends a line too: progress bars.
 
-        Of a line longer than 16 KiB only its beginning is looked at.
+        Of a line longer than 16 KiB only the beginning is looked at.
         """
         if b"\r" in data:
             data = data.replace(b"\r", b"\n")
-        head, newline, rest = data.rpartition(b"\n")
+        lines, newline, rest = data.rpartition(b"\n")
         if not newline:
-            self._partial = self._grown(data)
+            self._partial += data[: LINE_MAX_BYTES - len(self._partial)]
             return []
-        first, _, others = head.partition(b"\n")
-        begun = self._grown(first)
-        self._cutting = False
-        self._partial = b""
-        self._partial = self._grown(rest)
-        return self._extract(_bounded(begun + b"\n" + others if _ else begun), at_us)
+        lines = cut_lines(self._partial + lines)
+        self._partial = rest[:LINE_MAX_BYTES]
+        return self._extract(lines, at_us)
 
     def finish(self, at_us: int) -> list[Point]:
         """Return what the last line held, though no newline ends it."""
         partial, self._partial = self._partial, b""
         return self._extract(partial, at_us) if partial else []
-
-    def _grown(self, data: bytes) -> bytes:
-        return self._partial + data[: LINE_MAX_BYTES - len(self._partial)]
 
     def _extract(self, lines: bytes, at_us: int) -> list[Point]:
         found: list[tuple[int, int, int | None, Pattern, float]] = []
@@ -174,9 +168,7 @@ class Extractor:
             found.sort(key=lambda one: one[:2])
         return list(self._points(found, at_us))
 
-    def _points(
-        self, found: Sequence[tuple[int, int, int | None, Pattern, float]], at_us: int
-    ) -> Iterator[Point]:
+    def _points(self, found: Sequence[tuple[int, int, int | None, Pattern, float]], at_us: int) -> Iterator[Point]:
         for _, _, said, pattern, value in found:
             if pattern.name == "step":
                 self._step = int(value) if 0 <= value <= STEP_MAX and value.is_integer() else None
@@ -184,3 +176,164 @@ class Extractor:
             step = self._steps.next(pattern.name, said if said is not None else self._step)
             if step is not None:
                 yield Point(pattern.name, step, value, at_us)
+
+
+class MetricsLines:
+    """Reads the JSON lines of a metrics file: `{"step": 1, "loss": 0.2}`. What is no such line is skipped and counted."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.skipped = 0
+        self._steps = steps
+        self._partial = b""
+
+    def feed(self, data: bytes, at_us: int) -> list[Point]:
+        """Return the values of the lines that `data` completes."""
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        # One byte too many is kept of a line too long, so that it is known as such when it ends.
+        self._partial = self._partial[: LINE_MAX_BYTES + 1]
+        return [point for line in lines for point in self._points(line, at_us)]
+
+    def finish(self, at_us: int) -> list[Point]:
+        """Return what the last line held, though no newline ends it."""
+        return self.feed(b"\n", at_us) if self._partial else []
+
+    def forget(self) -> None:
+        """Drop an unfinished line: the file begins again."""
+        self._partial = b""
+
+    def _points(self, line: bytes, at_us: int) -> Iterator[Point]:
+        if not line.strip():
+            return
+        try:
+            document = _parse(line)
+        except (ValueError, RecursionError):
+            self.skipped += 1
+            return
+        said = document.pop("step", None)
+        step = int(said) if _is_number(said) and 0 <= said <= STEP_MAX and said == int(said) else None
+        for name, value in document.items():
+            number = _finite(value)
+            taken = self._steps.next(name, step) if number is not None and _NAME.fullmatch(name) else None
+            if number is None or taken is None:
+                self.skipped += 1
+            else:
+                yield Point(name, taken, number, at_us)
+
+
+class MetricsFile:
+    """A job's STOKER_METRICS_FILE, read from where the last look ended. It is the job's: any of it may be hostile.
+
+    `open_file` returns a descriptor of it that the look closes, or raises OSError: `open_regular` does as the runner's
+    own user, a path helper as the job's.
+    """
+
+    def __init__(self, open_file: Callable[[], int], steps: Steps) -> None:
+        self._open = open_file
+        self._lines = MetricsLines(steps)
+        self._inode = 0
+        self._offset = 0
+
+    @property
+    def skipped(self) -> int:
+        """How many lines or values were no metric."""
+        return self._lines.skipped
+
+    def look(self, at_us: int, *, final: bool = False) -> list[Point]:
+        """Return the values written since the last look, of 1 MiB at most; an empty list when there are none now.
+
+        `final` also takes a last line without its newline, once nothing else is left.
+        """
+        try:
+            descriptor = self._open()
+        except OSError:
+            return []
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                return []
+            if status.st_ino != self._inode or status.st_size < self._offset:
+                # Another file under the name, or cut short: it is read from its beginning.
+                self._inode, self._offset = status.st_ino, 0
+                self._lines.forget()
+            data = os.pread(descriptor, LOOK_BYTES, self._offset)
+        finally:
+            os.close(descriptor)
+        self._offset += len(data)
+        points = self._lines.feed(data, at_us)
+        if final and self._offset >= status.st_size:
+            points += self._lines.finish(at_us)
+        return points
+
+    @property
+    def offset(self) -> int:
+        """How much of the file was read."""
+        return self._offset
+
+
+def open_regular(path: str) -> int:
+    """Open a file for reading without following a last link and without waiting for a FIFO's writer."""
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def thin(points: Sequence[tuple[int, float, int]], most: int = 2000) -> list[tuple[int, float, int]]:
+    """Return at most `most` of the (step, value, at_us): smallest and largest of each bucket, in their order."""
+    if len(points) <= most:
+        return list(points)
+    buckets = max(1, most // 2)
+    kept: list[tuple[int, float, int]] = []
+    for number in range(buckets):
+        first, last = number * len(points) // buckets, (number + 1) * len(points) // buckets
+        bucket = range(first, last)
+        low = min(bucket, key=lambda index: points[index][1])
+        high = max(bucket, key=lambda index: points[index][1])
+        kept.extend(points[index] for index in sorted({low, high}))
+    return kept
+
+
+def cut_lines(lines: bytes) -> bytes:
+    """Return `lines` with each one cut at 16 KiB; the same object when none is longer."""
+    at = 0
+    while len(lines) - at > LINE_MAX_BYTES:
+        newline = lines.rfind(b"\n", at, at + LINE_MAX_BYTES + 1)
+        if newline < 0:
+            return b"\n".join(line[:LINE_MAX_BYTES] for line in lines.split(b"\n"))
+        at = newline + 1
+    return lines
+
+
+def _step(text: bytes) -> int | None:
+    return int(text) if _STEP.fullmatch(text) else None
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    if len(line) > LINE_MAX_BYTES:
+        raise ValueError("too long")
+    document = json.loads(line, parse_constant=_refuse, object_pairs_hook=_unique)
+    if not isinstance(document, dict):
+        raise ValueError("no object")  # noqa: TRY004  one kind of error for a line that is skipped
+    return document
+
+
+def _refuse(text: str) -> None:
+    raise ValueError(text)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a key twice")
+    return document
+
+
+def _is_number(value: Any) -> bool:
+    return _finite(value) is not None
+
+
+def _finite(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
