@@ -28,6 +28,7 @@ from runner.daemon.devices import Devices
 from runner.daemon.finish import Finisher
 from runner.daemon.live import live_facts
 from runner.daemon.loop import Loop
+from runner.daemon.measure import Measurer
 from runner.daemon.meter import Meter
 from runner.daemon.prepare import Preparer
 from runner.daemon.recover import recover
@@ -92,12 +93,27 @@ def _serve(paths: Paths) -> int:
     saver = Saver(context)
     preparer = Preparer(context, SourceOptions(s3_endpoint=config.sources.s3.endpoint or None, s3_region=config.sources.s3.region or None))
     tail = LogTail()
-    meter = Meter(context, loop)
+    measurer = Measurer(context, loop, devices.usage)
     finisher = Finisher(
-        context, loop, devices=devices, starter=starter, saver=saver, tail=tail, sweepers=ThreadPoolExecutor(2, "sweep")
+        context,
+        loop,
+        devices=devices,
+        starter=starter,
+        saver=saver,
+        measurer=measurer,
+        tail=tail,
+        sweepers=ThreadPoolExecutor(2, "sweep"),
     )
     turn = Turn(
-        context, loop, devices=devices, preparer=preparer, starter=starter, finisher=finisher, saver=saver, meter=meter
+        context,
+        loop,
+        devices=devices,
+        preparer=preparer,
+        starter=starter,
+        finisher=finisher,
+        saver=saver,
+        meter=Meter(context, loop),
+        measurer=measurer,
     )
     watch = Watch(context, loop, starter)
     watch.open()

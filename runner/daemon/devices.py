@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from runner.gpus.reading import BoxReading, GpuReading, foreign_use
 from runner.gpus.release import Again, Quarantine, Release, Released, next_step
 from runner.service.desk import Change
 from runner.state import jobs
+from runner.telemetry import samples
 from schedulers.resources import Device
 
 FRESH_NS = 1_000_000_000
@@ -112,6 +113,20 @@ class Devices:
         """Leave every lock with a spawner that has just come up."""
         for uuid, descriptor in self._descriptors.items():
             self.context.link.keep(uuid, descriptor)
+
+    def usage(self, uuids: Sequence[str]) -> list[samples.GpuReading]:
+        """Look at these devices now, from any thread: what they use, draw and have drawn."""
+        found = {each.uuid: each for each in self._probe.read().devices if each.uuid in uuids and not each.error}
+        return [
+            samples.GpuReading(
+                uuid=each.uuid,
+                used_bytes=each.used_bytes,
+                utilization_percent=each.utilization_percent,
+                power_mw=each.power_mw,
+                energy_mj=each.energy_mj,
+            )
+            for each in found.values()
+        ]
 
     def descriptors(self, uuids: Iterable[str]) -> list[int]:
         """Return the lock descriptors that a watcher holds with us."""

@@ -19,6 +19,7 @@ from runner.daemon.context import Context
 from runner.daemon.devices import Devices
 from runner.daemon.launch import attempt_dir
 from runner.daemon.loop import Loop
+from runner.daemon.measure import Measurer
 from runner.daemon.save import Saver
 from runner.daemon.start import Starter
 from runner.daemon.verdict import Ended
@@ -40,13 +41,14 @@ class Finisher:
     """The turn's second half of an attempt."""
 
     def __init__(
-        self, context: Context, loop: Loop, *, devices: Devices, starter: Starter, saver: Saver, tail: LogTail, sweepers: ThreadPoolExecutor
+        self, context: Context, loop: Loop, *, devices: Devices, starter: Starter, saver: Saver, measurer: Measurer, tail: LogTail, sweepers: ThreadPoolExecutor
     ) -> None:
         self.context = context
         self.loop = loop
         self.devices = devices
         self.starter = starter
         self.saver = saver
+        self.measurer = measurer
         self.tail = tail
         self._sweepers = sweepers
         self._sweeping: set[int] = set()
@@ -67,6 +69,7 @@ class Finisher:
             self._begin(change, running, record)
         match record.fate:
             case "alive":
+                self.measurer.began(running.attempt, record)
                 self._keep_watching(running, record)
             case "finished":
                 self._end(change, running, record, self._judge(running, record))
@@ -100,6 +103,7 @@ class Finisher:
                 self.loop.forget(running.pidfd)
                 os.close(running.pidfd)
                 running.pidfd = -1
+            self.measurer.ended(running.attempt_id)
             self.tail.finish(str(self.context.control_dir(running.attempt_id) / "log.0"))
             clear_control(self.context, running.attempt_id)
         relaunch, self._relaunch = self._relaunch, []
@@ -120,6 +124,7 @@ class Finisher:
                 change.connection, running.ref, State.STARTING, Event.BEGIN, change.now_us, started_us=start.wall_us
             )
         running.attempt = dataclasses.replace(running.attempt, started_us=start.wall_us, start_ns=start.monotonic_ns)
+        self.measurer.began(running.attempt, record)
         change.touched.add(running.ref)
 
     def _keep_watching(self, running: RunningAttempt, record: AttemptRecord) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from runner.core.job import PLAIN, Attempt, Ref
 from runner.core.lifecycle import Event, State
 from runner.core.plan import LaunchPlan, Link, Mount, WorkerPlan
 from runner.core.spec import JobSpec
+from runner.executors.environments import activate
 from runner.paths import Paths
 from runner.service.desk import Change
 from runner.state import jobs
@@ -158,9 +158,7 @@ def build_environment(order: Order, facts: JobFacts, *, paths: Paths, now_s: flo
     directory = attempt_dir(paths, order.attempt.ref, order.attempt.number)
     environment = dict(facts.variables)
     if facts.environment_dir:
-        environment["VIRTUAL_ENV"] = facts.environment_dir
-        environment["PATH"] = f"{facts.environment_dir}/bin:{environment.get('PATH', os.defpath)}"
-        environment.pop("PYTHONHOME", None)
+        environment = activate(environment, facts.environment_dir)
     devices = ",".join(order.allocation.devices)
     environment |= {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",

@@ -18,7 +18,7 @@ from runner.core.units import format_size
 from runner.daemon.board import WaitingJob
 from runner.daemon.context import Context
 from runner.daemon.launch import JobFacts, attempt_dir
-from runner.executors.environments import Builder
+from runner.executors.environments import BuildCancelled, Builder, probe
 from runner.service.desk import Change, Enqueue
 from runner.service.submit import interpreter_of, request_from
 from runner.state import jobs
@@ -145,7 +145,7 @@ class Preparer:
             directory = self._build(preparation, facts)
             ending = Ending.INPUT_FAILED
             self._hand_out(preparation, facts, staged)
-        except Cancelled:
+        except (Cancelled, BuildCancelled):
             return
         except (StorageError, StokerError, OSError) as error:
             if preparation.cancelled:
@@ -208,8 +208,8 @@ class Preparer:
         try:
             built = Builder(Path(self.context.paths.environments_dir)).build(
                 Path(facts.spec.requirements),
-                interpreter=Path(interpreter_of(facts.variables, facts.spec.cwd or "/")),
-                environ=dict(facts.variables),
+                interpreter=probe(interpreter_of(facts.variables, facts.spec.cwd or "/")),
+                environ=facts.variables,
                 log_fd=descriptor,
                 cancelled=lambda: preparation.cancelled,
             )

@@ -15,6 +15,7 @@ from runner.daemon.devices import Devices
 from runner.daemon.finish import Finisher
 from runner.daemon.launch import Order
 from runner.daemon.loop import Loop
+from runner.daemon.measure import Measurer
 from runner.daemon.meter import Meter
 from runner.daemon.prepare import Preparer
 from runner.daemon.save import Saver
@@ -46,6 +47,7 @@ class Turn:
         finisher: Finisher,
         saver: Saver,
         meter: Meter,
+        measurer: Measurer,
     ) -> None:
         self.context = context
         self.loop = loop
@@ -55,6 +57,7 @@ class Turn:
         self.finisher = finisher
         self.saver = saver
         self.meter = meter
+        self.measurer = measurer
         self.leaving: Leave | None = None
         loop.listen(context.desk.descriptor, lambda: None)
 
@@ -136,6 +139,7 @@ class Turn:
         self.saver.proceed()
         self.finisher.after_commit()
         self.meter.arm()
+        self.measurer.arm()
 
     def _refused(self, error: sqlite3.OperationalError, items: list[Item], looks: list[int]) -> None:
         """Nothing was written, as on a full disk: refuse what came in, keep what the daemon itself has to write."""

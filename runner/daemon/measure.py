@@ -1,0 +1,177 @@
+"""Look at running jobs now and then, on a thread of its own: what they use, and the metrics they report. Asleep when none runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from runner.core.job import Attempt, Ref
+from runner.daemon.context import Context
+from runner.daemon.launch import attempt_dir
+from runner.daemon.loop import Loop
+from runner.executors.base import AttemptRecord
+from runner.service.desk import Change
+from runner.state import measurements
+from runner.telemetry.metrics import Extractor, MetricsFile, Patterns, Point, Steps, compile_patterns, open_regular
+from runner.telemetry.samples import Energy, GpuReading, Peak, Sample, Usage, process_tree, read_cgroup, read_processes, sample
+
+LOG_BYTES_A_LOOK = 4 << 20
+
+log = logging.getLogger("stoker.measure")
+Readings = Callable[[Sequence[str]], Sequence[GpuReading]]
+
+
+@dataclass(slots=True)
+class _Subject:
+    """One attempt being measured. A restarted runner reads its files from the beginning: points are known by their step."""
+
+    attempt_id: int
+    ref: Ref
+    cgroup: str | None
+    pids: tuple[int, ...]
+    devices: tuple[str, ...]
+    log_paths: tuple[Path, Path]
+    patterns: Patterns
+    file: MetricsFile
+    file_path: Path
+    extractor: Extractor | None
+    log_offset: int = 0
+    before: tuple[int, Usage] | None = None
+    peak: Peak = field(default_factory=Peak)
+    energy: Energy = field(default_factory=Energy)
+    over: bool = False
+
+
+class Measurer:
+    """Samples and metrics of running attempts. `began` and `ended` belong to the turn's thread."""
+
+    def __init__(self, context: Context, loop: Loop, readings: Readings) -> None:
+        self.context = context
+        self.loop = loop
+        self._readings = readings
+        self._lock = threading.Lock()
+        self._subjects: dict[int, _Subject] = {}
+        self._wake = threading.Event()
+        self._armed = False
+        threading.Thread(target=self._run, name="measure", daemon=True).start()
+
+    def began(self, attempt: Attempt, record: AttemptRecord) -> None:
+        """Take up an attempt whose workers run; nothing where it was taken up before."""
+        start = record.start
+        if start is None or attempt.id in self._subjects:
+            return
+        file_path = attempt_dir(self.context.paths, attempt.ref, attempt.number) / "metrics.jsonl"
+        patterns = compile_patterns(self.context.facts(attempt.ref.job_id).spec.metrics)
+        steps = Steps()
+        subject = _Subject(
+            attempt_id=attempt.id,
+            ref=attempt.ref,
+            cgroup=start.cgroup,
+            pids=tuple(worker.pid for worker in start.workers),
+            devices=attempt.devices,
+            log_paths=(self.context.control_dir(attempt.id) / "log.0", Path(self.context.paths.job_log(attempt.id, 0))),
+            patterns=patterns,
+            file=MetricsFile(partial(open_regular, str(file_path)), steps),
+            file_path=file_path,
+            extractor=Extractor(patterns, steps) if patterns else None,
+        )
+        with self._lock:
+            self._subjects[attempt.id] = subject
+
+    def ended(self, attempt_id: int) -> None:
+        """Let go of an attempt; what it wrote last is read once more, where it writes metrics at all."""
+        with self._lock:
+            subject = self._subjects.get(attempt_id)
+            if subject is None:
+                return
+            if subject.extractor is None and subject.before is None and not subject.file_path.exists():
+                del self._subjects[attempt_id]
+                return
+            subject.over = True
+        self._wake.set()
+
+    def arm(self) -> None:
+        """See to it that the next look comes, while anything runs; a job of an instant is never looked at."""
+        if not self._armed and self._subjects:
+            self._armed = True
+            self.loop.after(self.context.config.metrics.interval_s, self._due)
+
+    def _due(self) -> None:
+        self._armed = False
+        if self._subjects:
+            self._wake.set()
+            self.arm()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            with self._lock:
+                subjects = list(self._subjects.values())
+                for subject in subjects:
+                    if subject.over:
+                        del self._subjects[subject.attempt_id]
+            for subject in subjects:
+                try:
+                    self._look(subject)
+                except (OSError, ValueError, sqlite3.Error):
+                    log.exception("job %s could not be measured", subject.ref.label)
+
+    def _look(self, subject: _Subject) -> None:
+        now_us = self.context.clock.now_us()
+        points = subject.file.look(now_us, final=subject.over)
+        if subject.extractor is not None:
+            points += self._read_log(subject, subject.extractor, now_us)
+        taken: Sample | None = None
+        if not subject.over:
+            taken = self._sample(subject, now_us)
+        if points or taken is not None or subject.over:
+            self.context.desk.put(partial(_write, subject, points, taken))
+
+    def _sample(self, subject: _Subject, now_us: int) -> Sample | None:
+        usage = read_cgroup(subject.cgroup) if subject.cgroup else None
+        if usage is None:
+            usage = read_processes(process_tree(subject.pids))
+        if usage is None:
+            return None
+        readings = self._readings(subject.devices) if subject.devices else ()
+        taken = sample(now_us, usage, readings, before=subject.before)
+        subject.before = (now_us, usage)
+        subject.peak = subject.peak.with_sample(taken, usage)
+        subject.energy = subject.energy.with_readings(readings, now_us)
+        return taken
+
+    def _read_log(self, subject: _Subject, extractor: Extractor, now_us: int) -> list[Point]:
+        points: list[Point] = []
+        for path in subject.log_paths:
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                while data := os.pread(descriptor, LOG_BYTES_A_LOOK, subject.log_offset):
+                    subject.log_offset += len(data)
+                    points += extractor.feed(data, now_us)
+            finally:
+                os.close(descriptor)
+            break
+        return points + (extractor.finish(now_us) if subject.over else [])
+
+
+def _write(subject: _Subject, points: Sequence[Point], taken: Sample | None, change: Change) -> None:
+    connection, attempt_id = change.connection, subject.attempt_id
+    measurements.add_points(connection, attempt_id, ((each.name, each.step, each.value, each.at_us) for each in points))
+    if taken is not None:
+        row = (taken.cpu_percent, taken.memory_bytes, taken.gpu_memory_bytes, taken.gpu_utilization, taken.power_mw)
+        measurements.add_sample(connection, attempt_id, taken.at_us, row)
+    if subject.over:
+        energy_mj = round(subject.energy.joules * 1000) if subject.devices else None
+        peak = subject.peak
+        measurements.set_peaks(connection, attempt_id, peak.memory_bytes, peak.gpu_memory_bytes, energy_mj)
+    change.touched.add(subject.ref)
