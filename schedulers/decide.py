@@ -67,9 +67,10 @@ def _walk(snapshot: Snapshot, policy: Policy) -> _Outcome:
     queue = _line_up(entries, policy)
     while queue:
         _, number, candidate, later = queue[0]
-        request = entries[number].request
+        entry = entries[number]
+        request = entry.request
         if _start(candidate, request, outcome):
-            following = _next_turn(entries, number, later, policy)
+            following = _next_turn(number, entry, later, policy)
             if following:
                 heapreplace(queue, following)
             else:
@@ -97,19 +98,20 @@ def _start(candidate: Candidate, request: ResourceRequest, outcome: _Outcome) ->
 
 def _line_up(entries: tuple[Entry, ...], policy: Policy) -> list[_Turn]:
     """Return a heap with the first candidate of every entry."""
-    turns = (_next_turn(entries, number, iter(entry.candidates), policy) for number, entry in enumerate(entries))
-    queue = [turn for turn in turns if turn]
+    queue = []
+    for number, entry in enumerate(entries):
+        turn = _next_turn(number, entry, iter(entry.candidates), policy)
+        if turn:
+            queue.append(turn)
     heapify(queue)
     return queue
 
 
-def _next_turn(
-    entries: tuple[Entry, ...], number: int, later: Iterator[Candidate], policy: Policy
-) -> _Turn | None:
+def _next_turn(number: int, entry: Entry, later: Iterator[Candidate], policy: Policy) -> _Turn | None:
     """Return the next candidate of an entry that its array's limit does not keep back."""
     for candidate in later:
-        if _elements(candidate):
-            return policy(entries[number], candidate), number, candidate, later
+        if candidate.limit is None or _elements(candidate):
+            return policy(entry, candidate), number, candidate, later
     return None
 
 
@@ -120,16 +122,18 @@ def _elements(candidate: Candidate) -> int:
 
 
 def _choice(allocation: Allocation) -> str:
+    """Tell how the devices were chosen."""
     devices = allocation.devices
     return f"smallest that fits: {', '.join(map(short, devices))}" if devices else ""
 
 
 def _find(snapshot: Snapshot, job_id: int) -> tuple[Entry, Candidate]:
+    """Look a job up; only `explain` pays for it."""
     for entry in snapshot.entries:
         for candidate in entry.candidates:
             if candidate.job_id == job_id:
                 return entry, candidate
-    raise LookupError(job_id)
+    raise LookupError(f"job {job_id} is not in the snapshot")
 
 
 def _why(request: ResourceRequest, job_id: int, outcome: _Outcome, inventory: Inventory) -> Reason:

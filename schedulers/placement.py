@@ -64,13 +64,11 @@ class Room:
         return Allocation(devices, cpu_milli, memory_bytes)
 
     def keep_for(self, request: ResourceRequest) -> None:
-        """Set aside what a waiting request needs: its part of what suffices, and all of what it lacks."""
-        lacks = self.lacks(request)
+        """Set aside what a waiting request needs: its part of what suffices, and all there is of what it lacks."""
         first = self._first_usable(request)
-        gpus = len(self.devices) if "gpus" in lacks else request.gpus * request.workers
-        del self.devices[first : first + gpus]
-        self.cpu_milli = 0 if "cpu" in lacks else self.cpu_milli - request.cpu_milli * request.workers
-        self.memory_bytes = 0 if "memory" in lacks else self.memory_bytes - request.memory_bytes * request.workers
+        del self.devices[first : first + request.gpus * request.workers]
+        self.cpu_milli = max(0, self.cpu_milli - request.cpu_milli * request.workers)
+        self.memory_bytes = max(0, self.memory_bytes - request.memory_bytes * request.workers)
 
     def lacks(self, request: ResourceRequest) -> dict[str, int]:
         """Return how much of `gpus`, `cpu` (milli) and `memory` (bytes) is missing; empty when the request fits."""

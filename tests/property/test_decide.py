@@ -30,7 +30,7 @@ REQUESTS = st.builds(
 
 @st.composite
 def inventories(draw: st.DrawFn) -> Inventory:
-    """A box of few and small things, so that requests meet its edges; part of it is held."""
+    """Draw a box of few and small things, so that requests meet its edges; part of it is held."""
     sizes = draw(st.lists(st.integers(1, 3), max_size=6))
     held = draw(st.sets(st.integers(0, 5)))
     devices = tuple(
@@ -53,7 +53,7 @@ def inventories(draw: st.DrawFn) -> Inventory:
 
 @st.composite
 def snapshots(draw: st.DrawFn) -> Snapshot:
-    """A box and up to a dozen jobs, arrays and exhausted ones among them, in entries of no particular order."""
+    """Draw a box and up to a dozen jobs, arrays and exhausted ones among them, in entries of no particular order."""
     requests = draw(st.lists(REQUESTS, min_size=1, max_size=5))
     lines: dict[tuple[int, ResourceRequest], list[Candidate]] = {}
     for job_id in range(1, draw(st.integers(0, 12)) + 1):

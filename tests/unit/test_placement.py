@@ -58,8 +58,8 @@ def test_a_box_given_away_twice_over_has_no_room() -> None:
 
 def test_refusal_names_what_is_lacking_and_who_holds_it() -> None:
     """Each thing that is lacking is counted, and its holders are named, the largest first."""
-    box = Box(cores=8, gib=32).device("GPU-3f2a77", held_by="job 40").device("GPU-4b", held_by="job 40").device("GPU-5c")
-    box.holder("job 40", cores=6.5, gib=20).holder("job 41", cores=1).holder("job 42", gib=8)
+    box = Box(cores=8, gib=32).device("GPU-3f2a77", held_by="job 40").device("GPU-4b", held_by="job 40")
+    box.device("GPU-5c").holder("job 40", cores=6.5, gib=20).holder("job 41", cores=1).holder("job 42", gib=8)
     reason = refusal(ResourceRequest(2, 2000, 6 * GIB), box.inventory)
     assert reason.kind == "resources"
     assert reason.lacks == "1 GPU, 1.5 cores, 2 GiB of memory"
