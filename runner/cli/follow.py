@@ -67,7 +67,7 @@ class Follower:
         if not self._states:
             return
         state = str(document.get("state"))
-        reason = document.get("reason") or {}
+        reason = _reason(document)
         sentence = str(reason.get("sentence") or "")
         word = "queued" if state == "pending" else state
         line = f"{self.title} · {word}" + (f": {sentence}" if sentence else "")
@@ -95,8 +95,13 @@ class Follower:
         self._out.clear_status()
 
 
+def _reason(document: dict[str, Any]) -> dict[str, Any]:
+    """Return why, whether the document gives one reason or all of them, the first first."""
+    return document.get("reason") or next(iter(document.get("reasons") or ()), None) or {}
+
+
 def _kind(document: dict[str, Any]) -> str:
-    reason = document.get("reason") or {}
+    reason = _reason(document)
     return f"{document.get('state')} {reason.get('kind') or reason.get('ending') or ''}"
 
 
