@@ -75,9 +75,9 @@ class Client:
             sent["Content-Type"] = "application/json"
         retries = method == "GET" or "Idempotency-Key" in sent
         status, data = self._again(lambda wire: wire.exchange(method, path, sent, payload, timeout_s), retries=retries)
-        document = loads(data) if data else None
         if status >= 400:
-            raise from_document(document if isinstance(document, dict) else {"title": f"the runner answered {status}"})
+            raise _problem(status, data)
+        document = loads(data) if data else None
         return document
 
     def read(self, path: str) -> Iterator[bytes]:
@@ -115,8 +115,7 @@ class Client:
 
     def _checked(self, wire: _Wire) -> Iterator[bytes]:
         if wire.status >= 400:
-            document = loads(b"".join(wire.body()))
-            raise from_document(document if isinstance(document, dict) else {})
+            raise _problem(wire.status, b"".join(wire.body()))
         try:
             yield from wire.body()
         except (Lost, GeneratorExit):
@@ -124,9 +123,10 @@ class Client:
             raise
 
     def _again(self, ask: Callable[[_Wire], Any], *, retries: bool) -> Any:
-        deadline = time.monotonic() + RETRY_S
+        deadline = 0.0
         pause_s = 0.001
         while True:
+            began = time.monotonic()
             try:
                 return ask(self._connected())
             except TimeoutError:
@@ -134,7 +134,10 @@ class Client:
                 raise NoRunner("the runner does not answer", hint="`stoker service logs` says more") from None
             except Lost:
                 self.close()
-                if not retries or time.monotonic() > deadline:
+                now = time.monotonic()
+                if not deadline or now - began > RETRY_S:  # a long wait that broke is a new loss, not the old one
+                    deadline = now + RETRY_S
+                if not retries or now > deadline:
                     raise NoRunner(
                         "the runner went away in mid-request", hint="`stoker service logs` says why"
                     ) from None
@@ -294,6 +297,14 @@ def _event(lines: list[bytes]) -> tuple[str, str, Any] | None:
         if name in fields:
             fields[name] = value.removeprefix(b" ")
     return (fields[b"event"].decode(), fields[b"id"].decode(), loads(fields[b"data"])) if fields[b"data"] else None
+
+
+def _problem(status: int, data: bytes) -> StokerError:
+    try:
+        document = loads(data)
+    except ValueError:  # what a server says that fell over its own feet
+        document = None
+    return from_document(document if isinstance(document, dict) else {"title": f"the runner answered {status}"})
 
 
 def _refuse_constant(name: str) -> Any:

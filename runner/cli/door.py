@@ -78,6 +78,8 @@ def configure(args: Args, out: Out) -> None:
 def client_for(args: Args, out: Out) -> Client:
     """Return the client of a verb; it starts a runner where the verb may."""
     paths = Paths(state_dir(os.environ))
+    if out.verbose:
+        out.note(f"the runner's socket is {paths.api_socket}")
     starts = args.verb.starts if args.verb else "never"
 
     def start(reviving: bool) -> None:  # noqa: FBT001

@@ -7,6 +7,7 @@ import time
 from runner.cli.jobs import job_path
 from runner.cli.text import LogFilter, size
 from runner.client import Lost, dumps, query
+from runner.core.errors import EXIT_INTERRUPTED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from runner.client import Client
 
 SECOND_INTERRUPT_S = 2.0
-EXIT_INTERRUPTED = 130
+PAUSE_MIN_S = 0.01
+PAUSE_MAX_S = 1.0
 
 
 class Follower:
@@ -34,11 +36,13 @@ class Follower:
     def follow(self, *, offset: int | None = None, **choice: object) -> dict[str, Any]:
         """Return the outcome; `choice` is the query (tail, attempt, rank). Takes up at the same byte after a break."""
         last_id = ""
+        pause_s = PAUSE_MIN_S
         while True:
             path = query(job_path(self._ref, "/logs"), follow=1, from_=offset, **choice)
             try:
                 for event, event_id, document in self._client.events(path, last_id):
                     last_id = event_id or last_id
+                    pause_s = PAUSE_MIN_S
                     if event == "log":
                         data = document["text"].encode("utf-8", "surrogateescape")
                         self._print(data, document)
@@ -51,7 +55,8 @@ class Follower:
                         return dict(document)
             except Lost:
                 pass
-            time.sleep(0.01)  # a stream that ended without its end: ask again, never spin
+            time.sleep(pause_s)  # a stream that ended without its end: ask again, never spin
+            pause_s = min(pause_s * 2, PAUSE_MAX_S)
 
     def known(self, document: dict[str, Any]) -> None:
         """Take a state as told already."""
@@ -62,7 +67,7 @@ class Follower:
         if not self._states:
             return
         state = str(document.get("state"))
-        reason = document.get("reason") or {}
+        reason = _reason(document)
         sentence = str(reason.get("sentence") or "")
         word = "queued" if state == "pending" else state
         line = f"{self.title} · {word}" + (f": {sentence}" if sentence else "")
@@ -90,8 +95,13 @@ class Follower:
         self._out.clear_status()
 
 
+def _reason(document: dict[str, Any]) -> dict[str, Any]:
+    """Return why, whether the document gives one reason or all of them, the first first."""
+    return document.get("reason") or next(iter(document.get("reasons") or ()), None) or {}
+
+
 def _kind(document: dict[str, Any]) -> str:
-    reason = document.get("reason") or {}
+    reason = _reason(document)
     return f"{document.get('state')} {reason.get('kind') or reason.get('ending') or ''}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from runner.client import quote
 from runner.core.errors import NotFound, UsageError
@@ -104,6 +105,8 @@ def batch(args: Args, head: str) -> int:
     """
     if args.command or len(args.words) > 1:
         raise UsageError("`-` reads whole jobs from stdin and takes no command", hint="one JSON document a line")
+    if sys.stdin is None:  # closed: its number would be the next descriptor we open
+        raise UsageError("cannot read jobs from stdin: it is closed", hint="stoker submit - < jobs.jsonl")
     descriptor = os.memfd_create("stoker-batch")
     piece = (head + "\n").encode()
     total = 0
@@ -114,7 +117,10 @@ def batch(args: Args, head: str) -> int:
         view = memoryview(piece)
         while view:
             view = view[os.write(descriptor, view) :]
-        piece = os.read(0, 1 << 16)
+        try:
+            piece = os.read(0, 1 << 16)
+        except OSError as error:
+            raise UsageError(f"cannot read jobs from stdin: {error.strerror}") from None
     return descriptor
 
 

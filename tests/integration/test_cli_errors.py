@@ -104,6 +104,22 @@ def test_an_answer_that_is_no_answer_is_an_error(cli: Cli, api: FakeApi) -> None
     assert "Traceback" in cli("ps", env={"STOKER_DEBUG": "1"}).stderr
 
 
+def test_a_server_error_without_a_document_is_told(cli: Cli, api: FakeApi) -> None:
+    """A bare 500 is the runner's failure, not a bug of the client."""
+    api.routes["GET /v1/jobs"] = Answer(raw=b"Internal Server Error", status=500)
+    done = cli("ps")
+    assert (done.returncode, done.stderr) == (1, "error: the runner answered 500\n")
+
+
+def test_a_closed_stdin_is_bad_input(cli: Cli, api: FakeApi) -> None:
+    """`submit -` with no stdin says so."""
+    command = ["/bin/sh", "-c", '"$@" <&-', "sh", *cli.command("submit", "-")]
+    done = subprocess.run(command, env=cli.environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot read jobs from stdin: ")
+    assert api.requests == []
+
+
 def test_a_report_holds_no_secret(cli: Cli, api: FakeApi) -> None:
     """The values of flags and the words of the command stay out of a report."""
     api.routes["POST /v1/jobs"] = Answer({}, 201)

@@ -40,8 +40,8 @@ def test_run_follows_to_the_end(cli: Cli, api: FakeApi) -> None:
     pieces = [
         event("state", {"state": "pending", "reason": {"kind": "resources", "sentence": "waiting for GPU-3f2a"}}),
         event("state", {"state": "pending", "reason": {"kind": "staging", "sentence": "fetching 10%"}}),
-        event("state", {"state": "pending", "reason": {"kind": "staging", "sentence": "fetching 90%"}}),
-        event("state", {"state": "running", "reason": None}),
+        event("state", {"state": "pending", "reasons": [{"kind": "staging", "sentence": "fetching 90%"}]}),
+        event("state", {"state": "running", "reasons": []}),
         log_event(0, b"loss 0.5\n\xff\x00\x1b[2J"),
         event("end", outcome),
     ]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from runner.cli.app import build
+from runner.cli.app import build, help_text
 from runner.cli.parse import Args, parse
 from runner.cli.verbs import ALIASES, GLOBAL_FLAGS, VERBS, VERSION
 from runner.core.errors import UsageError
@@ -150,6 +150,16 @@ def test_every_verb_has_its_module() -> None:
     """One verb, one file of the same name."""
     folder = Path(__file__).parents[2] / "runner/cli/commands"
     assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_every_help_is_complete_and_fits(verb: str) -> None:
+    """The help names every flag and action of a verb, in 80 columns."""
+    text = help_text(verb)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    wanted = GLOBAL_FLAGS if not verb else VERBS[verb].flags
+    assert all(flag.names[-1] in text for flag in wanted)
+    assert all(word in text for word in (VERBS[verb].actions if verb else VERBS))
 
 
 def test_the_version_is_the_packages() -> None:

@@ -37,6 +37,8 @@ def run(args: Args, client: Client, out: Out) -> int:
 
 def submit_batch(args: Args, client: Client, out: Out) -> list[str]:
     """Send JSON lines from stdin as one request, print the ids, return them."""
+    if os.isatty(0):
+        out.note("reading one job a line, as JSON; Ctrl-D ends")
     descriptor = batch(args, dumps({"caller": caller(), "flags": flag_pairs(args)}))
     try:
         headers = {
