@@ -22,6 +22,15 @@ class WaitingJob:
     queued_us: int
     array_limit: int | None
     indices: list[int] = field(default_factory=list)
+    _candidate: Candidate | None = None
+
+    def candidate(self, active: int) -> Candidate:
+        """Return how the scheduler sees it, the same value for as long as that is true."""
+        limit = None if self.array_limit is None else max(0, self.array_limit - active)
+        known = self._candidate
+        if known is None or known.count != len(self.indices) or known.limit != limit:
+            known = self._candidate = Candidate(self.job_id, self.queued_us, len(self.indices), limit)
+        return known
 
 
 @dataclass(slots=True)
@@ -55,10 +64,7 @@ class _Line:
 
     def __iter__(self) -> Iterator[Candidate]:
         for job in self.jobs.values():
-            limit = None
-            if job.array_limit is not None:
-                limit = max(0, job.array_limit - self._board.active_of(job.job_id))
-            yield Candidate(job.job_id, job.queued_us, len(job.indices), limit)
+            yield job.candidate(self._board.active_of(job.job_id))
 
     def add(self, job: WaitingJob) -> None:
         last = next(reversed(self.jobs.values()), None)
@@ -174,6 +180,7 @@ class Board:
                 for each in devices
             )
         holders = {f"job {each.ref.label}": each.allocation.cpu_milli for each in self.running.values()}
+        memory = {f"job {each.ref.label}": each.allocation.memory_bytes for each in self.running.values()}
         return Inventory(
             devices=devices,
             cpu_milli=self.cpu_milli,
@@ -182,6 +189,7 @@ class Board:
             free_memory_bytes=max(0, self.free_memory_bytes),
             known=self.known,
             cpu_holders=holders,
+            memory_holders={name: held for name, held in memory.items() if held},
         )
 
     def snapshot(self, now_us: int) -> Snapshot:

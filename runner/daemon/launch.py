@@ -100,9 +100,9 @@ def make_directories(paths: Paths, attempt: Attempt, facts: JobFacts, *, mounts_
     if facts.inputs:
         (directory / "input").mkdir(exist_ok=True)
     if mounts_permitted:
-        for name in (facts.spec.output, facts.spec.checkpoint):
-            if name:
-                Path(facts.spec.cwd or "/", name).mkdir(parents=True, exist_ok=True)
+        for place in (facts.spec.output, facts.spec.checkpoint):
+            if place:
+                Path(facts.spec.cwd or "/", place).mkdir(parents=True, exist_ok=True)
         for input_name, writable, _ in facts.inputs:
             if not writable:
                 (directory / "input" / input_name).mkdir(exist_ok=True)

@@ -14,7 +14,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import re2  # type: ignore[import-untyped]  # the wheel has no types
+import re2
 
 from runner.core.errors import UsageError
 
