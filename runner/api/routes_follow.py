@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Annotated, Any
@@ -117,7 +118,8 @@ async def _follow(room: Room, target: Target, mask: Mask, offset: int, tail: int
                 told = state
                 yield frame("state", {"state": document["state"], "reasons": document["reasons"]})
             found = await run_in_threadpool(lambda: logs.log_of(room.reader(), room.paths, target, None, 0))
-            if found is not None and found.number != seen:
+            # An attempt has a row before its watcher has opened the log; the next change tells.
+            if found is not None and found.number != seen and (found.ended or os.path.exists(found.path)):
                 seen = found.number
                 async for piece in _log(room, found, mask, offset, tail):
                     yield piece
