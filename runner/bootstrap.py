@@ -91,8 +91,10 @@ def _serve(paths: Paths) -> int:
     devices = Devices(context, loop, Nvml())
     starter = Starter(context, loop, devices)
     saver = Saver(context)
-    preparer = Preparer(context, SourceOptions(s3_endpoint=config.sources.s3.endpoint or None, s3_region=config.sources.s3.region or None))
     tail = LogTail()
+    s3 = config.sources.s3
+    options = SourceOptions(s3_endpoint=s3.endpoint or None, s3_region=s3.region or None)
+    preparer = Preparer(context, options, tail)
     measurer = Measurer(context, loop, devices.usage)
     finisher = Finisher(
         context,

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from itertools import chain
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -15,6 +16,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from runner.api.room import Room, room_of, uid_of
 from runner.core.errors import WaitTimedOut
+from runner.core.reasons import Waiting
 from runner.service import logs, views
 from runner.service.logs import LogOf
 from runner.service.refs import Target
@@ -46,13 +48,16 @@ def job_log(
     if follow:
         return StreamingResponse(_follow(room, target, mask, offset, tail), media_type="text/event-stream")
     found = logs.log_of(room.reader(), room.paths, target, attempt, rank)
-    path = found.path if found is not None else logs.environment_log(room.paths, target)
-    try:
-        shown = read_log(path, start=offset, tail_lines=tail, mask=mask)
-    except OSError:
-        return Response(b"", media_type="application/octet-stream")
-    headers = {"X-Stoker-Missing": str(shown.missing_bytes)} if shown.missing_bytes else {}
-    return StreamingResponse(iter(shown), media_type="application/octet-stream", headers=headers)
+    paths = [found.path] if found is not None else []
+    if found is None or (offset == 0 and tail is None and attempt is None):
+        paths.insert(0, logs.environment_log(room.paths, target))
+    parts = []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            parts.append(read_log(path, start=offset, tail_lines=tail, mask=mask))
+    missing = sum(part.missing_bytes for part in parts)
+    headers = {"X-Stoker-Missing": str(missing)} if missing else {}
+    return StreamingResponse(chain.from_iterable(parts), media_type="application/octet-stream", headers=headers)
 
 
 @router.get("/jobs/{ref}/wait")
@@ -110,6 +115,7 @@ async def _follow(room: Room, target: Target, mask: Mask, offset: int, tail: int
     """Tell states while the job waits, its log while it runs, attempt after attempt, and its outcome at last."""
     told: tuple[Any, ...] = ()
     seen = 0
+    built = offset > 0 or tail is not None
     with Ear(room, target.job_id) as ear:
         while True:
             document = await run_in_threadpool(lambda: views.explain(room.reader(), room.live, target, room.now_us()))
@@ -117,6 +123,11 @@ async def _follow(room: Room, target: Target, mask: Mask, offset: int, tail: int
             if state != told:
                 told = state
                 yield frame("state", {"state": document["state"], "reasons": document["reasons"]})
+            if not built and os.path.exists(logs.environment_log(room.paths, target)):
+                built = True
+                async for piece in _build_output(room, target, mask):
+                    yield piece
+                continue
             found = await run_in_threadpool(lambda: logs.log_of(room.reader(), room.paths, target, None, 0))
             # An attempt has a row before its watcher has opened the log; the next change tells.
             if found is not None and found.number != seen and (found.ended or os.path.exists(found.path)):
@@ -127,9 +138,6 @@ async def _follow(room: Room, target: Target, mask: Mask, offset: int, tail: int
                 continue
             outcome = await run_in_threadpool(lambda: views.outcome(room.reader(), target))
             if outcome is not None:
-                if seen == 0:
-                    async for piece in _build_output(room, target, mask):
-                        yield piece
                 yield frame("end", outcome)
                 return
             await ear.hear()
@@ -153,9 +161,14 @@ async def _log(room: Room, found: LogOf, mask: Mask, offset: int, tail: int | No
 
 
 async def _build_output(room: Room, target: Target, mask: Mask) -> AsyncIterator[bytes]:
-    """Yield what the environment build of a job said that never ran."""
+    """Yield what the build of a job's environment says, until it is done."""
+
+    def ended() -> bool:
+        reason = room.live.preparing(target.job_id)
+        return reason is None or reason.kind is not Waiting.ENVIRONMENT
+
     with suppress(OSError):
-        async for piece in follow(room.tail, logs.environment_log(room.paths, target), 0, mask=mask, ended=lambda: True):
+        async for piece in follow(room.tail, logs.environment_log(room.paths, target), 0, mask=mask, ended=ended):
             yield piece
 
 

@@ -22,6 +22,7 @@ from runner.executors.environments import BuildCancelled, Builder, probe
 from runner.service.desk import Change, Enqueue
 from runner.service.submit import interpreter_of, request_from
 from runner.state import jobs
+from runner.telemetry.tail import LogTail
 from storage.checkout import checkout, view
 from storage.download import Fetched, fetch
 from storage.errors import Cancelled, StorageError
@@ -51,8 +52,9 @@ class Preparation:
 class Preparer:
     """Turns queued jobs into ready ones. Methods belong to the turn's thread; the work is done by a few others."""
 
-    def __init__(self, context: Context, options: SourceOptions) -> None:
+    def __init__(self, context: Context, options: SourceOptions, tail: LogTail) -> None:
         self.context = context
+        self.tail = tail
         self.options = options
         self._jobs: dict[int, Preparation] = {}
         self._new: list[Preparation] = []
@@ -215,6 +217,7 @@ class Preparer:
             )
         finally:
             os.close(descriptor)
+            self.tail.finish(str(path))
         return str(built)
 
     def _hand_out(self, preparation: Preparation, facts: JobFacts, staged: dict[str, tuple[str, Fetched]]) -> None:
