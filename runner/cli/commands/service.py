@@ -44,8 +44,12 @@ def run(args: Args, client: Client, out: Out) -> int:
         return 0
     if args.action == "restart":
         return _restart(client, out)
-    running = client.post("/v1/runner/stop", {})["running"]
-    out.note("the runner is stopping; " + _keeps(running))
+    try:
+        out.note("the runner is stopping; " + _keeps(client.post("/v1/runner/stop", {})["running"]))
+    except NoRunner:
+        if not os.path.exists(paths.stopped_mark):
+            raise
+        out.note("the runner is stopped; what runs goes on under its watchers")  # it left before it answered
     out.note("`stoker service start`, `run` and `submit` start it again")
     return 0
 
