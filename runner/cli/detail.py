@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-_SIZES = ("_bytes",)
+_INLINE_MAX = 4
 
 
 def job_text(job: dict[str, Any], state: Callable[[str], str]) -> str:
@@ -60,7 +60,7 @@ def attempts_text(job: dict[str, Any]) -> str:
     rows = [
         (
             f"  {attempt.get('number')}",
-            str(attempt.get("state")),
+            str(attempt.get("state") or "-"),
             str(attempt.get("ending") or "-"),
             code_text(attempt),
             str(attempt.get("started_at") or "-"),
@@ -99,7 +99,8 @@ def tree_text(value: Any, indent: int = 2) -> str:
     """Return any JSON value as indented lines; sizes and credits as people read them."""
     pad = " " * indent
     if isinstance(value, dict):
-        return "\n".join(_entry(str(key), item, indent) for key, item in value.items()) or pad + "none"
+        shown = {str(key): item for key, item in value.items() if not _for_programs(str(key), value)}
+        return "\n".join(_entry(key, item, indent) for key, item in shown.items()) or pad + "none"
     if isinstance(value, list):
         return "\n".join(f"{pad}{_inline(item)}" for item in value) or pad + "none"
     return pad + plain(value)
@@ -107,7 +108,9 @@ def tree_text(value: Any, indent: int = 2) -> str:
 
 def _entry(key: str, value: Any, indent: int) -> str:
     pad = " " * indent
-    if isinstance(value, dict) and value and any(isinstance(item, dict | list) for item in value.values()):
+    if isinstance(value, dict) and (
+        len(value) > _INLINE_MAX or any(isinstance(v, dict | list) for v in value.values())
+    ):
         return f"{pad}{plain(key)}\n{tree_text(value, indent + 2)}"
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         return f"{pad}{plain(key)}\n{tree_text(value, indent + 2)}"
@@ -126,11 +129,20 @@ def _inline(value: Any) -> str:
 
 def _scalar(key: str, value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
-        if key.endswith(_SIZES):
+        if key.endswith("_bytes"):
             return size(value)
         if key.endswith("_micro"):
             return credit(value)
-    return "-" if value is None else _inline(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value in ([], {}) else "-" if value is None else _inline(value)
+
+
+def _for_programs(key: str, document: dict[str, Any]) -> bool:
+    """Tell what people need not see: the version of a document's form, an amount that is also written out."""
+    return (key == "version" and isinstance(document[key], int)) or (
+        key.endswith("_micro") and key.removesuffix("_micro") in document
+    )
 
 
 def _shown_key(key: str) -> str:

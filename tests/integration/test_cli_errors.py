@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.api import Answer, FakeApi, problem
+from tests.fakes.api import Answer, FakeApi, Request, problem
 from tests.integration.cli_kit import Cli, serving
 
 
@@ -154,6 +154,25 @@ def test_a_stopped_runner_stays_stopped(cli: Cli) -> None:
     assert done.returncode == 7
     assert done.stderr == "error: the runner was stopped\n  hint: `stoker service start` starts it again\n"
     assert (cli.state_dir / "run/stopped").exists()
+
+
+def test_a_runner_that_stops_before_it_answers_has_stopped(cli: Cli, api: FakeApi) -> None:
+    """`service stop` succeeds when the mark is there, though the connection broke."""
+
+    def stop(_: Request) -> Answer:
+        (cli.state_dir / "run/stopped").touch()
+        (cli.state_dir / "run/api.sock").unlink()
+        return Answer(cut=True)
+
+    api.routes["POST /v1/runner/stop"] = stop
+    done = cli("service", "stop")
+    assert (done.returncode, done.stderr.splitlines()[0][:21]) == (0, "the runner is stopped")
+
+
+def test_a_stopping_runner_says_what_keeps_running(cli: Cli, api: FakeApi) -> None:
+    """`service stop` names the jobs that go on."""
+    api.routes["POST /v1/runner/stop"] = {"running": ["42", "43"]}
+    assert "2 jobs keep running: 42, 43" in cli("service", "stop").stderr
 
 
 @pytest.mark.parametrize("fault", ["symlink", "file", "open", "foreign"])

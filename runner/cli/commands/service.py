@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import sys
 import time
 
 from runner.cli.detail import tree_text
@@ -43,8 +44,12 @@ def run(args: Args, client: Client, out: Out) -> int:
         return 0
     if args.action == "restart":
         return _restart(client, out)
-    running = client.post("/v1/runner/stop", {})["running"]
-    out.note("the runner is stopping; " + _keeps(running))
+    try:
+        out.note("the runner is stopping; " + _keeps(client.post("/v1/runner/stop", {})["running"]))
+    except NoRunner:
+        if not os.path.exists(paths.stopped_mark):
+            raise
+        out.note("the runner is stopped; what runs goes on under its watchers")  # it left before it answered
     out.note("`stoker service start`, `run` and `submit` start it again")
     return 0
 
@@ -55,10 +60,18 @@ def _start(paths: Paths, client: Client, out: Out) -> int:
     runner = client.get("/v1/runner")
     out.note(f"the runner is up (pid {runner['pid']}, stoker {runner['version']})")
     if not os.path.isdir("/run/systemd/system"):
-        line = shlex.join([shutil.which("stoker") or "stoker", "service", "start"])
+        line = _start_command()
         out.note("no systemd here: to have it back after a reboot, add this line with `crontab -e`:")
         out.data(f"@reboot {line}")
     return 0
+
+
+def _start_command() -> str:
+    """Return the shell command that starts this runner from anywhere: cron has no PATH and no variables of ours."""
+    own = os.path.join(sys.prefix, "bin/stoker")
+    words = [own if os.path.exists(own) else shutil.which("stoker") or "stoker", "service", "start"]
+    named = os.environ.get("STOKER_STATE_DIR")
+    return shlex.join(["env", f"STOKER_STATE_DIR={named}", *words] if named else words)
 
 
 def _restart(client: Client, out: Out) -> int:
