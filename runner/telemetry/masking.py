@@ -90,7 +90,7 @@ def _lower_escapes(quoted: str) -> str:
 
 
 def _pieces(form: bytes) -> Iterable[bytes]:
-    # Whatever is left over at the end joins the piece before it: no piece is short.
-    count = max(1, len(form) // FORM_MAX_BYTES)
+    # Equal pieces: none is short.
+    count = -(-len(form) // FORM_MAX_BYTES)
     size = -(-len(form) // count)
     return (form[at : at + size] for at in range(0, len(form), size))

@@ -60,7 +60,7 @@ Patterns = tuple[Pattern, ...]
 
 
 def compile_patterns(patterns: Mapping[str, str]) -> Patterns:
-    """Compile NAME → REGEX. UsageError for what RE2 refuses, with its reason, and for a pattern that catches no one number.
+    """Compile NAME → REGEX. UsageError for what RE2 refuses, with its reason, and where it is not plain what is caught.
 
     The value is the only group, or the one named `value`; a group named `step` beside it is its step. A pattern whose
     own name is `step` gives the step of all values on its line and after it.
@@ -182,7 +182,7 @@ class Extractor:
 
 
 class MetricsLines:
-    """Reads the JSON lines of a metrics file: `{"step": 1, "loss": 0.2}`. What is no such line is skipped and counted."""
+    """Reads JSON lines such as `{"step": 1, "loss": 0.2}`; what is no such line is skipped and counted."""
 
     def __init__(self, steps: Steps) -> None:
         self.skipped = 0

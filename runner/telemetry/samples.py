@@ -72,7 +72,7 @@ class Energy:
     _last: Mapping[str, tuple[int, GpuReading]] = field(default_factory=dict)
 
     def with_readings(self, readings: Iterable[GpuReading], at_us: int) -> Energy:
-        """Return the energy with what was drawn since the last readings; the first reading of a device only begins it."""
+        """Return the energy with what was drawn since the last readings; a device's first reading only begins it."""
         joules = self.joules
         last = dict(self._last)
         for reading in readings:
@@ -122,8 +122,8 @@ def read_cgroup(path: str) -> Usage | None:
 def read_processes(pids: Iterable[int]) -> Usage | None:
     """Return what these processes use together; None when none of them is there.
 
-    Memory is each one's resident set less pages of files and shared memory; what forked processes still share counts for each.
-    Processor time includes that of children already waited for.
+    Memory is each one's resident set less pages of files and shared memory; what forked processes still share
+    counts for each. Processor time includes that of children already waited for.
     """
     memory_bytes, ticks, seen = 0, 0, False
     for pid in pids:

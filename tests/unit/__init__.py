@@ -1,0 +1,1 @@
+"""Pure logic, one module at a time."""
