@@ -125,16 +125,19 @@ class Builder:
             try:
                 for command in _commands(path, requirements, interpreter, environ):
                     _install(command, requirements, environ=_passed(environ), log_fd=log_fd, cancelled=cancelled)
-                if self.digest(requirements, interpreter) != digest:
-                    raise EnvironmentFailed(
-                        f"{requirements} was changed while its environment was built", hint="submit the job again"
-                    )
+                self._check_unchanged(requirements, interpreter, digest)
                 (path / MARK).write_text(interpreter.identity + "\n", encoding="utf-8")
                 _protect(path)
             except BaseException:
                 _remove(path)
                 raise
         return path
+
+    def _check_unchanged(self, requirements: Path, interpreter: Interpreter, digest: str) -> None:
+        if self.digest(requirements, interpreter) != digest:
+            raise EnvironmentFailed(
+                f"{requirements} was changed while its environment was built", hint="submit the job again"
+            )
 
     def remove(self, digest: str) -> None:
         """Remove an environment that no job names any more; one being built is left alone."""
@@ -166,28 +169,19 @@ def activate(environ: Mapping[str, str], path: Path | str) -> dict[str, str]:
 
 
 def _commands(path: Path, requirements: Path, interpreter: Interpreter, environ: Mapping[str, str]) -> list[list[str]]:
-    """Return what builds an environment: with uv where the caller's PATH has one, else with the interpreter's own venv."""
+    """Return what builds an environment: uv where the caller's PATH has it, else the interpreter's own venv and pip."""
     uv = shutil.which("uv", path=environ.get("PATH", os.defpath))
     python = str(path / "bin" / "python")
+    file = str(requirements)
     if uv is not None:
         # Copies: a link into the cache would let one job change the packages of all.
         return [
             [uv, "venv", "--no-project", "--python", interpreter.executable, str(path)],
-            [
-                uv,
-                "pip",
-                "install",
-                "--python",
-                python,
-                "--link-mode=copy",
-                "--compile-bytecode",
-                "-r",
-                str(requirements),
-            ],
+            [uv, "pip", "install", "--python", python, "--link-mode=copy", "--compile-bytecode", "-r", file],
         ]
     return [
         [interpreter.executable, "-I", "-m", "venv", str(path)],
-        [python, "-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "-r", str(requirements)],
+        [python, "-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "-r", file],
     ]
 
 
@@ -341,7 +335,8 @@ def _files(requirements: Path) -> Iterator[tuple[str, bytes]]:
         if len(seen) > INCLUDES_MAX:
             raise UsageError(f"{requirements} includes more than {INCLUDES_MAX} files", hint="put them into one")
         data = _read(base / name)
-        yield name, data
+        # What the first one is called does not matter.
+        yield name if len(seen) > 1 else "", data
         for line in data.decode("utf-8", "replace").splitlines():
             included = _INCLUDE.match(line)
             if included is not None and "://" not in included["path"]:
@@ -364,10 +359,12 @@ def _read(path: Path) -> bytes:
         raise UsageError(
             f"{path}: {os.strerror(error.errno or 0)}", hint="name a requirements file that can be read"
         ) from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise UsageError(f"{path} is not a file", hint="name a requirements file")
-        data = file.read(REQUIREMENTS_MAX_BYTES + 1)
+        data = os.read(descriptor, REQUIREMENTS_MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > REQUIREMENTS_MAX_BYTES:
         raise UsageError(f"{path} is larger than 1 MiB", hint="name a requirements file")
     return data
@@ -391,7 +388,7 @@ def _protect(path: Path) -> None:
             file = os.path.join(directory, name)
             if not os.path.islink(file):
                 os.chmod(file, stat.S_IMODE(os.lstat(file).st_mode) & ~0o222 | 0o444)
-        os.chmod(directory, 0o555)
+        os.chmod(directory, 0o555)  # noqa: S103  for every user that may run jobs
 
 
 def _remove(path: Path) -> None:

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ import pytest
 
 from runner.core.errors import UsageError
 from runner.executors.environments import MARK, BuildCancelled, Builder, EnvironmentFailed, Interpreter, activate, probe
+from tests.integration.logs_kit import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -268,11 +268,3 @@ def alive(pid: int) -> bool:
             return status.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread or process brings about."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)

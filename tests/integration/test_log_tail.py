@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
-import os
 import random
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +14,12 @@ import pytest
 from runner.telemetry.follow import follow
 from runner.telemetry.masking import mask_for
 from runner.telemetry.tail import WINDOW_BYTES, LogTail
+from tests.integration.logs_kit import DEADLINE_S, append, punch, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Coroutine, Iterator
 
     from runner.telemetry.tail import Follower
-
-DEADLINE_S = 30
 
 
 @pytest.fixture
@@ -49,20 +45,6 @@ async def gather(frames: AsyncIterator[bytes], offset: int) -> bytes:
         assert at == offset + len(content)
         content += data
     return bytes(content)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition that another thread brings about."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
-
-
-def append(path: Path, data: bytes) -> None:
-    """Write at the end, as a job does."""
-    with path.open("ab", buffering=0) as log:
-        log.write(data)
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
@@ -279,14 +261,3 @@ def drained(follower: Follower, offset: int) -> bool:
 def open_descriptors() -> int:
     """Return how many descriptors this process has."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-def punch(path: Path, offset: int, length: int) -> None:
-    """Cut a hole into a file, as the log limit does."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        if libc.fallocate(descriptor, 3, ctypes.c_long(offset), ctypes.c_long(length)) != 0:
-            pytest.skip("no holes can be punched here")
-    finally:
-        os.close(descriptor)
