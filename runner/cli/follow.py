@@ -41,7 +41,7 @@ class Follower:
             resume = None if number is None else f"{number}:{offset or 0}"
             path = query(job_path(self._ref, "/logs"), follow=1, from_=offset, resume=resume, **choice)
             try:
-                for event, _, document in self._client.events(path):
+                for event, document in self._client.events(path):
                     pause_s = PAUSE_MIN_S
                     if event == "attempt":
                         # Offsets are those of one attempt's log; 0 is the build of its environment.
