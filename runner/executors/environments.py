@@ -53,14 +53,14 @@ _INCLUDE = re.compile(
 _PROBE = "import json, sys, sysconfig; print(json.dumps([sys.version, sysconfig.get_platform(), sys.base_prefix]))"
 
 
-class EnvironmentFailed(StokerError):  # noqa: N818  named by fact, as the tree is
+class EnvironmentFailed(StokerError):
     """The environment could not be built; `details["lines"]` are the last lines of its output."""
 
     code = "environment_failed"
     http_status = 422
 
 
-class BuildCancelled(Exception):  # noqa: N818  an outcome, not an error
+class BuildCancelled(Exception):
     """Nobody wants the environment any more; nothing of it is left."""
 
 
