@@ -204,13 +204,14 @@ class Preparer:
         preparation.kind = Waiting.ENVIRONMENT
         preparation.step = "building its environment"
         self.context.hub.changed({facts.job_id})
+        cwd = facts.spec.cwd or "/"
         path = environment_log(self.context, facts.job_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             built = Builder(Path(self.context.paths.environments_dir)).build(
                 Path(facts.spec.requirements),
-                interpreter=probe(interpreter_of(facts.variables, facts.spec.cwd or "/")),
+                interpreter=probe(interpreter_of(facts.variables, cwd), environ=facts.variables, cwd=cwd),
                 environ=facts.variables,
                 log_fd=descriptor,
                 cancelled=lambda: preparation.cancelled,
