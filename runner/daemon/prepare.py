@@ -141,21 +141,22 @@ class Preparer:
         job_id = preparation.enqueue.job_id
         ending = Ending.INPUT_FAILED
         try:
-            facts = self._facts(job_id)
-            staged = self._stage(preparation, facts)
-            ending = Ending.ENVIRONMENT_FAILED
-            directory = self._build(preparation, facts)
-            ending = Ending.INPUT_FAILED
-            self._hand_out(preparation, facts, staged)
+            # Until the rows that lead to them are committed, the lease keeps what was staged.
+            with self.context.store.lease(f"job {job_id}"):
+                facts = self._facts(job_id)
+                staged = self._stage(preparation, facts)
+                ending = Ending.ENVIRONMENT_FAILED
+                directory = self._build(preparation, facts)
+                ending = Ending.INPUT_FAILED
+                self._hand_out(preparation, facts, staged)
+                self.context.desk.insist(lambda change: self._prepared(change, job_id, staged, directory))
         except (Cancelled, BuildCancelled):
             return
         except (StorageError, StokerError, OSError) as error:
             if preparation.cancelled:
                 return
             sentence = str(getattr(error, "message", "") or error)
-            self.context.desk.put(lambda change: self._failed(change, job_id, ending, sentence))
-        else:
-            self.context.desk.put(lambda change: self._prepared(change, job_id, staged, directory))
+            self.context.desk.insist(lambda change: self._failed(change, job_id, ending, sentence))
 
     def _facts(self, job_id: int) -> JobFacts:
         facts: JobFacts = self.context.desk.call(lambda _: self.context.facts(job_id))
@@ -211,7 +212,7 @@ class Preparer:
         try:
             built = Builder(Path(self.context.paths.environments_dir)).build(
                 Path(facts.spec.requirements),
-                interpreter=probe(interpreter_of(facts.variables, cwd), environ=facts.variables, cwd=cwd),
+                interpreter=probe(interpreter_of(facts.variables, cwd), environ=facts.variables, cwd=Path(cwd)),
                 environ=facts.variables,
                 log_fd=descriptor,
                 cancelled=lambda: preparation.cancelled,
