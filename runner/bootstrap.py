@@ -33,6 +33,7 @@ from runner.daemon.meter import Meter
 from runner.daemon.prepare import Preparer
 from runner.daemon.recover import recover
 from runner.daemon.save import Saver
+from runner.daemon.stage import Stager
 from runner.daemon.start import Starter
 from runner.daemon.turn import Turn
 from runner.daemon.watch import Watch
@@ -94,7 +95,7 @@ def _serve(paths: Paths) -> int:
     tail = LogTail()
     s3 = config.sources.s3
     options = SourceOptions(s3_endpoint=s3.endpoint or None, s3_region=s3.region or None)
-    preparer = Preparer(context, options, tail)
+    preparer = Preparer(context, Stager(context, options, tail))
     measurer = Measurer(context, loop, devices.usage)
     finisher = Finisher(
         context,
@@ -130,7 +131,7 @@ def _serve(paths: Paths) -> int:
         hub=context.hub,
         sealer=context.sealer,
         store=context.store,
-        live=live_facts(context, devices, preparer, executor.cgroups),
+        live=live_facts(context, devices, preparer, saver, executor.cgroups),
         tail=tail,
         account=lambda uid: account_name(uid),
         started_us=context.clock.now_us(),

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import shutil
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from runner.core.job import Attempt, Ref
-from runner.core.reasons import Becomes, Ending
+from runner.core.reasons import Becomes, Ending, Waiting, WaitReason, becomes
+from runner.core.units import format_size
+from runner.daemon import cache
 from runner.daemon.context import Context
 from runner.daemon.launch import attempt_dir
 from runner.daemon.verdict import Ended
 from runner.service.desk import Change, Discard
 from runner.state import artifacts, jobs
 from storage.errors import Cancelled, DiskFull, StorageError
+from storage.files import remove_directory
 from storage.publish import Published, publish
 
 WORKERS = 2
-RETRY_S = 5.0
+RETRY_S = 2.0
+SKIPPED_KEPT = 100
 
 log = logging.getLogger("stoker.save")
 Settle = Callable[[Change, Ref, Ended, Becomes], None]
+
+
+@dataclasses.dataclass(slots=True)
+class Saving:
+    """One output on its way into the store. `reason` says what it waits for; `given_up` that nobody wants to wait."""
+
+    attempt: Attempt
+    output: Path
+    ended: Ended
+    becomes: Becomes
+    reason: WaitReason | None = None
+    given_up: bool = False
 
 
 class Saver:
@@ -33,24 +50,34 @@ class Saver:
         self.context = context
         self.settle: Settle = _not_wired
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="save")
-        self._new: list[Callable[[], None]] = []
-        self._saving: set[int] = set()
+        self._new: list[Saving] = []
+        self._saving: dict[Ref, Saving] = {}
 
-    def save(self, attempt: Attempt, output: Path, ended: Ended, becomes: Becomes) -> None:
+    def save(self, attempt: Attempt, output: Path, ended: Ended, becomes_: Becomes) -> None:
         """Publish an attempt's output once the turn is committed; then its element goes where it leads."""
-        if attempt.id not in self._saving:
-            self._new.append(lambda: self._begin(attempt, output, ended, becomes))
+        if attempt.ref not in self._saving:
+            self._new.append(Saving(attempt, output, ended, becomes_))
 
     def salvage(self, ref: Ref) -> None:
-        """Publish what the last attempt of an element left that will not run again."""
+        """Publish what the last attempt of an element left that will not run again; its row says why not."""
         attempt = jobs.last_attempt(self.context.database.writer, ref)
-        assert attempt is not None
+        why = jobs.ending_of(self.context.database.writer, ref)
+        assert attempt is not None and why is not None, f"job {ref.label} is salvaged without a reason"
+        ended = Ended(Ending(why[0]), None, None, why[1])
         output = attempt_dir(self.context.paths, ref, attempt.number) / "output"
-        self._begin(attempt, output, SALVAGED, Becomes.STOPPED)
+        leads_to = becomes(ended.ending, requeues_spent=0, retries_left=0, requeue="never")
+        self.save(attempt, output, ended, leads_to)
 
     def abort(self, ref: Ref) -> None:
-        """End an upload; in this version outputs go to the store alone, which is finished in any case."""
-        log.info("job %s is being saved; its output stays in the store", ref.label)
+        """Wait no longer for room on the disk; what can be saved goes to the store alone and is finished in any case."""
+        saving = self._saving.get(ref)
+        if saving is not None:
+            saving.given_up = True
+
+    def reason(self, ref: Ref) -> WaitReason | None:
+        """Say what the output of an element waits for, if it does; may be asked from any thread."""
+        saving = self._saving.get(ref)
+        return saving.reason if saving is not None else None
 
     def discard(self, effect: Discard) -> None:
         """Remove logs and directories of removed jobs, and what the store then no longer needs."""
@@ -59,36 +86,58 @@ class Saver:
     def proceed(self) -> None:
         """Begin what the committed turn asked for."""
         new, self._new = self._new, []
-        for begin in new:
-            begin()
+        for saving in new:
+            self._saving[saving.attempt.ref] = saving
+            self._pool.submit(self._publish, saving)
 
     def rolled_back(self) -> None:
         """Forget what a refused turn asked for."""
         self._new.clear()
 
-    def _begin(self, attempt: Attempt, output: Path, ended: Ended, becomes: Becomes) -> None:
-        self._saving.add(attempt.id)
-        self._pool.submit(self._publish, attempt, output, ended, becomes)
-
-    def _publish(self, attempt: Attempt, output: Path, ended: Ended, becomes: Becomes) -> None:
+    def _publish(self, saving: Saving) -> None:
+        attempt = saving.attempt
         try:
             # The lease keeps what was published until the row that leads to it is committed.
             with self.context.store.lease(f"attempt {attempt.id}"):
-                published = publish(self.context.store, output)
-                self.context.desk.insist(lambda change: self._saved(change, attempt, published, ended, becomes))
-        except DiskFull as error:
-            log.warning("job %s: %s; its output is tried again", attempt.ref.label, error)
-            threading.Timer(RETRY_S, self._publish, (attempt, output, ended, becomes)).start()
+                published = publish(self.context.store, saving.output)
+                self.context.desk.insist(lambda change: self._saved(change, saving, published))
+        except DiskFull:
+            self._wait_for_room(saving)
         except Cancelled:
             return
-        except (StorageError, OSError) as error:
-            failed = Ended(Ending.OUTPUT_FAILED, ended.exit_code, ended.signal, f"its output could not be saved: {error}")
-            self.context.desk.insist(lambda change: self._saved(change, attempt, None, failed, Becomes.FAILED))
+        except Exception as error:  # whatever it is, the job must not stay here for ever
+            if not isinstance(error, (StorageError, OSError)):
+                log.exception("saving the output of job %s met a bug", attempt.ref.label)
+            self._fail(saving, str(error))
 
-    def _saved(
-        self, change: Change, attempt: Attempt, published: Published | None, ended: Ended, becomes: Becomes
-    ) -> None:
-        self._saving.discard(attempt.id)
+    def _wait_for_room(self, saving: Saving) -> None:
+        need, free = _size(saving.output), cache.free_bytes(self.context)
+        needs = f"needs {format_size(need)} of disk and {format_size(free)} are free"
+        if saving.given_up:
+            self._fail(saving, f"it {needs}")
+            return
+        saving.reason = WaitReason(
+            Waiting.DISK, f"its output {needs}", {"need_bytes": need, "free_bytes": free}
+        )
+        self.context.hub.changed({saving.attempt.ref.job_id})
+        cache.make_room(self.context, need)
+        timer = threading.Timer(RETRY_S, self._pool.submit, (self._publish, saving))
+        timer.daemon = True
+        timer.start()
+
+    def _fail(self, saving: Saving, why: str) -> None:
+        """End a job whose output cannot be saved; the files stay where they are."""
+        saving.ended = dataclasses.replace(
+            saving.ended,
+            ending=Ending.OUTPUT_FAILED,
+            sentence=f"its output could not be saved: {why}; the files are in {saving.output}",
+        )
+        saving.becomes = Becomes.FAILED
+        self.context.desk.insist(lambda change: self._saved(change, saving, None))
+
+    def _saved(self, change: Change, saving: Saving, published: Published | None) -> None:
+        attempt = saving.attempt
+        self._saving.pop(attempt.ref, None)
         if published is not None:
             digest, size_bytes, files = published.tree_digest, published.size_bytes, published.files
             jobs.set_output(change.connection, attempt.id, digest, size_bytes, files)
@@ -104,21 +153,34 @@ class Saver:
                 attempt_id=attempt.id,
                 now_us=change.now_us,
             )
-        self.settle(change, attempt.ref, ended, becomes)
+            if published.skipped:
+                left_out = [{"path": each.path, "why": each.why} for each in published.skipped[:SKIPPED_KEPT]]
+                data = {"count": len(published.skipped), "left_out": left_out}
+                jobs.note(change.connection, change.now_us, "output_incomplete", attempt.ref, data)
+        self.settle(change, attempt.ref, saving.ended, saving.becomes)
 
     def _discard(self, effect: Discard) -> None:
         paths = self.context.paths
         for job_id in effect.job_ids:
-            shutil.rmtree(paths.job_dir(job_id, None), ignore_errors=True)
+            remove_directory(Path(paths.job_dir(job_id, None)))
             Path(paths.job_logs_dir, "environments", f"{job_id}.log").unlink(missing_ok=True)
         for attempt_id in effect.attempt_ids:
             Path(paths.job_log(attempt_id, 0)).unlink(missing_ok=True)
-        roots = artifacts.roots(self.context.database.reader())
-        swept = self.context.store.sweep(roots)
-        log.info("removed jobs %s; the store gave back %s", effect.job_ids, swept)
+        if effect.job_ids:
+            log.info("removed jobs %s", effect.job_ids)
+        cache.sweep(self.context)
 
 
-SALVAGED = Ended(Ending.STOPPED_BY_USER, None, None, "it was stopped while it waited to run again")
+def _size(directory: Path) -> int:
+    """Return the bytes of the files below a directory."""
+    total = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(parent, name)).st_size
+            except OSError:
+                continue
+    return total
 
 
 def _not_wired(change: Change, ref: Ref, ended: Ended, becomes: Becomes) -> None:

@@ -52,7 +52,16 @@ def _stop_pending(change: Change, element: Element, ending: Ending) -> str:
     ref = element.ref
     change.effects.append(Withdraw(ref))
     if element.attempts and jobs.left_output(change.connection, ref):
-        jobs.move(change.connection, ref, State.PENDING, Event.SALVAGE, change.now_us, held=0)
+        jobs.move(
+            change.connection,
+            ref,
+            State.PENDING,
+            Event.SALVAGE,
+            change.now_us,
+            held=0,
+            ending=str(ending),
+            sentence="it was stopped while it waited to run again",
+        )
         change.effects.append(Salvage(ref))
         return "it will not run again; what its last attempt left is being saved"
     jobs.move(

@@ -299,6 +299,21 @@ def inputs(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, str, 
     return [(name, uri, bool(writable), digest) for name, uri, writable, digest in rows]
 
 
+def staged(
+    connection: sqlite3.Connection, job_id: int
+) -> list[tuple[str, str, str | None, int, int, str]]:
+    """Return (name, URI, tree digest, bytes, files, pins) of a job's inputs; the last four count once there is a digest."""
+    return connection.execute(
+        "SELECT name, uri, tree_digest, size_bytes, files, pins FROM inputs WHERE job_id = ? ORDER BY name", (job_id,)
+    ).fetchall()
+
+
+def ending_of(connection: sqlite3.Connection, ref: Ref) -> tuple[str, str] | None:
+    """Return (ending, sentence) of an element that has finished, or whose way to its end began while it waited."""
+    row = connection.execute("SELECT ending, sentence FROM elements WHERE job_id = ? AND idx = ?", ref).fetchone()
+    return (row[0], row[1] or "") if row and row[0] else None
+
+
 def owner_of(connection: sqlite3.Connection, job_id: int) -> int:
     """Return whose job it is."""
     return int(connection.execute("SELECT owner_uid FROM jobs WHERE id = ?", (job_id,)).fetchone()[0])
@@ -312,6 +327,11 @@ def set_input(
         "UPDATE inputs SET tree_digest = ?, size_bytes = ?, files = ?, pins = ?, fault = NULL WHERE job_id = ? AND name = ?",
         (digest, size_bytes, files, pins, job_id, name),
     )
+
+
+def set_fault(connection: sqlite3.Connection, job_id: int, name: str, fault: str) -> None:
+    """Write down why an input could not be staged."""
+    connection.execute("UPDATE inputs SET fault = ? WHERE job_id = ? AND name = ?", (fault, job_id, name))
 
 
 def source(connection: sqlite3.Connection, uri: str) -> tuple[str, int, int, str] | None:
