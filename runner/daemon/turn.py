@@ -73,7 +73,7 @@ class Turn:
         change = self.context.change()
         try:
             with self.context.database.transaction():
-                answers = [self._answer(change, work) for work, _ in items]
+                answers = [self._answer(change, work, done) for work, done in items]
                 for attempt_id in looks:
                     self.finisher.look(change, attempt_id)
                 self._queue(change)
@@ -88,13 +88,19 @@ class Turn:
                 done(answer, fault)
         self.context.hub.changed({ref.job_id for ref in change.touched})
 
-    def _answer(self, change: Change, work: Work) -> Answer:
-        """Run one request; where it fails nothing of it stays, and the others go on."""
+    def _answer(self, change: Change, work: Work, done: Done | None) -> Answer:
+        """Run one request; where it fails nothing of it stays, and the others go on: not even a bug of ours ends them."""
         effects, touched = len(change.effects), set(change.touched)
         try:
             with savepoint(change.connection):
                 return work(change), None
-        except StokerError as error:
+        except sqlite3.OperationalError:
+            raise
+        except Exception as error:
+            if not isinstance(error, StokerError):
+                log.exception("a bug of ours")
+                if done is None:
+                    raise  # nobody hears of it, and what the daemon has to write must not be lost
             del change.effects[effects:]
             change.touched = touched
             return None, error
