@@ -89,11 +89,9 @@ class Client:
         """Return what the last `read` said it left out (X-Stoker-Missing), or an empty string."""
         return self._wire.headers.get("x-stoker-missing", "") if self._wire else ""
 
-    def events(self, path: str, last_id: str = "") -> Iterator[tuple[str, str, Any]]:
-        """Yield (event, id, document) of an event stream. Raises `Lost` when it breaks off."""
+    def events(self, path: str) -> Iterator[tuple[str, Any]]:
+        """Yield (event, document) of an event stream. Raises `Lost` when it breaks off."""
         headers = {"Accept": "text/event-stream"}
-        if last_id:
-            headers["Last-Event-ID"] = last_id
         wire = self._again(lambda wire: wire.begin("GET", path, headers, b"", None) and wire, retries=True)
         lines: list[bytes] = []
         rest = b""
@@ -290,13 +288,13 @@ def _connect(connection: _socket.socket, path: str) -> None:
         os.close(descriptor)
 
 
-def _event(lines: list[bytes]) -> tuple[str, str, Any] | None:
-    fields = {b"event": b"message", b"id": b"", b"data": b""}
+def _event(lines: list[bytes]) -> tuple[str, Any] | None:
+    fields = {b"event": b"message", b"data": b""}
     for line in lines:
         name, _, value = line.partition(b":")
         if name in fields:
             fields[name] = value.removeprefix(b" ")
-    return (fields[b"event"].decode(), fields[b"id"].decode(), loads(fields[b"data"])) if fields[b"data"] else None
+    return (fields[b"event"].decode(), loads(fields[b"data"])) if fields[b"data"] else None
 
 
 def _problem(status: int, data: bytes) -> StokerError:

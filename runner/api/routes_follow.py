@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated, Any
 
@@ -40,14 +41,21 @@ def job_log(
     attempt: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
     rank: Annotated[int, Query(ge=0, le=1000)] = 0,
     tail: Annotated[int | None, Query(ge=0, le=10_000_000)] = None,
+<<<<<<< HEAD
     offset: Annotated[int, Query(ge=0, le=ID_MAX, alias="from")] = 0,
+=======
+    offset: Annotated[int, Query(ge=0, alias="from")] = 0,
+    resume: Annotated[str | None, Query(pattern=r"^[0-9]{1,9}:[0-9]{1,18}$")] = None,
+>>>>>>> main
 ) -> Response:
     """Return the bytes of a log, or follow it to the end of the job as server-sent events."""
     room = room_of(request)
     target = room.target(ref, uid_of(request))
     mask = logs.mask_of(room.reader(), room.sealer, target)
     if follow:
-        return StreamingResponse(_follow(room, target, mask, offset, tail), media_type="text/event-stream")
+        place = Place(*map(int, resume.split(":"))) if resume else Place(None, offset)
+        stream = _follow(room, target, mask, place, tail, attempt, rank)
+        return StreamingResponse(stream, media_type="text/event-stream")
     found = logs.log_of(room.reader(), room.paths, target, attempt, rank)
     paths = [found.path] if found is not None else []
     if found is None or (offset == 0 and tail is None and attempt is None):
@@ -92,6 +100,18 @@ def follow_events(
     return JSONResponse({"version": 1, "events": _shown_events(room, after)})
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far a follower had read: an offset in the log of one attempt, of whichever comes first when none is said."""
+
+    attempt: int | None
+    offset: int
+
+    def offset_in(self, number: int) -> int:
+        """Return where to go on in the log of attempt `number`."""
+        return self.offset if self.attempt in (None, number) else 0
+
+
 class Ear:
     """Hears of changes to a job on the event loop; changes while nobody listens are not lost."""
 
@@ -112,11 +132,16 @@ class Ear:
         self._event.clear()
 
 
-async def _follow(room: Room, target: Target, mask: Mask, offset: int, tail: int | None) -> AsyncIterator[bytes]:
-    """Tell states while the job waits, its log while it runs, attempt after attempt, and its outcome at last."""
+async def _follow(
+    room: Room, target: Target, mask: Mask, place: Place, tail: int | None, attempt: int | None, rank: int
+) -> AsyncIterator[bytes]:
+    """Tell states while the job waits, its log while it runs, attempt after attempt, and its outcome at last.
+
+    `attempt` frames say whose offsets the `log` frames after them have; 0 is the build of the environment.
+    """
     told: tuple[Any, ...] = ()
     seen = 0
-    built = offset > 0 or tail is not None
+    built = bool(place.attempt) or tail is not None or attempt is not None
     with Ear(room, target.job_id) as ear:
         while True:
             document = await run_in_threadpool(lambda: views.explain(room.reader(), room.live, target, room.now_us()))
@@ -126,16 +151,18 @@ async def _follow(room: Room, target: Target, mask: Mask, offset: int, tail: int
                 yield frame("state", {"state": document["state"], "reasons": document["reasons"]})
             if not built and os.path.exists(logs.environment_log(room.paths, target)):
                 built = True
-                async for piece in _build_output(room, target, mask):
+                yield frame("attempt", {"number": 0})
+                async for piece in _build_output(room, target, mask, place.offset_in(0)):
                     yield piece
                 continue
-            found = await run_in_threadpool(lambda: logs.log_of(room.reader(), room.paths, target, None, 0))
+            found = await run_in_threadpool(lambda: logs.log_of(room.reader(), room.paths, target, attempt, rank))
             # An attempt has a row before its watcher has opened the log; the next change tells.
             if found is not None and found.number != seen and (found.ended or os.path.exists(found.path)):
                 seen = found.number
-                async for piece in _log(room, found, mask, offset, tail):
+                yield frame("attempt", {"number": found.number})
+                async for piece in _log(room, found, mask, place.offset_in(found.number), tail, rank):
                     yield piece
-                offset, tail = 0, None
+                place, tail = Place(found.number + 1, 0), None
                 continue
             outcome = await run_in_threadpool(lambda: views.outcome(room.reader(), target))
             if outcome is not None:
@@ -144,9 +171,11 @@ async def _follow(room: Room, target: Target, mask: Mask, offset: int, tail: int
             await ear.hear()
 
 
-async def _log(room: Room, found: LogOf, mask: Mask, offset: int, tail: int | None) -> AsyncIterator[bytes]:
+async def _log(
+    room: Room, found: LogOf, mask: Mask, offset: int, tail: int | None, rank: int
+) -> AsyncIterator[bytes]:
     """Yield the frames of one attempt's log until it has ended; one that never wrote has no file."""
-    for path in (found.path, room.paths.job_log(found.attempt_id, 0)):
+    for path in (found.path, room.paths.job_log(found.attempt_id, rank)):
         try:
             if tail is not None:
                 offset = (await run_in_threadpool(read_log, path, tail_lines=tail)).start
@@ -161,7 +190,7 @@ async def _log(room: Room, found: LogOf, mask: Mask, offset: int, tail: int | No
             continue
 
 
-async def _build_output(room: Room, target: Target, mask: Mask) -> AsyncIterator[bytes]:
+async def _build_output(room: Room, target: Target, mask: Mask, offset: int) -> AsyncIterator[bytes]:
     """Yield what the build of a job's environment says, until it is done."""
 
     def ended() -> bool:
@@ -169,7 +198,8 @@ async def _build_output(room: Room, target: Target, mask: Mask) -> AsyncIterator
         return reason is None or reason.kind is not Waiting.ENVIRONMENT
 
     with suppress(OSError):
-        async for piece in follow(room.tail, logs.environment_log(room.paths, target), 0, mask=mask, ended=ended):
+        path = logs.environment_log(room.paths, target)
+        async for piece in follow(room.tail, path, offset, mask=mask, ended=ended):
             yield piece
 
 

@@ -35,15 +35,19 @@ class Follower:
 
     def follow(self, *, offset: int | None = None, **choice: object) -> dict[str, Any]:
         """Return the outcome; `choice` is the query (tail, attempt, rank). Takes up at the same byte after a break."""
-        last_id = ""
+        number: int | None = None
         pause_s = PAUSE_MIN_S
         while True:
-            path = query(job_path(self._ref, "/logs"), follow=1, from_=offset, **choice)
+            resume = None if number is None else f"{number}:{offset or 0}"
+            path = query(job_path(self._ref, "/logs"), follow=1, from_=offset, resume=resume, **choice)
             try:
-                for event, event_id, document in self._client.events(path, last_id):
-                    last_id = event_id or last_id
+                for event, document in self._client.events(path):
                     pause_s = PAUSE_MIN_S
-                    if event == "log":
+                    if event == "attempt":
+                        # Offsets are those of one attempt's log; 0 is the build of its environment.
+                        if document["number"] != number:
+                            number, offset = document["number"], offset if number is None else 0
+                    elif event == "log":
                         data = document["text"].encode("utf-8", "surrogateescape")
                         self._print(data, document)
                         offset = document.get("next", document["offset"] + len(data))

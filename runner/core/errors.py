@@ -123,6 +123,7 @@ def from_document(document: dict[str, Any]) -> StokerError:
     """Rebuild the error that a runner sent; an unknown code stays a plain `StokerError`."""
     kind = KINDS.get(str(document.get("code")), StokerError)
     error = kind(str(document.get("message") or document.get("title") or "the runner refused"))
+    error.code = str(document.get("code") or error.code)
     error.hint = str(document.get("hint") or "")
     details = document.get("details")
     error.details = details if isinstance(details, dict) else {}

@@ -62,20 +62,22 @@ def test_run_follows_to_the_end(cli: Cli, api: FakeApi) -> None:
 def test_following_goes_on_at_the_same_byte(cli: Cli, api: FakeApi) -> None:
     """A runner that dies while it streams costs no byte and doubles none."""
     log = b"".join(b"line %d\n" % number for number in range(100))
+    first = event("attempt", {"number": 1})
 
     def stream(request: Request) -> Answer:
         asked = dict(pair.split("=") for pair in request.query.split("&"))
-        at = int(asked["from"])
+        at = int(asked.get("resume", "1%3A0").partition("%3A")[2])
         piece = log[at : at + 200]
         if at + len(piece) == len(log):
-            return Answer(stream=iter([log_event(at, piece), event("end", OUTCOME)]))
-        return Answer(stream=iter([log_event(at, piece)]), cut=True)
+            return Answer(stream=iter([first, log_event(at, piece), event("end", OUTCOME)]))
+        return Answer(stream=iter([first, log_event(at, piece)]), cut=True)
 
     api.routes[LOGS] = stream
     done = cli("run", "--", "true")
     assert (done.returncode, done.stdout.encode()) == (0, log)
-    resumed = [request.headers.get("last-event-id") for request in api.requests if request.method == "GET"]
-    assert resumed[:3] == [None, "1:200", "1:400"]
+    asked = [request.query for request in api.requests if request.method == "GET"]
+    assert ["resume=1%3A200" in query for query in asked[:3]] == [False, True, False]
+    assert "resume=1%3A400" in asked[2]
 
 
 def test_attach_begins_with_the_last_lines(cli: Cli, api: FakeApi) -> None:
