@@ -76,10 +76,10 @@ class Context:
             admission=self.admission,
         )
 
-    def refused(self, error: sqlite3.OperationalError) -> str:
-        """Note that the database refused a write: on a full disk give the ballast back and stop admission."""
-        if "full" not in str(error):
-            return f"the database cannot be written: {error}"
+    def refused(self, error: Exception) -> str:
+        """Note that a turn was not written: on a full disk give the ballast back and stop admission."""
+        if not isinstance(error, sqlite3.OperationalError) or "full" not in str(error):
+            return f"the runner cannot write this down: {error}"
         self.ballast.drop()
         self.admission = "the disk that holds the state is full"
         return self.admission

@@ -57,7 +57,8 @@ def _sentence(decision: Start | Wait, absent: Mapping[str, str]) -> WaitReason:
     who = list(reason.holders[:3])
     if "GPU" in reason.lacks:
         who += [f"{short(uuid)} is {why}" for uuid, why in list(absent.items())[:3]]
-    return WaitReason(Waiting(reason.kind), ": ".join([f"waits for {reason.lacks}", *filter(None, ["; ".join(who)])]), data)
+    held = f": {', '.join(who)}" if who else ""
+    return WaitReason(Waiting(reason.kind), f"waits for {reason.lacks}{held}", data)
 
 
 def _devices(context: Context, devices: Devices) -> dict[str, Any]:

@@ -141,21 +141,22 @@ class Preparer:
         job_id = preparation.enqueue.job_id
         ending = Ending.INPUT_FAILED
         try:
-            facts = self._facts(job_id)
-            staged = self._stage(preparation, facts)
-            ending = Ending.ENVIRONMENT_FAILED
-            directory = self._build(preparation, facts)
-            ending = Ending.INPUT_FAILED
-            self._hand_out(preparation, facts, staged)
+            # Until the rows that lead to them are committed, the lease keeps what was staged.
+            with self.context.store.lease(f"job {job_id}"):
+                facts = self._facts(job_id)
+                staged = self._stage(preparation, facts)
+                ending = Ending.ENVIRONMENT_FAILED
+                directory = self._build(preparation, facts)
+                ending = Ending.INPUT_FAILED
+                self._hand_out(preparation, facts, staged)
+                self.context.desk.insist(lambda change: self._prepared(change, job_id, staged, directory))
         except (Cancelled, BuildCancelled):
             return
         except (StorageError, StokerError, OSError) as error:
             if preparation.cancelled:
                 return
             sentence = str(getattr(error, "message", "") or error)
-            self.context.desk.put(lambda change: self._failed(change, job_id, ending, sentence))
-        else:
-            self.context.desk.put(lambda change: self._prepared(change, job_id, staged, directory))
+            self.context.desk.insist(lambda change: self._failed(change, job_id, ending, sentence))
 
     def _facts(self, job_id: int) -> JobFacts:
         facts: JobFacts = self.context.desk.call(lambda _: self.context.facts(job_id))
@@ -204,13 +205,14 @@ class Preparer:
         preparation.kind = Waiting.ENVIRONMENT
         preparation.step = "building its environment"
         self.context.hub.changed({facts.job_id})
+        cwd = facts.spec.cwd or "/"
         path = environment_log(self.context, facts.job_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             built = Builder(Path(self.context.paths.environments_dir)).build(
                 Path(facts.spec.requirements),
-                interpreter=probe(interpreter_of(facts.variables, facts.spec.cwd or "/")),
+                interpreter=probe(interpreter_of(facts.variables, cwd), environ=facts.variables, cwd=Path(cwd)),
                 environ=facts.variables,
                 log_fd=descriptor,
                 cancelled=lambda: preparation.cancelled,

@@ -72,7 +72,10 @@ class Saver:
 
     def _publish(self, attempt: Attempt, output: Path, ended: Ended, becomes: Becomes) -> None:
         try:
-            published = publish(self.context.store, output)
+            # The lease keeps what was published until the row that leads to it is committed.
+            with self.context.store.lease(f"attempt {attempt.id}"):
+                published = publish(self.context.store, output)
+                self.context.desk.insist(lambda change: self._saved(change, attempt, published, ended, becomes))
         except DiskFull as error:
             log.warning("job %s: %s; its output is tried again", attempt.ref.label, error)
             threading.Timer(RETRY_S, self._publish, (attempt, output, ended, becomes)).start()
@@ -80,9 +83,7 @@ class Saver:
             return
         except (StorageError, OSError) as error:
             failed = Ended(Ending.OUTPUT_FAILED, ended.exit_code, ended.signal, f"its output could not be saved: {error}")
-            self.context.desk.put(lambda change: self._saved(change, attempt, None, failed, Becomes.FAILED))
-        else:
-            self.context.desk.put(lambda change: self._saved(change, attempt, published, ended, becomes))
+            self.context.desk.insist(lambda change: self._saved(change, attempt, None, failed, Becomes.FAILED))
 
     def _saved(
         self, change: Change, attempt: Attempt, published: Published | None, ended: Ended, becomes: Becomes

@@ -20,7 +20,7 @@ from runner.daemon.meter import Meter
 from runner.daemon.prepare import Preparer
 from runner.daemon.save import Saver
 from runner.daemon.start import Starter
-from runner.service.desk import AbortSaving, Change, Discard, Done, Enqueue, Halt, Leave, Salvage, Withdraw, Work
+from runner.service.desk import AbortSaving, Change, Discard, Enqueue, Halt, Item, Leave, Salvage, Withdraw
 from runner.state.engine import savepoint
 from schedulers.decide import decide
 from schedulers.decision import Start
@@ -29,7 +29,6 @@ BATCH_MAX = 1000
 REFUSED_RETRY_S = 1.0
 
 log = logging.getLogger("stoker.turn")
-Item = tuple[Work, Done | None]
 Answer = tuple[Any, BaseException | None]
 
 
@@ -73,28 +72,34 @@ class Turn:
         change = self.context.change()
         try:
             with self.context.database.transaction():
-                answers = [self._answer(change, work) for work, _ in items]
+                answers = [self._answer(change, item) for item in items]
                 for attempt_id in looks:
                     self.finisher.look(change, attempt_id)
                 self._queue(change)
                 orders = self._decide(change)
-        except sqlite3.OperationalError as error:
+        except Exception as error:  # a full disk, or a bug of ours: nothing was written, and nobody else suffers
             self._refused(error, items, looks)
             return
         self.context.breathe()
         self._act(change, orders)
-        for (_, done), (answer, fault) in zip(items, answers, strict=True):
-            if done is not None:
-                done(answer, fault)
+        for item, (answer, fault) in zip(items, answers, strict=True):
+            if item.done is not None:
+                item.done(answer, fault)
+            if item.committed is not None:
+                item.committed()
         self.context.hub.changed({ref.job_id for ref in change.touched})
 
-    def _answer(self, change: Change, work: Work) -> Answer:
+    def _answer(self, change: Change, item: Item) -> Answer:
         """Run one request; where it fails nothing of it stays, and the others go on."""
         effects, touched = len(change.effects), set(change.touched)
         try:
             with savepoint(change.connection):
-                return work(change), None
-        except StokerError as error:
+                return item.work(change), None
+        except sqlite3.OperationalError:
+            raise
+        except Exception as error:  # a refusal, or a bug of ours that its caller hears of
+            if not isinstance(error, StokerError):
+                log.exception("a request met a bug")
             del change.effects[effects:]
             change.touched = touched
             return None, error
@@ -152,23 +157,23 @@ class Turn:
         self.meter.arm()
         self.measurer.arm()
 
-    def _refused(self, error: sqlite3.OperationalError, items: list[Item], looks: list[int]) -> None:
+    def _refused(self, error: Exception, items: list[Item], looks: list[int]) -> None:
         """Nothing was written, as on a full disk: refuse what came in, keep what the daemon itself has to write."""
-        log.error("the database refused a turn: %s", error)
+        log.error("a turn was not written: %s", error, exc_info=not isinstance(error, sqlite3.OperationalError))
         sentence = self.context.refused(error)
         self.starter.reload()
         self.preparer.rolled_back()
         self.saver.rolled_back()
         self.finisher.rolled_back()
-        kept = [work for work, done in items if done is None]
+        kept = [item for item in items if item.done is None]
 
         def again() -> None:
-            for work in kept:
-                self.context.desk.put(work)
+            for item in kept:
+                self.context.desk.put(item.work, None, item.committed)
             for attempt_id in looks:
                 self.loop.look_at(attempt_id)
 
         self.loop.after(REFUSED_RETRY_S, again)
-        for _, done in items:
-            if done is not None:
-                done(None, Unavailable(sentence, hint="free some space; running jobs go on and lose nothing"))
+        for item in items:
+            if item.done is not None:
+                item.done(None, Unavailable(sentence, hint="free some space; running jobs go on and lose nothing"))

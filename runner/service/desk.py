@@ -94,25 +94,38 @@ Work = Callable[[Change], Any]
 Done = Callable[[Any, BaseException | None], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One piece of work and who hears of it."""
+
+    work: Work
+    done: Done | None = None
+    committed: Callable[[], None] | None = None
+
+
 class Desk:
     """A queue of work for the one writer, with a descriptor that becomes readable when there is some."""
 
     def __init__(self) -> None:
-        self._items: deque[tuple[Work, Done | None]] = deque()
+        self._items: deque[Item] = deque()
         self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
-    def put(self, work: Work, done: Done | None = None) -> None:
-        """Queue `work` for the next turn; `done` hears its answer after the commit, on the turn's thread."""
-        self._items.append((work, done))
+    def put(self, work: Work, done: Done | None = None, committed: Callable[[], None] | None = None) -> None:
+        """Queue `work` for the next turn.
+
+        `done` hears its answer after the commit, or why it was refused, on the turn's thread. Work without `done` is
+        the daemon's own: it is tried until it is committed, and then `committed` is called.
+        """
+        self._items.append(Item(work, done, committed))
         os.eventfd_write(self.descriptor, 1)
 
-    def take(self, most: int) -> list[tuple[Work, Done | None]]:
+    def take(self, most: int) -> list[Item]:
         """Return what is queued, oldest first."""
         try:
             os.eventfd_read(self.descriptor)
         except BlockingIOError:
             pass
-        taken: list[tuple[Work, Done | None]] = []
+        taken: list[Item] = []
         while self._items and len(taken) < most:
             taken.append(self._items.popleft())
         if self._items:
@@ -135,6 +148,12 @@ class Desk:
         if error is not None:
             raise error
         return answer
+
+    def insist(self, work: Work) -> None:
+        """Queue `work` and wait until it is committed, however long the disk is full; for the daemon's own threads."""
+        finished = threading.Event()
+        self.put(work, None, finished.set)
+        finished.wait()
 
 
 class Hub:
