@@ -66,7 +66,7 @@ def test_no_device_is_given_twice_and_the_holders_are_named(make_runner: MakeRun
     held = [runner.wait_state(job, "running")["devices"] for job in (one, two)]
     assert sorted(held) == [["GPU-aaaa0000"], ["GPU-bbbb0000"]]
     assert runner.show(three)["state"] == "pending"
-    assert runner.sentence(three) == f"waits for 1 GPU: job {one} holds GPU-bbbb; job {two} holds GPU-aaaa"
+    assert runner.sentence(three) == f"waits for 1 GPU: job {one} holds GPU-bbbb, job {two} holds GPU-aaaa"
     assert (runner.device("GPU-bbbb0000")["state"], runner.device("GPU-bbbb0000")["holder"]) == ("held", f"job {one}")
     gate.unlink()
     assert runner.wait_state(three, "running")["devices"] == ["GPU-bbbb0000"]
