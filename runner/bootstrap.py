@@ -34,6 +34,7 @@ from runner.daemon.prepare import Preparer
 from runner.daemon.recover import recover
 from runner.daemon.save import Saver
 from runner.daemon.start import Starter
+from runner.daemon.steps import stepper
 from runner.daemon.turn import Turn
 from runner.daemon.watch import Watch
 from runner.executors.cgroups import find_cgroups
@@ -180,6 +181,7 @@ def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context,
         account_ids={name: account.id},
         ballast=ballast,
         clock=clock,
+        step=stepper(os.environ),
     )
     if not ballast.take():
         context.admission = "the disk that holds the state is full"

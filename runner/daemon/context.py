@@ -7,6 +7,7 @@ import secrets
 import sqlite3
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from runner.config import Config
 from runner.core.spec import JobSpec
 from runner.daemon.board import Board
 from runner.daemon.launch import JobFacts
+from runner.daemon.steps import Step, pass_by
 from runner.executors.base import Executor
 from runner.executors.link import SpawnerLink
 from runner.identity.sealing import Sealer
@@ -62,6 +64,7 @@ class Context:
     ballast: Ballast
     clock: Clock = field(default_factory=Clock)
     admission: str = ""
+    step: Callable[[Step], None] = pass_by
     _facts: OrderedDict[int, JobFacts] = field(default_factory=OrderedDict)
 
     def change(self) -> Change:

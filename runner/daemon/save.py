@@ -13,6 +13,7 @@ from runner.core.job import Attempt, Ref
 from runner.core.reasons import Becomes, Ending
 from runner.daemon.context import Context
 from runner.daemon.launch import attempt_dir
+from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
 from runner.service.desk import Change, Discard
 from runner.state import artifacts, jobs
@@ -74,8 +75,11 @@ class Saver:
         try:
             # The lease keeps what was published until the row that leads to it is committed.
             with self.context.store.lease(f"attempt {attempt.id}"):
+                self.context.step(Step.PUBLISH_BEGUN)
                 published = publish(self.context.store, output)
+                self.context.step(Step.PUBLISH_STORED)
                 self.context.desk.insist(lambda change: self._saved(change, attempt, published, ended, becomes))
+                self.context.step(Step.PUBLISH_COMMITTED)
         except DiskFull as error:
             log.warning("job %s: %s; its output is tried again", attempt.ref.label, error)
             threading.Timer(RETRY_S, self._publish, (attempt, output, ended, becomes)).start()
@@ -105,6 +109,7 @@ class Saver:
                 now_us=change.now_us,
             )
         self.settle(change, attempt.ref, ended, becomes)
+        self.context.step(Step.PUBLISH_WRITTEN)
 
     def _discard(self, effect: Discard) -> None:
         paths = self.context.paths

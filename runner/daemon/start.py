@@ -15,6 +15,7 @@ from runner.daemon.context import Context
 from runner.daemon.devices import Devices
 from runner.daemon.launch import Order
 from runner.daemon.loop import Loop
+from runner.daemon.steps import Step
 from runner.ledger.pricing import rate_for
 from runner.service.desk import Change, Halt
 from runner.service.submit import request_from
@@ -60,6 +61,7 @@ class Starter:
         running = self.context.board.running.get(order.attempt.id)
         if running is None:
             return
+        self.context.step(Step.LAUNCH_COMMITTED)
         running.launches += 1
         try:
             running.pidfd = self._launch(order)
@@ -71,6 +73,7 @@ class Starter:
             else:
                 self.loop.after(RELAUNCH_S, lambda: self.loop.look_at(order.attempt.id))
             return
+        self.context.step(Step.LAUNCH_SPAWNED)
         self.watch(running)
 
     def relaunch(self, running: RunningAttempt) -> None:
@@ -98,13 +101,12 @@ class Starter:
         if running is None:
             return
         running.state = State.STOPPING
+        self.context.step(Step.STOP_COMMITTED)
         spec = self.context.facts(running.ref.job_id).spec
-        grace_s = effect.grace_s if effect.grace_s is not None else spec.grace_s
-        if grace_s is None:
-            grace_s = self.context.config.defaults.grace_s
         control_dir = self.context.control_dir(effect.attempt_id)
-        if not self.context.executor.stop(control_dir, spec.stop_signal, grace_s):
+        if not self.context.executor.stop(control_dir, spec.stop_signal, effect.grace_s):
             self.loop.look_at(effect.attempt_id)
+        self.context.step(Step.STOP_SENT)
 
     def reload(self) -> None:
         """Rebuild what runs from the database, keeping hold of the watchers."""
@@ -134,6 +136,7 @@ class Starter:
         context, attempt = self.context, order.attempt
         facts = context.facts(attempt.ref.job_id)
         launch.make_directories(context.paths, attempt, facts, mounts_permitted=context.mounts_permitted)
+        context.step(Step.LAUNCH_DIRECTORIES)
         views = {
             name: view(context.store, digest)
             for name, writable, digest in facts.inputs
@@ -150,4 +153,5 @@ class Starter:
         )
         environment = launch.build_environment(order, facts, paths=context.paths, now_s=context.clock.now_us() / 1e6)
         prepared = context.executor.prepare(attempt.id, plan)
+        context.step(Step.LAUNCH_PREPARED)
         return context.executor.launch(prepared, [environment], self.devices.descriptors(attempt.devices)).pidfd

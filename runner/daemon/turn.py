@@ -20,6 +20,7 @@ from runner.daemon.meter import Meter
 from runner.daemon.prepare import Preparer
 from runner.daemon.save import Saver
 from runner.daemon.start import Starter
+from runner.daemon.steps import Step
 from runner.service.desk import AbortSaving, Change, Discard, Enqueue, Halt, Item, Leave, Salvage, Withdraw
 from runner.state.engine import savepoint
 from schedulers.decide import decide
@@ -69,17 +70,26 @@ class Turn:
 
     def once(self, items: list[Item], looks: list[int]) -> None:
         """Run one turn over queued requests and the attempts that want a look."""
-        change = self.context.change()
+        change, step = self.context.change(), self.context.step
+        asked = any(item.done is not None for item in items)
+        if asked:
+            step(Step.SUBMIT_TAKEN)
         try:
             with self.context.database.transaction():
                 answers = [self._answer(change, item) for item in items]
                 for attempt_id in looks:
                     self.finisher.look(change, attempt_id)
                 self._queue(change)
+                if asked:
+                    step(Step.SUBMIT_WRITTEN)
                 orders = self._decide(change)
+                if orders:
+                    step(Step.LAUNCH_WRITTEN)
         except Exception as error:  # a full disk, or a bug of ours: nothing was written, and nobody else suffers
             self._refused(error, items, looks)
             return
+        if asked:
+            step(Step.SUBMIT_COMMITTED)
         self.context.breathe()
         self._act(change, orders)
         for item, (answer, fault) in zip(items, answers, strict=True):
@@ -87,6 +97,8 @@ class Turn:
                 item.done(answer, fault)
             if item.committed is not None:
                 item.committed()
+        if asked:
+            step(Step.SUBMIT_ANSWERED)
         self.context.hub.changed({ref.job_id for ref in change.touched})
 
     def _answer(self, change: Change, item: Item) -> Answer:
