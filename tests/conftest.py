@@ -80,7 +80,7 @@ def box(tmp_path: Path) -> Iterator[Box]:
 
 
 # The benches and soak runs are told by these what to do.
-_KEPT = {"STOKER_SOAK"}
+_KEPT = {"STOKER_SOAK", "STOKER_SEED"}
 
 
 def _look_at(report: pytest.TestReport | pytest.CollectReport) -> None:

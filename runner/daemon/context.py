@@ -83,12 +83,16 @@ class Context:
         """Note that a turn was not written: on a full disk give the ballast back and stop admission."""
         if not isinstance(error, sqlite3.OperationalError) or "full" not in str(error):
             return f"the runner cannot write this down: {error}"
+        return self.disk_full()
+
+    def disk_full(self) -> str:
+        """Give the ballast back, so that exits and charges can be written, and stop admission; say why."""
         self.ballast.drop()
         self.admission = "the disk that holds the state is full"
         return self.admission
 
     def breathe(self) -> None:
-        """After a turn that was written: take the ballast again when there is room, and admit jobs again."""
+        """Take the ballast again when there is room, and admit jobs again."""
         if self.admission and self.ballast.take():
             self.admission = ""
 

@@ -80,8 +80,11 @@ class Finisher:
             case "never_ran" if running.pidfd < 0:
                 self._never_ran(change, running, record)
 
-    def settle(self, change: Change, ref: Ref, ended: Ended, becomes_: Becomes) -> None:
-        """Move an element out of saving to where its last attempt leads."""
+    def settle(self, change: Change, ref: Ref, ended: Ended, becomes_: Becomes, finished_us: int) -> None:
+        """Move an element out of saving to where its last attempt leads.
+
+        It finished when its attempt ended, however much later a runner came to write that down.
+        """
         event = {Becomes.SUCCEEDED: Event.SUCCEED, Becomes.STOPPED: Event.STOP_SAVED, Becomes.FAILED: Event.FAIL}[becomes_]
         jobs.move(
             change.connection,
@@ -89,7 +92,7 @@ class Finisher:
             State.SAVING,
             event,
             change.now_us,
-            finished_us=change.now_us,
+            finished_us=finished_us,
             ending=str(ended.ending),
             sentence=ended.sentence,
             exit_code=ended.exit_code,
@@ -169,12 +172,13 @@ class Finisher:
         """Close an attempt: its element goes to saving, its time is billed, its resources come back."""
         attempt, ref = running.attempt, running.ref
         end_ns = record.final.monotonic_ns if record.final is not None else None
+        ended_us = record.final.wall_us if record.final is not None else change.now_us
         rank = record.ranks[0] if record.ranks else None
         running.state = jobs.move(change.connection, ref, running.state, Event.END, change.now_us)
         jobs.close_attempt(
             change.connection,
             attempt.id,
-            record.final.wall_us if record.final is not None else change.now_us,
+            ended_us,
             end_ns=end_ns,
             ending=str(ended.ending),
             exit_code=ended.exit_code,
@@ -187,10 +191,10 @@ class Finisher:
         self.devices.leave(change, attempt)
         self._ingested.append(running)
         change.touched.add(ref)
-        self._next(change, running, ended)
+        self._next(change, running, ended, ended_us)
         self.context.step(Step.FINISH_WRITTEN)
 
-    def _next(self, change: Change, running: RunningAttempt, ended: Ended) -> None:
+    def _next(self, change: Change, running: RunningAttempt, ended: Ended, ended_us: int) -> None:
         """Say where the element goes: back to the queue, to the end, or to the end by way of the store."""
         ref, facts = running.ref, self.context.facts(running.ref.job_id)
         earlier = jobs.spent_endings(change.connection, ref)[:-1]
@@ -209,7 +213,7 @@ class Finisher:
             jobs.set_saving(change.connection, running.attempt_id, str(where), ended.sentence)
             self.saver.save(running.attempt, output, ended, where)
         else:
-            self.settle(change, ref, ended, where)
+            self.settle(change, ref, ended, where, ended_us)
 
     def _requeue(self, change: Change, running: RunningAttempt, ended: Ended, earlier: int) -> None:
         ref, facts = running.ref, self.context.facts(running.ref.job_id)

@@ -24,7 +24,7 @@ WORKERS = 2
 RETRY_S = 5.0
 
 log = logging.getLogger("stoker.save")
-Settle = Callable[[Change, Ref, Ended, Becomes], None]
+Settle = Callable[[Change, Ref, Ended, Becomes, int], None]
 
 
 class Saver:
@@ -108,7 +108,8 @@ class Saver:
                 attempt_id=attempt.id,
                 now_us=change.now_us,
             )
-        self.settle(change, attempt.ref, ended, becomes)
+        finished_us = change.now_us if ended is SALVAGED else jobs.ended_us(change.connection, attempt.id)
+        self.settle(change, attempt.ref, ended, becomes, finished_us)
         self.context.step(Step.PUBLISH_WRITTEN)
 
     def _discard(self, effect: Discard) -> None:
@@ -126,5 +127,5 @@ class Saver:
 SALVAGED = Ended(Ending.STOPPED_BY_USER, None, None, "it was stopped while it waited to run again")
 
 
-def _not_wired(change: Change, ref: Ref, ended: Ended, becomes: Becomes) -> None:
+def _not_wired(change: Change, ref: Ref, ended: Ended, becomes: Becomes, finished_us: int) -> None:
     raise AssertionError("the finisher sets this")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -23,7 +24,7 @@ from runner.state import jobs
 from schedulers.decision import Start
 from schedulers.resources import Allocation
 from storage.checkout import view
-from storage.errors import StorageError
+from storage.errors import DiskFull, StorageError
 
 RELAUNCH_S = 0.5
 LAUNCHES_MAX = 3
@@ -68,6 +69,9 @@ class Starter:
         except (StokerError, StorageError, OSError) as error:
             log.warning("job %s was not launched: %s", order.attempt.ref.label, error)
             running.fault = str(error)
+            if isinstance(error, DiskFull) or getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT}:
+                self.context.disk_full()
+                running.launches -= 1  # a full disk is no fault of the launch: it is tried for as long as it takes
             if running.launches >= LAUNCHES_MAX:
                 self.loop.look_at(order.attempt.id)
             else:

@@ -28,6 +28,7 @@ from schedulers.decision import Start
 
 BATCH_MAX = 1000
 REFUSED_RETRY_S = 1.0
+ROOM_LOOK_S = 1.0
 
 log = logging.getLogger("stoker.turn")
 Answer = tuple[Any, BaseException | None]
@@ -59,10 +60,12 @@ class Turn:
         self.meter = meter
         self.measurer = measurer
         self.leaving: Leave | None = None
+        self._looks_for_room = False
         loop.listen(context.desk.descriptor, lambda: None)
 
     def run(self) -> Leave:
         """Turn until someone asks the runner to leave."""
+        self._await_room()
         while self.leaving is None:
             self.loop.wait()
             self.once(self.context.desk.take(BATCH_MAX), self.loop.take_looks())
@@ -90,7 +93,6 @@ class Turn:
             return
         if asked:
             step(Step.SUBMIT_COMMITTED)
-        self.context.breathe()
         self._act(change, orders)
         for item, (answer, fault) in zip(items, answers, strict=True):
             if item.done is not None:
@@ -99,6 +101,7 @@ class Turn:
                 item.committed()
         if asked:
             step(Step.SUBMIT_ANSWERED)
+        self._await_room()
         self.context.hub.changed({ref.job_id for ref in change.touched})
 
     def _answer(self, change: Change, item: Item) -> Answer:
@@ -125,9 +128,9 @@ class Turn:
                 self.preparer.withdraw(effect.ref)
 
     def _decide(self, change: Change) -> list[Order]:
-        """Start what may start now, row by row."""
+        """Start what may start now, row by row; nothing on a full disk, where it could not even be launched."""
         board = self.context.board
-        if not board.waiting:
+        if not board.waiting or self.context.admission:
             return []
         self.devices.refresh()
         orders = []
@@ -157,6 +160,16 @@ class Turn:
         self.finisher.after_commit()
         self.meter.arm()
         self.measurer.arm()
+
+    def _await_room(self) -> None:
+        """Nothing tells us when a full disk has room again: look now and then, for as long as it is full."""
+        if self.context.admission and not self._looks_for_room:
+            self._looks_for_room = True
+            self.loop.after(ROOM_LOOK_S, self._look_for_room)
+
+    def _look_for_room(self) -> None:
+        self._looks_for_room = False
+        self.context.breathe()
 
     def _refused(self, error: Exception, items: list[Item], looks: list[int]) -> None:
         """Nothing was written, as on a full disk: refuse what came in, keep what the daemon itself has to write."""

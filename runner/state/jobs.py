@@ -242,6 +242,11 @@ def close_attempt(connection: sqlite3.Connection, attempt_id: int, ended_us: int
         raise AssertionError(f"attempt {attempt_id} was closed before")
 
 
+def ended_us(connection: sqlite3.Connection, attempt_id: int) -> int:
+    """Return when a closed attempt ended."""
+    return int(connection.execute("SELECT ended_us FROM attempts WHERE id = ?", (attempt_id,)).fetchone()[0])
+
+
 def left_output(connection: sqlite3.Connection, ref: Ref) -> bool:
     """Say whether the last attempt of an element ran and was not published."""
     row = connection.execute(
