@@ -88,7 +88,7 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # The benches and soak runs are told by these what to do.
-_KEPT = {"STOKER_SOAK"}
+_KEPT = {"STOKER_SOAK", "STOKER_SEED"}
 
 
 def _look_at(report: pytest.TestReport | pytest.CollectReport) -> None:
