@@ -51,7 +51,7 @@ def _sentence(decision: Start | Wait) -> WaitReason:
         return WaitReason(Waiting.ARRAY_LIMIT, "as many elements of its array run as may at once", data)
     if reason.behind:
         return WaitReason(Waiting(reason.kind), f"waits behind job {reason.behind}" + (f" for {reason.lacks}" if reason.lacks else ""), data)
-    held = f", held by {', '.join(reason.holders[:3])}" if reason.holders else ""
+    held = f": {', '.join(reason.holders[:3])}" if reason.holders else ""
     return WaitReason(Waiting(reason.kind), f"waits for {reason.lacks}{held}", data)
 
 
