@@ -250,4 +250,6 @@ def _of_this_tree() -> None:
     """The runner is started with `-I`: it finds the code by what is installed, not by the working directory."""
     code = "import runner; print(runner.__path__[0])"
     found = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
-    assert Path(found.strip()).parent == ROOT, f"this environment runs the code of {found.strip()}: run `make venv` here"
+    assert Path(found.strip()).parent == ROOT, (
+        f"this environment runs the code of {found.strip()}: run `make venv` here"
+    )
