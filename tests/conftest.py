@@ -79,8 +79,8 @@ def box(tmp_path: Path) -> Iterator[Box]:
         yield each
 
 
-# The benches and soak runs are told by these what to do.
-_KEPT = {"STOKER_SOAK"}
+# These say how long and from which seed the fault campaigns run.
+_KEPT = {"STOKER_SOAK", "STOKER_SOAK_RESULTS", "STOKER_SEED"}
 
 
 def _look_at(report: pytest.TestReport | pytest.CollectReport) -> None:
