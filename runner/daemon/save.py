@@ -16,6 +16,7 @@ from runner.core.units import format_size
 from runner.daemon import cache
 from runner.daemon.context import Context
 from runner.daemon.launch import attempt_dir
+from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
 from runner.service.desk import Change, Discard
 from runner.state import artifacts, jobs
@@ -28,17 +29,21 @@ RETRY_S = 2.0
 SKIPPED_KEPT = 100
 
 log = logging.getLogger("stoker.save")
-Settle = Callable[[Change, Ref, Ended, Becomes], None]
+Settle = Callable[[Change, Ref, Ended, Becomes, int], None]
 
 
 @dataclasses.dataclass(slots=True)
 class Saving:
-    """One output on its way into the store. `reason` says what it waits for; `given_up` that nobody wants to wait."""
+    """One output on its way into the store.
+
+    `salvaged`: it is of an earlier attempt. `reason` says what it waits for; `given_up` that nobody wants to wait.
+    """
 
     attempt: Attempt
     output: Path
     ended: Ended
     becomes: Becomes
+    salvaged: bool = False
     reason: WaitReason | None = None
     given_up: bool = False
 
@@ -66,7 +71,7 @@ class Saver:
         ended = Ended(Ending(why[0]), None, None, why[1])
         output = attempt_dir(self.context.paths, ref, attempt.number) / "output"
         leads_to = becomes(ended.ending, requeues_spent=0, retries_left=0, requeue="never")
-        self.save(attempt, output, ended, leads_to)
+        self._new.append(Saving(attempt, output, ended, leads_to, salvaged=True))
 
     def abort(self, ref: Ref) -> None:
         """Wait no longer for room on the disk; what can be saved goes to the store alone and is finished in any case."""
@@ -99,8 +104,11 @@ class Saver:
         try:
             # The lease keeps what was published until the row that leads to it is committed.
             with self.context.store.lease(f"attempt {attempt.id}"):
+                self.context.step(Step.PUBLISH_BEGUN)
                 published = publish(self.context.store, saving.output)
+                self.context.step(Step.PUBLISH_STORED)
                 self.context.desk.insist(lambda change: self._saved(change, saving, published))
+                self.context.step(Step.PUBLISH_COMMITTED)
         except DiskFull:
             self._wait_for_room(saving)
         except Cancelled:
@@ -157,7 +165,9 @@ class Saver:
                 left_out = [{"path": each.path, "why": each.why} for each in published.skipped[:SKIPPED_KEPT]]
                 data = {"count": len(published.skipped), "left_out": left_out}
                 jobs.note(change.connection, change.now_us, "output_incomplete", attempt.ref, data)
-        self.settle(change, attempt.ref, saving.ended, saving.becomes)
+        finished_us = change.now_us if saving.salvaged else jobs.ended_us(change.connection, attempt.id)
+        self.settle(change, attempt.ref, saving.ended, saving.becomes, finished_us)
+        self.context.step(Step.PUBLISH_WRITTEN)
 
     def _discard(self, effect: Discard) -> None:
         paths = self.context.paths
@@ -183,5 +193,5 @@ def _size(directory: Path) -> int:
     return total
 
 
-def _not_wired(change: Change, ref: Ref, ended: Ended, becomes: Becomes) -> None:
+def _not_wired(change: Change, ref: Ref, ended: Ended, becomes: Becomes, finished_us: int) -> None:
     raise AssertionError("the finisher sets this")
