@@ -88,6 +88,10 @@ class Saver:
         """Remove logs and directories of removed jobs, and what the store then no longer needs."""
         self._pool.submit(self._discard, effect)
 
+    def tidy(self) -> None:
+        """Do again, after a restart, what removals may have left undone."""
+        self._pool.submit(self._tidy)
+
     def proceed(self) -> None:
         """Begin what the committed turn asked for."""
         new, self._new = self._new, []
@@ -179,6 +183,11 @@ class Saver:
         if effect.job_ids:
             log.info("removed jobs %s", effect.job_ids)
         cache.sweep(self.context)
+
+    def _tidy(self) -> None:
+        found = [int(each.name) for each in Path(self.context.paths.jobs_dir).iterdir() if each.name.isdigit()]
+        removed, attempts = jobs.removed_of(self.context.database.reader(), found)
+        self._discard(Discard(tuple(removed), tuple(attempts)))
 
 
 def _size(directory: Path) -> int:
