@@ -17,6 +17,7 @@ from runner.service.desk import Change
 from runner.state import jobs
 from schedulers.decision import Start
 from schedulers.resources import Allocation, ResourceRequest
+from storage import files
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def make_directories(paths: Paths, attempt: Attempt, facts: JobFacts, *, mounts_
     if mounts_permitted:
         for place in (facts.spec.output, facts.spec.checkpoint):
             if place:
-                Path(facts.spec.cwd or "/", place).mkdir(parents=True, exist_ok=True)
+                files.make_directories(Path(facts.spec.cwd or "/", place), mode=0o777 & ~facts.umask)
         for input_name, writable, _ in facts.inputs:
             if not writable:
                 (directory / "input" / input_name).mkdir(exist_ok=True)

@@ -19,6 +19,7 @@ from runner.daemon.launch import attempt_dir
 from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
 from runner.service.desk import Change, Discard
+from runner.service.outputs import printable
 from runner.state import artifacts, jobs
 from storage.errors import Cancelled, DiskFull, StorageError
 from storage.files import remove_directory
@@ -166,7 +167,7 @@ class Saver:
                 now_us=change.now_us,
             )
             if published.skipped:
-                left_out = [{"path": each.path, "why": each.why} for each in published.skipped[:SKIPPED_KEPT]]
+                left_out = [{"path": printable(each.path), "why": each.why} for each in published.skipped[:SKIPPED_KEPT]]
                 data = {"count": len(published.skipped), "left_out": left_out}
                 jobs.note(change.connection, change.now_us, "output_incomplete", attempt.ref, data)
         finished_us = change.now_us if saving.salvaged else jobs.ended_us(change.connection, attempt.id)
@@ -176,10 +177,12 @@ class Saver:
     def _discard(self, effect: Discard) -> None:
         paths = self.context.paths
         for job_id in effect.job_ids:
-            remove_directory(Path(paths.job_dir(job_id, None)))
             Path(paths.job_logs_dir, "environments", f"{job_id}.log").unlink(missing_ok=True)
         for attempt_id in effect.attempt_ids:
             Path(paths.job_log(attempt_id, 0)).unlink(missing_ok=True)
+        # Last: where a kill leaves one, `tidy` finds by it what else is left.
+        for job_id in effect.job_ids:
+            remove_directory(Path(paths.job_dir(job_id, None)))
         if effect.job_ids:
             log.info("removed jobs %s", effect.job_ids)
         cache.sweep(self.context)
