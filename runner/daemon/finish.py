@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -326,8 +327,21 @@ def clear_control(context: Context, attempt_id: int) -> None:
             kept = Path(context.paths.job_log(attempt_id, int(file.name.partition(".")[2])))
             kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             file.rename(kept)
+    _unlink(directory / "plan.json", below=context.paths.jobs_dir)
     context.step(Step.FINISH_MOVED)
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _unlink(plan: Path, *, below: str) -> None:
+    """Take away the links by which an attempt saw its directories, where they still lead there."""
+    try:
+        links = json.loads(plan.read_bytes()).get("links", ())
+    except (OSError, ValueError):
+        return
+    for link in links:
+        with contextlib.suppress(OSError):
+            if link["target"].startswith(f"{below}/") and os.readlink(link["path"]) == link["target"]:
+                os.unlink(link["path"])
 
 
 def has_files(directory: Path) -> bool:

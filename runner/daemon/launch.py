@@ -96,15 +96,16 @@ def checkpoint_dir(paths: Paths, ref: Ref) -> Path:
 def make_directories(paths: Paths, attempt: Attempt, facts: JobFacts, *, mounts_permitted: bool) -> None:
     """Make what an attempt expects to find; may be repeated."""
     directory = attempt_dir(paths, attempt.ref, attempt.number)
-    for name in ("output", "scratch"):
-        (directory / name).mkdir(parents=True, exist_ok=True)
+    for each in ("output", "scratch"):
+        (directory / each).mkdir(parents=True, exist_ok=True)
     checkpoint_dir(paths, attempt.ref).mkdir(exist_ok=True)
     if facts.inputs:
         (directory / "input").mkdir(exist_ok=True)
+    for name in (facts.spec.output, facts.spec.checkpoint):
+        if name:
+            place = Path(facts.spec.cwd or "/", name)
+            files.make_directories(place if mounts_permitted else place.parent, mode=0o777 & ~facts.umask)
     if mounts_permitted:
-        for place in (facts.spec.output, facts.spec.checkpoint):
-            if place:
-                files.make_directories(Path(facts.spec.cwd or "/", place), mode=0o777 & ~facts.umask)
         for input_name, writable, _ in facts.inputs:
             if not writable:
                 (directory / "input" / input_name).mkdir(exist_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +25,6 @@ from storage.files import remove_directory
 from storage.publish import Published, publish
 
 WORKERS = 2
-RETRY_S = 2.0
 SKIPPED_KEPT = 100
 
 log = logging.getLogger("stoker.save")
@@ -124,7 +122,7 @@ class Saver:
             self._fail(saving, str(error))
 
     def _wait_for_room(self, saving: Saving) -> None:
-        need, free = _size(saving.output), cache.free_bytes(self.context)
+        need, free = _size(saving.output), cache.room_on_disk(self.context)
         needs = f"needs {format_size(need)} of disk and {format_size(free)} are free"
         if saving.given_up:
             self._fail(saving, f"it {needs}")
@@ -134,9 +132,13 @@ class Saver:
         )
         self.context.hub.changed({saving.attempt.ref.job_id})
         cache.make_room(self.context, need)
-        timer = threading.Timer(RETRY_S, self._pool.submit, (self._publish, saving))
-        timer.daemon = True
-        timer.start()
+        cache.when_room(
+            self.context,
+            need_bytes=need,
+            free_bytes=free,
+            wanted=lambda: not saving.given_up,
+            then=lambda: self._pool.submit(self._publish, saving),
+        )
 
     def _fail(self, saving: Saving, why: str) -> None:
         """End a job whose output cannot be saved; the files stay where they are."""

@@ -44,7 +44,7 @@ def pulled(
         for label, newest in found:
             files += export(store, newest.tree_digest, destination / label, overwrite=overwrite)
     except Exists as error:
-        raise Conflict(error.message, hint=_ELSEWHERE) from None
+        raise Conflict(printable(error.message), hint=_ELSEWHERE) from None
     except DiskFull as error:
         raise Unavailable(error.message, hint=error.hint) from None
     except OSError as error:

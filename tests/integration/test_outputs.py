@@ -77,9 +77,6 @@ def test_what_cannot_be_part_of_an_artifact_is_named(runner: Box, tmp_path: Path
     runner.ok("outputs", "pull", job, str(tmp_path / "pulled"))
     assert sorted(each.name for each in (tmp_path / "pulled").iterdir()) == ["f", "in"]
     assert not (tmp_path / "pulled/in").is_symlink()
-    assert "secret" not in runner.ok("show", job, "--events").replace("leads", "")[:0] + "".join(
-        each.read_text() for each in (tmp_path / "pulled").iterdir()
-    )
 
 
 def test_pulled_files_are_as_a_user_makes_them(runner: Box, tmp_path: Path) -> None:
@@ -151,9 +148,11 @@ def test_where_mounts_are_not_permitted_the_output_directory_is_a_link(box: Box,
     refused = box.cli("submit", "--cwd", str(tmp_path), "--output", "there", "--", "true")
     assert refused.returncode == 2, refused
     assert "hint: " in refused.stderr
-    again, document = done(box, "--cwd", str(tmp_path), "--output", "out", "--", "sh", "-c", "ls out; echo 2 > out/f")
-    assert document["state"] == "succeeded", document["reason"]
+    command = 'ls a/out; echo $STOKER_ATTEMPT > a/out/f; exit 1'
+    again, document = done(box, "--cwd", str(tmp_path), "--output", "a/out", "--retries", "1", "--", "sh", "-c", command)
+    assert (document["exit_code"], len(document["attempts"])) == (1, 2), document["reason"]
     assert box.ok("logs", again) == ""
+    wait_until(lambda: not (tmp_path / "a/out").is_symlink() and not (tmp_path / "out").is_symlink())
 
 
 def test_elements_of_an_array_have_outputs_of_their_own(runner: Box, tmp_path: Path) -> None:
@@ -210,7 +209,7 @@ def test_a_job_that_can_never_run_again_keeps_what_it_left(runner: Box, tmp_path
 
 def test_a_full_disk_holds_an_output_back_until_there_is_room(tmp_path: Path) -> None:
     """The job stays in `saving` and says what it needs; with room it is saved, and exactly once."""
-    with tmpfs(tmp_path / "small", "96m"), Box(tmp_path / "small") as box:
+    with tmpfs(tmp_path / "small", "128m"), Box(tmp_path / "small") as box:
         box.start()
         filler = tmp_path / "small/filler"
         job = box.submit("--", "sh", "-c", _fill(box, filler))
@@ -225,12 +224,11 @@ def test_a_full_disk_holds_an_output_back_until_there_is_room(tmp_path: Path) ->
 
 def test_a_stop_ends_the_wait_for_room(tmp_path: Path) -> None:
     """Who stops a job whose output finds no room gets it failed, with the place of the files."""
-    with tmpfs(tmp_path / "small", "96m"), Box(tmp_path / "small") as box:
+    with tmpfs(tmp_path / "small", "128m"), Box(tmp_path / "small") as box:
         box.start()
         job = box.submit("--", "sh", "-c", _fill(box, tmp_path / "small/filler"))
         wait_until(lambda: _saving_reason(box, job))
         box.ok("stop", job)
-        (tmp_path / "small/filler").open("r+b").truncate(1 << 20) if False else None
         document = box.wait(job)
         assert (document["state"], document["reason"]["ending"]) == ("failed", "output_failed")
         assert "/output" in document["reason"]["sentence"]
