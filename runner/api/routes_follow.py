@@ -41,12 +41,8 @@ def job_log(
     attempt: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
     rank: Annotated[int, Query(ge=0, le=1000)] = 0,
     tail: Annotated[int | None, Query(ge=0, le=10_000_000)] = None,
-<<<<<<< HEAD
     offset: Annotated[int, Query(ge=0, le=ID_MAX, alias="from")] = 0,
-=======
-    offset: Annotated[int, Query(ge=0, alias="from")] = 0,
     resume: Annotated[str | None, Query(pattern=r"^[0-9]{1,9}:[0-9]{1,18}$")] = None,
->>>>>>> main
 ) -> Response:
     """Return the bytes of a log, or follow it to the end of the job as server-sent events."""
     room = room_of(request)
@@ -171,9 +167,7 @@ async def _follow(
             await ear.hear()
 
 
-async def _log(
-    room: Room, found: LogOf, mask: Mask, offset: int, tail: int | None, rank: int
-) -> AsyncIterator[bytes]:
+async def _log(room: Room, found: LogOf, mask: Mask, offset: int, tail: int | None, rank: int) -> AsyncIterator[bytes]:
     """Yield the frames of one attempt's log until it has ended; one that never wrote has no file."""
     for path in (found.path, room.paths.job_log(found.attempt_id, rank)):
         try:

@@ -186,7 +186,7 @@ class Box:
     def _write(self) -> None:
         while not self._over:
             select.select([self.desk.descriptor], [], [])
-            for work, done in self.desk.take(1000):
+            for item in self.desk.take(1000):
                 change = Change(
                     connection=self.database.writer,
                     now_us=self.now_us,
@@ -200,12 +200,12 @@ class Box:
                 fault: Exception | None = None
                 try:
                     with self.database.transaction(), savepoint(change.connection):
-                        answer = work(change)
+                        answer = item.work(change)
                 except Exception as error:  # noqa: BLE001 - as the turn does: a bug fails its own request alone
                     fault = error
                 self.effects += change.effects if fault is None else []
-                if done is not None:
-                    done(answer, fault)
+                if item.done is not None:
+                    item.done(answer, fault)
                 self.hub.changed({ref.job_id for ref in change.touched})
 
 
