@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from runner.core.job import Attempt, Ref
-from runner.core.reasons import Becomes, Ending
+from runner.core.reasons import Becomes, Ending, stays_stopped
 from runner.daemon.context import Context
 from runner.daemon.launch import attempt_dir
 from runner.daemon.steps import Step
@@ -43,11 +44,17 @@ class Saver:
             self._new.append(lambda: self._begin(attempt, output, ended, becomes))
 
     def salvage(self, ref: Ref) -> None:
-        """Publish what the last attempt of an element left that will not run again."""
-        attempt = jobs.last_attempt(self.context.database.writer, ref)
-        assert attempt is not None
+        """Publish what the last attempt of an element left that will not run again; its row says why it will not."""
+        connection = self.context.database.writer
+        attempt, word = jobs.last_attempt(connection, ref), jobs.last_word(connection, ref)
+        assert attempt is not None and word is not None
+        ended = Ended(Ending(word[0]), None, None, word[1])
+        becomes = Becomes.STOPPED if stays_stopped(ended.ending) else Becomes.FAILED
         output = attempt_dir(self.context.paths, ref, attempt.number) / "output"
-        self._begin(attempt, output, SALVAGED, Becomes.STOPPED)
+        if has_files(output):
+            self._begin(attempt, output, ended, becomes, salvaged=True)
+        else:
+            self.context.desk.put(lambda change: self._saved(change, attempt, None, ended, becomes, salvaged=True))
 
     def abort(self, ref: Ref) -> None:
         """End an upload; in this version outputs go to the store alone, which is finished in any case."""
@@ -67,30 +74,43 @@ class Saver:
         """Forget what a refused turn asked for."""
         self._new.clear()
 
-    def _begin(self, attempt: Attempt, output: Path, ended: Ended, becomes: Becomes) -> None:
+    def _begin(self, attempt: Attempt, output: Path, ended: Ended, becomes: Becomes, *, salvaged: bool = False) -> None:
         self._saving.add(attempt.id)
-        self._pool.submit(self._publish, attempt, output, ended, becomes)
+        self._pool.submit(self._publish, attempt, output, ended, becomes, salvaged)
 
-    def _publish(self, attempt: Attempt, output: Path, ended: Ended, becomes: Becomes) -> None:
+    def _publish(self, attempt: Attempt, output: Path, ended: Ended, becomes: Becomes, salvaged: bool) -> None:  # noqa: FBT001
         try:
             # The lease keeps what was published until the row that leads to it is committed.
             with self.context.store.lease(f"attempt {attempt.id}"):
                 self.context.step(Step.PUBLISH_BEGUN)
                 published = publish(self.context.store, output)
                 self.context.step(Step.PUBLISH_STORED)
-                self.context.desk.insist(lambda change: self._saved(change, attempt, published, ended, becomes))
+                self.context.desk.insist(
+                    lambda change: self._saved(change, attempt, published, ended, becomes, salvaged=salvaged)
+                )
                 self.context.step(Step.PUBLISH_COMMITTED)
         except DiskFull as error:
             log.warning("job %s: %s; its output is tried again", attempt.ref.label, error)
-            threading.Timer(RETRY_S, self._publish, (attempt, output, ended, becomes)).start()
+            threading.Timer(RETRY_S, self._publish, (attempt, output, ended, becomes, salvaged)).start()
         except Cancelled:
             return
         except (StorageError, OSError) as error:
-            failed = Ended(Ending.OUTPUT_FAILED, ended.exit_code, ended.signal, f"its output could not be saved: {error}")
-            self.context.desk.insist(lambda change: self._saved(change, attempt, None, failed, Becomes.FAILED))
+            failed = Ended(
+                Ending.OUTPUT_FAILED, ended.exit_code, ended.signal, f"its output could not be saved: {error}"
+            )
+            self.context.desk.insist(
+                lambda change: self._saved(change, attempt, None, failed, Becomes.FAILED, salvaged=salvaged)
+            )
 
     def _saved(
-        self, change: Change, attempt: Attempt, published: Published | None, ended: Ended, becomes: Becomes
+        self,
+        change: Change,
+        attempt: Attempt,
+        published: Published | None,
+        ended: Ended,
+        becomes: Becomes,
+        *,
+        salvaged: bool,
     ) -> None:
         self._saving.discard(attempt.id)
         if published is not None:
@@ -108,7 +128,7 @@ class Saver:
                 attempt_id=attempt.id,
                 now_us=change.now_us,
             )
-        finished_us = change.now_us if ended is SALVAGED else jobs.ended_us(change.connection, attempt.id)
+        finished_us = change.now_us if salvaged else jobs.ended_us(change.connection, attempt.id)
         self.settle(change, attempt.ref, ended, becomes, finished_us)
         self.context.step(Step.PUBLISH_WRITTEN)
 
@@ -124,7 +144,13 @@ class Saver:
         log.info("removed jobs %s; the store gave back %s", effect.job_ids, swept)
 
 
-SALVAGED = Ended(Ending.STOPPED_BY_USER, None, None, "it was stopped while it waited to run again")
+def has_files(directory: Path) -> bool:
+    """Say whether an output directory holds anything at all."""
+    try:
+        with os.scandir(directory) as found:
+            return next(found, None) is not None
+    except FileNotFoundError:
+        return False
 
 
 def _not_wired(change: Change, ref: Ref, ended: Ended, becomes: Becomes, finished_us: int) -> None:

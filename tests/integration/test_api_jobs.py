@@ -13,7 +13,7 @@ from runner.core.errors import NotFound, UsageError
 from runner.core.job import Ref
 from runner.core.lifecycle import Event, State
 from runner.core.reasons import Waiting, WaitReason
-from runner.service import views
+from runner.service import places, views
 from runner.service.desk import Change, Discard, Enqueue, Salvage
 from runner.service.refs import resolve
 from runner.state import jobs
@@ -384,3 +384,44 @@ def test_no_view_names_what_is_not_there(box: Box) -> None:
     array = box.submit(flags=[("--array", "0-1")])
     with pytest.raises(NotFound):
         views.outcome(box.room.reader(), resolve(box.room.reader(), f"{array}[7]", 0))
+
+
+def test_without_mounts_a_directory_is_a_link(box: Box) -> None:
+    """Where mounts are not permitted DIR becomes a link to the job's own directory, made when the job is accepted."""
+    box.mounts_permitted = False
+    job = box.submit(flags=[("--output", "runs/out"), ("--checkpoint", "keep")])
+    assert (box.work / "runs/out").readlink() == Path(f"{box.paths.jobs_dir}/{job}/attempt-1/output")
+    assert (box.work / "keep").readlink() == Path(f"{box.paths.jobs_dir}/{job}/checkpoint")
+
+
+def test_without_mounts_nobody_shares_a_directory(box: Box) -> None:
+    """A DIR that exists, or that an unfinished job has, is refused with what to do; nothing is queued or left behind."""
+    box.mounts_permitted = False
+    first = box.submit(flags=[("--output", "out")])
+    (box.work / "there").mkdir()
+    (box.work / "dangling").symlink_to("/nowhere")
+    for flags in (
+        [("--checkpoint", "fresh"), ("--output", "there")],
+        [("--output", "fresh"), ("--checkpoint", "out")],
+        [("--output", "fresh"), ("--checkpoint", "fresh")],
+        [("--output", "dangling")],
+        [("--output", "fresh"), ("--array", "0-1")],
+    ):
+        status, problem = box.ask("POST", "/v1/jobs", box.submission("true", flags=flags))
+        assert status == 400, flags
+        assert "_DIR" in problem["hint"]
+        assert not (box.work / "fresh").is_symlink()
+    assert box.queued() == 1
+    box.finish(first)
+    second = box.submit(flags=[("--output", "out")])
+    assert f"/{second}/" in str((box.work / "out").readlink())
+
+
+def test_a_link_follows_the_attempts(box: Box) -> None:
+    """The link of a job leads to the attempt under way, and never over what somebody else put there."""
+    job_dir, link = f"{box.paths.jobs_dir}/1", box.work / "out"
+    places.point(str(link), f"{job_dir}/attempt-1/output", job_dir)
+    places.point(str(link), f"{job_dir}/attempt-2/output", job_dir)
+    assert str(link.readlink()) == f"{job_dir}/attempt-2/output"
+    with pytest.raises(FileExistsError):
+        places.point(str(link), f"{box.paths.jobs_dir}/11/attempt-1/output", f"{box.paths.jobs_dir}/11")
