@@ -6,8 +6,9 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from runner.core.job import Attempt, Ref
@@ -16,8 +17,9 @@ from runner.daemon.context import Context
 from runner.daemon.launch import attempt_dir
 from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
+from runner.paths import Paths
 from runner.service.desk import Change, Discard
-from runner.state import artifacts, jobs
+from runner.state import artifacts, jobs, listing
 from storage.errors import Cancelled, DiskFull, StorageError
 from storage.publish import Published, publish
 
@@ -63,6 +65,17 @@ class Saver:
     def discard(self, effect: Discard) -> None:
         """Remove logs and directories of removed jobs, and what the store then no longer needs."""
         self._pool.submit(self._discard, effect)
+
+    def clear(self, found: list[tuple[int, list[int]]], then: Callable[[], None]) -> None:
+        """Remove logs and directories of jobs (each with its attempts) that finished long ago, then call `then`."""
+
+        def work() -> None:
+            for job_id, attempt_ids in found:
+                if not listing.is_unfinished(self.context.database.reader(), job_id, None):
+                    remove_files(self.context.paths, job_id, attempt_ids)
+            then()
+
+        self._pool.submit(work)
 
     def proceed(self) -> None:
         """Begin what the committed turn asked for."""
@@ -133,15 +146,29 @@ class Saver:
         self.context.step(Step.PUBLISH_WRITTEN)
 
     def _discard(self, effect: Discard) -> None:
-        paths = self.context.paths
         for job_id in effect.job_ids:
-            shutil.rmtree(paths.job_dir(job_id, None), ignore_errors=True)
-            Path(paths.job_logs_dir, "environments", f"{job_id}.log").unlink(missing_ok=True)
-        for attempt_id in effect.attempt_ids:
-            Path(paths.job_log(attempt_id, 0)).unlink(missing_ok=True)
+            remove_files(self.context.paths, job_id, ())
+        remove_logs(self.context.paths, effect.attempt_ids)
         roots = artifacts.roots(self.context.database.reader())
         swept = self.context.store.sweep(roots)
         log.info("removed jobs %s; the store gave back %s", effect.job_ids, swept)
+
+
+def remove_files(paths: Paths, job_id: int, attempt_ids: Iterable[int]) -> None:
+    """Remove what a job left on disk outside the store; may be repeated."""
+    shutil.rmtree(paths.job_dir(job_id, None), ignore_errors=True)
+    Path(paths.job_logs_dir, "environments", f"{job_id}.log").unlink(missing_ok=True)
+    remove_logs(paths, attempt_ids)
+
+
+def remove_logs(paths: Paths, attempt_ids: Iterable[int]) -> None:
+    """Remove the logs of attempts, whatever their number of workers."""
+    gone = {str(attempt_id) for attempt_id in attempt_ids}
+    for directory in {Path(paths.job_log(int(each), 0)).parent for each in gone}:
+        with suppress(FileNotFoundError), os.scandir(directory) as logs:
+            for each in logs:
+                if each.name.partition(".")[0] in gone:
+                    Path(each.path).unlink(missing_ok=True)
 
 
 def has_files(directory: Path) -> bool:
