@@ -25,6 +25,7 @@ from runner.core.errors import NoRunner, StokerError
 from runner.daemon.board import Board
 from runner.daemon.context import Clock, Context
 from runner.daemon.devices import Devices
+from runner.daemon.expire import Expirer
 from runner.daemon.finish import Finisher
 from runner.daemon.live import live_facts
 from runner.daemon.loop import Loop
@@ -95,7 +96,7 @@ def _serve(paths: Paths) -> int:
     tail = LogTail()
     s3 = config.sources.s3
     options = SourceOptions(s3_endpoint=s3.endpoint or None, s3_region=s3.region or None)
-    preparer = Preparer(context, options, tail)
+    preparer = Preparer(context, loop, options, tail)
     measurer = Measurer(context, loop, devices.usage)
     finisher = Finisher(
         context,
@@ -116,6 +117,7 @@ def _serve(paths: Paths) -> int:
         finisher=finisher,
         saver=saver,
         meter=Meter(context, loop),
+        expirer=Expirer(context, loop, saver),
         measurer=measurer,
     )
     watch = Watch(context, loop, starter)

@@ -16,8 +16,8 @@ from runner.identity.sealing import Sealer
 from runner.paths import Paths
 from runner.service.desk import Desk, Hub
 from runner.service.facts import LiveFacts
-from runner.service.refs import Target, resolve
 from runner.service.intake import Caller, read_caller
+from runner.service.refs import Target, resolve
 from runner.service.submit import Envelope
 from runner.state.engine import Database
 from runner.telemetry.tail import LogTail

@@ -167,9 +167,7 @@ async def _follow(
             await ear.hear()
 
 
-async def _log(
-    room: Room, found: LogOf, mask: Mask, offset: int, tail: int | None, rank: int
-) -> AsyncIterator[bytes]:
+async def _log(room: Room, found: LogOf, mask: Mask, offset: int, tail: int | None, rank: int) -> AsyncIterator[bytes]:
     """Yield the frames of one attempt's log until it has ended; one that never wrote has no file."""
     for path in (found.path, room.paths.job_log(found.attempt_id, rank)):
         try:

@@ -76,6 +76,7 @@ class Context:
             inventory=self.board.inventory(),
             boot_id=self.boot_id,
             mounts_permitted=self.mounts_permitted,
+            jobs_dir=self.paths.jobs_dir,
             admission=self.admission,
         )
 

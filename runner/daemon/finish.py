@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runner.core.job import Ref
 from runner.core.lifecycle import Event, State
-from runner.core.reasons import RETRYABLE, Becomes, Ending, becomes
+from runner.core.reasons import RETRYABLE, Becomes, Ending, becomes, stays_stopped
 from runner.daemon import verdict
 from runner.daemon.board import RunningAttempt
 from runner.daemon.context import Context
@@ -20,7 +20,7 @@ from runner.daemon.devices import Devices
 from runner.daemon.launch import attempt_dir
 from runner.daemon.loop import Loop
 from runner.daemon.measure import Measurer
-from runner.daemon.save import Saver
+from runner.daemon.save import Saver, has_files
 from runner.daemon.start import Starter
 from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
@@ -42,7 +42,16 @@ class Finisher:
     """The turn's second half of an attempt."""
 
     def __init__(
-        self, context: Context, loop: Loop, *, devices: Devices, starter: Starter, saver: Saver, measurer: Measurer, tail: LogTail, sweepers: ThreadPoolExecutor
+        self,
+        context: Context,
+        loop: Loop,
+        *,
+        devices: Devices,
+        starter: Starter,
+        saver: Saver,
+        measurer: Measurer,
+        tail: LogTail,
+        sweepers: ThreadPoolExecutor,
     ) -> None:
         self.context = context
         self.loop = loop
@@ -85,7 +94,9 @@ class Finisher:
 
         It finished when its attempt ended, however much later a runner came to write that down.
         """
-        event = {Becomes.SUCCEEDED: Event.SUCCEED, Becomes.STOPPED: Event.STOP_SAVED, Becomes.FAILED: Event.FAIL}[becomes_]
+        event = {Becomes.SUCCEEDED: Event.SUCCEED, Becomes.STOPPED: Event.STOP_SAVED, Becomes.FAILED: Event.FAIL}[
+            becomes_
+        ]
         jobs.move(
             change.connection,
             ref,
@@ -213,6 +224,10 @@ class Finisher:
             retries_left=facts.spec.retries - tried,
             requeue=facts.spec.requeue,
         )
+        asked = jobs.stop_ending_of(change.connection, running.attempt_id)
+        if where is Becomes.PENDING and asked is not None and stays_stopped(Ending(asked)):
+            # Its watcher or the box died while it was being stopped: nobody wants it to run again.
+            where, ended = Becomes.STOPPED, dataclasses.replace(ended, ending=Ending(asked))
         if where is Becomes.PENDING:
             self._requeue(change, running, ended, len(earlier))
             return
@@ -228,7 +243,11 @@ class Finisher:
         spec = facts.spec
         resumes = spec.requeue == "always" or (spec.checkpoint is not None and spec.requeue != "never")
         held = ended.ending is Ending.INTERRUPTED and not resumes
-        delay_s = 0.0 if ended.ending in {Ending.PREEMPTED, Ending.INTERRUPTED} else min(BACKOFF_MAX_S, BACKOFF_S * 2**earlier)
+        delay_s = (
+            0.0
+            if ended.ending in {Ending.PREEMPTED, Ending.INTERRUPTED}
+            else min(BACKOFF_MAX_S, BACKOFF_S * 2**earlier)
+        )
         not_before_us = change.now_us + int(delay_s * 1e6)
         jobs.move(
             change.connection,
@@ -246,13 +265,18 @@ class Finisher:
         element = jobs.element(change.connection, ref)
         assert element is not None
         prepares = any(writable for _, writable, _ in facts.inputs)
-        again = Enqueue(
-            ref.job_id, (ref.idx,), facts.request, facts.priority, element.queued_us, facts.array_limit, prepares
+        change.effects.append(
+            Enqueue(
+                ref.job_id,
+                (ref.idx,),
+                facts.request,
+                facts.priority,
+                element.queued_us,
+                facts.array_limit,
+                prepares,
+                not_before_us,
+            )
         )
-        if delay_s:
-            self.loop.after(delay_s, lambda: self.context.desk.put(lambda later: _still_pending(later, ref, again)))
-        else:
-            change.effects.append(again)
 
     def _bill(self, change: Change, running: RunningAttempt, record: AttemptRecord) -> None:
         attempt = running.attempt
@@ -330,21 +354,6 @@ def clear_control(context: Context, attempt_id: int) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def has_files(directory: Path) -> bool:
-    """Say whether an output directory holds anything at all."""
-    try:
-        with os.scandir(directory) as found:
-            return next(found, None) is not None
-    except FileNotFoundError:
-        return False
-
-
-def _still_pending(change: Change, ref: Ref, again: Enqueue) -> None:
-    element = jobs.element(change.connection, ref)
-    if element is not None and element.state is State.PENDING and not element.held:
-        change.effects.append(again)
-
-
 def _record_document(record: AttemptRecord) -> dict[str, object]:
     start, final = record.start, record.final
     return {
@@ -363,5 +372,3 @@ def _tail(path: Path) -> bytes:
             return file.read(LOG_TAIL_BYTES)
     except FileNotFoundError:
         return b""
-
-

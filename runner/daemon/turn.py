@@ -12,6 +12,7 @@ from typing import Any
 from runner.core.errors import StokerError, Unavailable
 from runner.daemon.context import Context
 from runner.daemon.devices import Devices
+from runner.daemon.expire import Expirer
 from runner.daemon.finish import Finisher
 from runner.daemon.launch import Order
 from runner.daemon.loop import Loop
@@ -48,6 +49,7 @@ class Turn:
         finisher: Finisher,
         saver: Saver,
         meter: Meter,
+        expirer: Expirer,
         measurer: Measurer,
     ) -> None:
         self.context = context
@@ -58,6 +60,7 @@ class Turn:
         self.finisher = finisher
         self.saver = saver
         self.meter = meter
+        self.expirer = expirer
         self.measurer = measurer
         self.leaving: Leave | None = None
         self._looks_for_room = False
@@ -170,6 +173,7 @@ class Turn:
         self.saver.proceed()
         self.finisher.after_commit()
         self.meter.arm()
+        self.expirer.arm()
         self.measurer.arm()
 
     def _await_room(self) -> None:

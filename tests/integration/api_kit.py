@@ -194,6 +194,7 @@ class Box:
                     inventory=INVENTORY,
                     boot_id="b",
                     mounts_permitted=self.mounts_permitted,
+                    jobs_dir=self.paths.jobs_dir,
                     admission=self.admission,
                 )
                 answer: Any = None
