@@ -34,6 +34,7 @@ from runner.daemon.meter import Meter
 from runner.daemon.prepare import Preparer
 from runner.daemon.recover import recover
 from runner.daemon.save import Saver
+from runner.daemon.stage import Stager
 from runner.daemon.start import Starter
 from runner.daemon.steps import stepper
 from runner.daemon.turn import Turn
@@ -96,7 +97,7 @@ def _serve(paths: Paths) -> int:
     tail = LogTail()
     s3 = config.sources.s3
     options = SourceOptions(s3_endpoint=s3.endpoint or None, s3_region=s3.region or None)
-    preparer = Preparer(context, loop, options, tail)
+    preparer = Preparer(context, loop, Stager(context, options, tail))
     measurer = Measurer(context, loop, devices.usage)
     finisher = Finisher(
         context,
@@ -133,7 +134,7 @@ def _serve(paths: Paths) -> int:
         hub=context.hub,
         sealer=context.sealer,
         store=context.store,
-        live=live_facts(context, devices, preparer, executor.cgroups),
+        live=live_facts(context, devices, preparer, saver, executor.cgroups),
         tail=tail,
         account=lambda uid: account_name(uid),
         started_us=context.clock.now_us(),

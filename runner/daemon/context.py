@@ -22,7 +22,7 @@ from runner.identity.sealing import Sealer
 from runner.ledger.pricing import Price
 from runner.paths import Paths
 from runner.service.desk import Change, Desk, Hub
-from runner.service.submit import request_from, split_environment
+from runner.service.submit import request_from, secret_sources, split_environment
 from runner.state import jobs
 from runner.state.ballast import Ballast
 from runner.state.engine import Database
@@ -131,8 +131,11 @@ def read_facts(context: Context, job_id: int) -> JobFacts:
     sealed = jobs.variables_of(connection, job_id)
     umask = 0o022
     variables: dict[str, str] = {}
+    sources: dict[str, str] = {}
     if sealed is not None:
-        umask, variables = split_environment(context.sealer.unseal(owner_uid, "environment", "variables", sealed))
+        payload = context.sealer.unseal(owner_uid, "environment", "variables", sealed)
+        umask, variables = split_environment(payload)
+        sources = secret_sources(payload)
     staged = jobs.inputs(connection, job_id)
     built = jobs.environment_of(connection, job_id)
     return JobFacts(
@@ -148,4 +151,5 @@ def read_facts(context: Context, job_id: int) -> JobFacts:
         variables=variables,
         inputs=tuple((input_name, writable, digest or "") for input_name, _, writable, digest in staged),
         environment_dir=built,
+        secret_sources=sources,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.core.job import PLAIN, Attempt, Ref
@@ -22,7 +22,7 @@ from schedulers.resources import Allocation, ResourceRequest
 
 @dataclass(frozen=True, slots=True)
 class JobFacts:
-    """What every attempt of a job shares; `variables` are in clear and never leave this process but for the job's own."""
+    """What every attempt of a job shares; `variables` and `secret_sources` (by input) are in clear and never leave this process but for the job's own."""
 
     job_id: int
     name: str
@@ -36,6 +36,7 @@ class JobFacts:
     variables: Mapping[str, str]
     inputs: tuple[tuple[str, bool, str], ...]
     environment_dir: str | None
+    secret_sources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
