@@ -40,6 +40,7 @@ from runner.executors.cgroups import find_cgroups
 from runner.executors.link import SpawnerLink
 from runner.executors.marks import this_box
 from runner.executors.process import ProcessExecutor
+from runner.executors.spares import Spares
 from runner.gpus.nvml import Nvml
 from runner.identity.sealing import Sealer
 from runner.ledger.accounts import AccountKind
@@ -179,6 +180,7 @@ def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context,
         prices=prices,
         account_ids={name: account.id},
         ballast=ballast,
+        trees=Spares(paths.jobs_dir),
         clock=clock,
     )
     if not ballast.take():

@@ -16,6 +16,7 @@ from runner.daemon.board import Board
 from runner.daemon.launch import JobFacts
 from runner.executors.base import Executor
 from runner.executors.link import SpawnerLink
+from runner.executors.spares import Spares
 from runner.identity.sealing import Sealer
 from runner.ledger.pricing import Price
 from runner.paths import Paths
@@ -60,6 +61,7 @@ class Context:
     prices: tuple[Price, ...]
     account_ids: dict[str, int]
     ballast: Ballast
+    trees: Spares
     clock: Clock = field(default_factory=Clock)
     admission: str = ""
     _facts: OrderedDict[int, JobFacts] = field(default_factory=OrderedDict)

@@ -133,7 +133,7 @@ class Starter:
     def _launch(self, order: Order) -> int:
         context, attempt = self.context, order.attempt
         facts = context.facts(attempt.ref.job_id)
-        launch.make_directories(context.paths, attempt, facts, mounts_permitted=context.mounts_permitted)
+        launch.make_directories(context.paths, context.trees, attempt, facts, mounts_permitted=context.mounts_permitted)
         views = {
             name: view(context.store, digest)
             for name, writable, digest in facts.inputs

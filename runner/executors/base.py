@@ -97,6 +97,10 @@ class Executor(Protocol):
         """
         ...
 
+    def clear(self, control_dir: Path) -> None:
+        """Remove the control directory of an attempt that is ingested, its logs taken away."""
+        ...
+
     def trouble(self, control_dir: Path) -> str:
         """Return what a watcher said that could not begin; "" when nothing."""
         ...

@@ -86,13 +86,13 @@ def slot(document: dict[str, Any]) -> bytes:
     return packed.ljust(SLOT_BYTES, b"\0")
 
 
-def blank_record(workers: int) -> bytes:
+def blank_record(workers: int, attempt_id: int) -> bytes:
     """Return what a record file holds before its watcher writes: the layout, a slot a rank, the slot for the end.
 
     The start record follows the slots. All of it is written, not only reserved: overwriting in place later needs no
     room, so a full disk cannot lose a code.
     """
-    return slot({"workers": workers}) + bytes(SLOT_BYTES * (workers + 1))
+    return slot({"attempt_id": attempt_id, "workers": workers}) + bytes(SLOT_BYTES * (workers + 1))
 
 
 def start_ticks(pid: int) -> int:
