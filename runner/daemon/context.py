@@ -28,6 +28,7 @@ from runner.state.engine import Database
 from storage.store import Store
 
 FACTS_KEPT = 256
+ENVIRONMENTS_KEPT = 64
 
 
 class Clock:
@@ -64,6 +65,7 @@ class Context:
     trees: Spares
     clock: Clock = field(default_factory=Clock)
     admission: str = ""
+    _environments: dict[tuple[int, bytes], tuple[int, dict[str, str]]] = field(default_factory=dict)
     _facts: OrderedDict[int, JobFacts] = field(default_factory=OrderedDict)
 
     def change(self) -> Change:
@@ -111,6 +113,16 @@ class Context:
             self._facts.popitem(last=False)
         return facts
 
+    def unsealed(self, owner_uid: int, sealed: bytes) -> tuple[int, dict[str, str]]:
+        """Return (umask, variables) of a sealed environment; jobs of one caller mostly share theirs."""
+        known = self._environments.get((owner_uid, sealed))
+        if known is None:
+            known = split_environment(self.sealer.unseal(owner_uid, "environment", "variables", sealed))
+            if len(self._environments) >= ENVIRONMENTS_KEPT:
+                self._environments.clear()
+            self._environments[owner_uid, sealed] = known
+        return known
+
     def forget_facts(self, job_id: int) -> None:
         """Read a job again the next time: its inputs or environment changed."""
         self._facts.pop(job_id, None)
@@ -126,7 +138,7 @@ def read_facts(context: Context, job_id: int) -> JobFacts:
     umask = 0o022
     variables: dict[str, str] = {}
     if sealed is not None:
-        umask, variables = split_environment(context.sealer.unseal(owner_uid, "environment", "variables", sealed))
+        umask, variables = context.unsealed(owner_uid, sealed)
     staged = jobs.inputs(connection, job_id)
     built = jobs.environment_of(connection, job_id)
     return JobFacts(

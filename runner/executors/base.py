@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from runner.core.plan import LaunchPlan
 from runner.executors.records import FinalRecord, RankExit, StartRecord
@@ -17,11 +17,11 @@ Environments = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A control directory whose record is locked; `record_fd` and `fifo_fd` are closed by launch or abandon."""
+    """A control directory whose record is locked; `document` is the plan as JSON; `record_fd` and `fifo_fd` are closed by launch or abandon."""
 
     control_dir: Path
     plan: LaunchPlan
-    document: dict[str, Any]
+    document: str
     record_fd: int
     fifo_fd: int
 

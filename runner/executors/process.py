@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runner.core.plan import LaunchPlan
 from runner.executors.base import AttemptRecord, Environments, Launched, Lock, Prepared, Swept
@@ -67,7 +66,7 @@ class ProcessExecutor:
         Raises FileExistsError when the directory is there: an attempt is launched once.
         """
         plan = dataclasses.replace(plan, cgroups=self.cgroups.plan(plan))
-        document = plan.to_document()
+        document = json.dumps(plan.to_document())
         blank = blank_record(len(plan.workers), attempt_id)
         directory = self.control_dir(attempt_id)
         made = self._refill(blank, document) or self._make(blank, document)
@@ -92,7 +91,7 @@ class ProcessExecutor:
             pass
         shutil.rmtree(directory, ignore_errors=True)
 
-    def _refill(self, blank: bytes, document: dict[str, Any]) -> _Made | None:
+    def _refill(self, blank: bytes, document: str) -> _Made | None:
         """Make a spare ready; None when there is none, or its last watcher has not let go of it yet."""
         spare = self._spares.take()
         if spare is None:
@@ -103,7 +102,7 @@ class ProcessExecutor:
             shutil.rmtree(spare, ignore_errors=True)
             return None
 
-    def _make(self, blank: bytes, document: dict[str, Any]) -> _Made:
+    def _make(self, blank: bytes, document: str) -> _Made:
         # A name that is no attempt's until all is in it.
         self.control_root.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory = f"{self.control_root}/new"
@@ -119,18 +118,16 @@ class ProcessExecutor:
         """
         plan = prepared.plan
         try:
-            pid, pidfd = self.link.spawn(
-                {
-                    "control_dir": str(prepared.control_dir),
-                    "plan": prepared.document,
-                    "envs": [dict(environment) for environment in environments],
-                    "token_hash": hashlib.sha256(plan.token.encode()).hexdigest(),
-                    "undead_after_s": self.undead_after_s,
-                    "beat_s": self.beat_s,
-                    "notify": str(self.notify) if self.notify else None,
-                },
-                (prepared.record_fd, prepared.fifo_fd, *device_lock_fds),
-            )
+            rest = {
+                "control_dir": str(prepared.control_dir),
+                "envs": [dict(environment) for environment in environments],
+                "token_hash": hashlib.sha256(plan.token.encode()).hexdigest(),
+                "undead_after_s": self.undead_after_s,
+                "beat_s": self.beat_s,
+                "notify": str(self.notify) if self.notify else None,
+            }
+            request = f'{{"plan": {prepared.document}, {json.dumps(rest)[1:]}'
+            pid, pidfd = self.link.spawn(request, (prepared.record_fd, prepared.fifo_fd, *device_lock_fds))
         finally:
             self.abandon(prepared)
         return Launched(pid, pidfd)
@@ -181,12 +178,12 @@ class _Made:
     fifo_fd: int
 
     @classmethod
-    def open(cls, directory: str, blank: bytes, document: dict[str, Any], *, new: int) -> _Made:
+    def open(cls, directory: str, blank: bytes, document: str, *, new: int) -> _Made:
         record_fd = os.open(directory + "/record", os.O_RDWR | new | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(record_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             write_whole(record_fd, blank, 0)
-            _write_private(directory + "/plan.json", json.dumps(document).encode(), new or os.O_TRUNC)
+            _write_private(directory + "/plan.json", document.encode(), new or os.O_TRUNC)
             # Both ends: what is written before the watcher listens waits for it.
             fifo_fd = os.open(directory + "/control", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except BaseException:

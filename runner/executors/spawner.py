@@ -283,7 +283,8 @@ class Spawner:
         try:
             frames = peer.receive()
             for payload in frames or ():
-                self._handle(peer, json.loads(payload), payload)
+                head, _, attached = payload.partition(b"\n")  # what follows the line is for the watcher alone
+                self._handle(peer, json.loads(head), attached)
             done = peer.flush()
         except BlockingIOError:
             done = peer.flush()
@@ -298,7 +299,7 @@ class Spawner:
         else:
             self.poller.modify(peer.stream, select.EPOLLIN | (0 if done else select.EPOLLOUT))
 
-    def _handle(self, peer: Connection, frame: dict[str, Any], payload: bytes) -> None:
+    def _handle(self, peer: Connection, frame: dict[str, Any], attached: bytes) -> None:
         verb = frame.get("op")
         try:
             if verb == "hello":
@@ -309,16 +310,16 @@ class Spawner:
             elif not peer.greeted or (verb != "spawn" and verb not in self.verbs):
                 raise RefusalError(f"unknown request {verb!r}")
             elif verb == "spawn":
-                self._spawn(peer, frame, payload)
+                self._spawn(peer, frame, attached)
             else:
                 self.verbs[verb](peer, frame)
         except (RefusalError, KeyError, OSError) as error:
             peer.answer({"ok": False, "error": str(error)})
 
-    def _spawn(self, peer: Connection, frame: dict[str, Any], payload: bytes) -> None:
+    def _spawn(self, peer: Connection, frame: dict[str, Any], attached: bytes) -> None:
         descriptors = peer.take(frame["descriptors"])
         try:
-            pid = self._hand_over(payload, descriptors)
+            pid = self._hand_over(attached, descriptors)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)

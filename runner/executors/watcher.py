@@ -889,8 +889,9 @@ def stand_by(host: Host, channel: socket.socket, *, rehearsed: bool) -> NoReturn
             Watcher(host, request, descriptors).run()
         code = 0
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            _write(f"{directory}/error", repr(error), os.O_CREAT)
+        if directory:
+            with contextlib.suppress(OSError):
+                _write(f"{directory}/error", repr(error), os.O_CREAT)
     os._exit(code)
 
 
