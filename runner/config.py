@@ -45,6 +45,7 @@ class Box:
     """What the box has, where the runner should not count for itself."""
 
     cpus: float = _setting(0.0, "cores to give away; 0 counts them")
+    cgroup: bool = _setting(True, "a cgroup for every job, where one can be made; without, limits are not enforced")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Gpu:
 
     exclude: list[str] = _setting([], "UUIDs that are never given to a job")
     free_below_bytes: int = _setting("1GiB", "a device with less in use, and no foreign compute process, is free", _size)
+    quarantine_after_s: float = _setting(
+        "60s", "a device not empty this long after its job is quarantined, and checked as often", parse_duration
+    )
+    look_every_s: float = _setting("2s", "between two looks while a job waits for a device", parse_duration)
     lock_dir: str = _setting("/run/lock", "where the runners of one box agree on devices")
 
 
@@ -64,6 +69,7 @@ class Storage:
     min_free_bytes: int = _setting("1GiB", "no staging below this much free disk", _size)
     keep_finished_s: float = _setting("90d", "logs and directories of finished jobs", parse_duration)
     log_limit_bytes: int = _setting("1GiB", "a longer log keeps its first MiB and its newest half", _size)
+    ballast_bytes: int = _setting("64MiB", "kept free for exits and charges on a day when the disk is full", _size)
     allow_network_filesystem: bool = _setting(False, "keep the state on NFS, CIFS or FUSE at your own risk")
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from runner.cli.rows import code_text, why
-from runner.cli.text import credit, duration, plain, size, table
+from runner.cli.text import credit, duration, plain, size, table, when
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
+
+    from runner.cli.out import Column
 
 _INLINE_MAX = 4
 
@@ -25,13 +27,14 @@ def job_text(job: dict[str, Any], state: Callable[[str], str]) -> str:
         ("directory", job.get("cwd")),
         ("owner", job.get("owner")),
         ("account", job.get("account")),
-        ("created", job.get("created_at")),
-        ("started", job.get("started_at")),
-        ("finished", job.get("finished_at")),
+        ("created", job.get("created_at") and when(job["created_at"])),
+        ("started", job.get("started_at") and when(job["started_at"])),
+        ("finished", job.get("finished_at") and when(job["finished_at"])),
         ("time", None if job.get("elapsed_s") is None else duration(job["elapsed_s"])),
         ("progress", job.get("progress")),
         ("gpus", job.get("gpus")),
         ("devices", ", ".join(str(device) for device in job.get("devices") or ())),
+        ("chosen", job.get("why_these_devices")),
         ("priority", job.get("priority")),
         ("enforced", _inline(job.get("limits_enforced"))),
         ("checkpoint", job.get("checkpoint_dir")),
@@ -44,9 +47,11 @@ def job_text(job: dict[str, Any], state: Callable[[str], str]) -> str:
         for name, value in facts
         if value not in {None, ""}
     ]
-    for name in ("elements", "inputs", "outputs"):
+    if job.get("elements"):
+        lines += ["", "elements", tree_text(job["elements"])]
+    for name, columns in (("inputs", _INPUTS), ("outputs", _OUTPUTS)):
         if job.get(name):
-            lines += ["", name, tree_text(job[name])]
+            lines += ["", name, *_rows(columns, job[name])]
     if job.get("attempts"):
         lines += ["", "attempts", attempts_text(job)]
     if job.get("events"):
@@ -56,26 +61,54 @@ def job_text(job: dict[str, Any], state: Callable[[str], str]) -> str:
 
 def attempts_text(job: dict[str, Any]) -> str:
     """Return the attempts of a job as a table."""
-    head = ("  N", "STATE", "ENDING", "CODE", "STARTED", "FINISHED", "PEAK", "CREDITS")
-    rows = [
-        (
-            f"  {attempt.get('number')}",
-            str(attempt.get("state") or "-"),
-            str(attempt.get("ending") or "-"),
-            code_text(attempt),
-            str(attempt.get("started_at") or "-"),
-            str(attempt.get("finished_at") or "-"),
-            size(attempt.get("peak_memory_bytes")),
-            credit(attempt.get("charge_micro")),
-        )
-        for attempt in job.get("attempts") or ()
-    ]
-    return "\n".join(table(head, rows, None))
+    return "\n".join(_rows(_ATTEMPTS, job.get("attempts") or ()))
 
 
 def events_text(job: dict[str, Any]) -> str:
     """Return the history of a job, a line an event."""
-    return "\n".join(f"  {_inline(event)}" for event in job.get("events") or ())
+    return "\n".join(_rows(_EVENTS, job.get("events") or ())[1:])
+
+
+def _rows(columns: Sequence[Column], found: Iterable[dict[str, Any]]) -> list[str]:
+    rows = [[f"  {columns[0][1](each)}", *[cell(each) for _, cell in columns[1:]]] for each in found]
+    return table([f"  {columns[0][0]}", *[head for head, _ in columns[1:]]], rows, None)
+
+
+def _told(event: dict[str, Any]) -> str:
+    index = event.get("index")
+    code = f" (code {event['exit_code']})" if event.get("exit_code") else ""
+    return ("" if index is None else f"[{index}] ") + str(event.get("sentence") or event.get("ending") or "") + code
+
+
+_ATTEMPTS: tuple[Column, ...] = (
+    ("N", lambda row: str(row.get("number"))),
+    ("ENDED", lambda row: str(row.get("ending") or "-")),
+    ("CODE", code_text),
+    ("STARTED", lambda row: when(row.get("started_at"))),
+    ("FINISHED", lambda row: when(row.get("finished_at"))),
+    ("PEAK", lambda row: size(row.get("peak_memory_bytes"))),
+    ("GPU PEAK", lambda row: size(row.get("peak_gpu_memory_bytes"))),
+    ("ENERGY", lambda row: "-" if row.get("energy_j") is None else f"{row['energy_j'] / 3600:.3g} Wh"),
+    ("CREDITS", lambda row: credit(row.get("charge_micro"))),
+)
+_INPUTS: tuple[Column, ...] = (
+    ("NAME", lambda row: str(row["name"])),
+    ("SIZE", lambda row: size(row.get("size_bytes"))),
+    ("FILES", lambda row: str(row.get("files") or "-")),
+    ("DIGEST", lambda row: str(row.get("digest") or "-")[:12]),
+    ("FROM", lambda row: str(row.get("uri")) + (",rw" if row.get("rw") else "")),
+)
+_OUTPUTS: tuple[Column, ...] = (
+    ("NAME", lambda row: str(row["name"])),
+    ("SIZE", lambda row: size(row.get("size_bytes"))),
+    ("FILES", lambda row: str(row.get("files") or "-")),
+    ("DIGEST", lambda row: str(row.get("digest") or "-")),
+)
+_EVENTS: tuple[Column, ...] = (
+    ("AT", lambda row: when(row.get("at"))),
+    ("WHAT", lambda row: str(row.get("kind"))),
+    ("", _told),
+)
 
 
 def plan_text(answer: dict[str, Any]) -> str:

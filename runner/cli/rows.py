@@ -44,10 +44,17 @@ def code_text(row: dict[str, Any]) -> str:
 
 
 def _state(row: dict[str, Any]) -> str:
+    return str(row["state"])
+
+
+def _progress(row: dict[str, Any]) -> str:
+    """Return how far an array is, or how far a job's inputs are."""
     elements = row.get("elements")
     if not isinstance(elements, dict):
-        return str(row["state"])
-    return f"{row['state']} " + " ".join(f"{count} {state}" for state, count in elements.items())
+        return str(row.get("progress") or "-")
+    over = sum(elements.get(state, 0) for state in ("succeeded", "failed", "stopped"))
+    bad = elements.get("failed", 0)
+    return f"{over}/{sum(elements.values())} done" + (f", {bad} failed" if bad else "")
 
 
 def _gpus(row: dict[str, Any]) -> str:
@@ -61,7 +68,7 @@ JOB_COLUMNS: tuple[Column, ...] = (
     ("STATE", _state),
     ("GPU", _gpus),
     ("TIME", lambda row: duration(row.get("elapsed_s"))),
-    ("PROGRESS", lambda row: str(row.get("progress") or "-")),
+    ("PROGRESS", _progress),
     ("REASON", lambda row: why(row) or "-"),
 )
 JOB_WIDE: tuple[Column, ...] = (

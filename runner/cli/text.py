@@ -110,6 +110,12 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
+def when(moment: object) -> str:
+    """Return an ISO 8601 instant of the API for people: to the second, still in UTC."""
+    text = str(moment or "-")
+    return text[:10] + " " + text[11:19] + "Z" if len(text) > 19 and text[10] == "T" else text
+
+
 def size(size_bytes: float | None) -> str:
     """Return bytes for people: 1.5 GiB."""
     if size_bytes is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -18,10 +17,19 @@ from runner.daemon.loop import Loop
 from runner.executors.base import AttemptRecord
 from runner.service.desk import Change
 from runner.state import measurements
+from runner.telemetry.logs import read_log
 from runner.telemetry.metrics import Extractor, MetricsFile, Patterns, Point, Steps, compile_patterns, open_regular
-from runner.telemetry.samples import Energy, GpuReading, Peak, Sample, Usage, process_tree, read_cgroup, read_processes, sample
-
-LOG_BYTES_A_LOOK = 4 << 20
+from runner.telemetry.samples import (
+    Energy,
+    GpuReading,
+    Peak,
+    Sample,
+    Usage,
+    process_tree,
+    read_cgroup,
+    read_processes,
+    sample,
+)
 
 log = logging.getLogger("stoker.measure")
 Readings = Callable[[Sequence[str]], Sequence[GpuReading]]
@@ -151,15 +159,12 @@ class Measurer:
         points: list[Point] = []
         for path in subject.log_paths:
             try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                piece = read_log(str(path), start=subject.log_offset)
             except FileNotFoundError:
                 continue
-            try:
-                while data := os.pread(descriptor, LOG_BYTES_A_LOOK, subject.log_offset):
-                    subject.log_offset += len(data)
-                    points += extractor.feed(data, now_us)
-            finally:
-                os.close(descriptor)
+            for data in piece:
+                points += extractor.feed(data, now_us)
+            subject.log_offset = piece.end
             break
         return points + (extractor.finish(now_us) if subject.over else [])
 

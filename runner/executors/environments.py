@@ -37,10 +37,11 @@ GRACE_S = 5.0
 LAST_LINES = 15
 MARK = "complete"
 
-# What a user's own setup of proxies, indexes and certificates is made of; nothing else of the caller's reaches a build.
-_PASSED_PREFIXES = ("PIP_", "UV_", "SSL_", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "LANG", "LC_")
+# What a user's setup of proxies, indexes, certificates and the interpreter is made of; no more reaches a build.
+_PASSED_PREFIXES = ("PIP_", "UV_", "SSL_", "PYENV_", "GIT_", "LC_")
 _PASSED_NAMES = frozenset(
-    {"PATH", "HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "NETRC", "CC", "CXX", "CUDA_HOME"}
+    {"PATH", "LD_LIBRARY_PATH", "HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"}
+    | {"NETRC", "SSH_AUTH_SOCK", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "CC", "CXX", "CUDA_HOME"}
 )
 # These would put the packages somewhere else than into the environment.
 _MISLEADING = frozenset(
@@ -50,17 +51,21 @@ _MISLEADING = frozenset(
 _INCLUDE = re.compile(
     r"^\s*(?:-r|--requirement|-c|--constraint)(?:\s*=\s*|\s+|(?<=-r)|(?<=-c))(?P<path>\S.*?)\s*(?:\s#.*)?$"
 )
-_PROBE = "import json, sys, sysconfig; print(json.dumps([sys.version, sysconfig.get_platform(), sys.base_prefix]))"
+_PROBE = (
+    "import json, sys, sysconfig;"
+    "print(json.dumps([sys.executable, sys.version, sysconfig.get_platform(), sys.base_prefix]))"
+)
+PROBE_S = 30
 
 
-class EnvironmentFailed(StokerError):  # noqa: N818  named by fact, as the tree is
+class EnvironmentFailed(StokerError):
     """The environment could not be built; `details["lines"]` are the last lines of its output."""
 
     code = "environment_failed"
     http_status = 422
 
 
-class BuildCancelled(Exception):  # noqa: N818  an outcome, not an error
+class BuildCancelled(Exception):
     """Nobody wants the environment any more; nothing of it is left."""
 
 
@@ -115,7 +120,7 @@ class Builder:
         if found is not None:
             return found
         self._root.mkdir(mode=0o711, parents=True, exist_ok=True)
-        with _locked(self._root / f"{digest}.lock", cancelled):
+        with _locked(self._root / f"{digest}.lock", cancelled) as lock:
             # Whoever held the lock before us may have built it.
             found = self.find(digest)
             if found is not None:
@@ -123,11 +128,11 @@ class Builder:
             path = self._root / digest
             _remove(path)
             try:
+                build = _Build(requirements.parent, _passed(environ), lock, cancelled)
                 for command in _commands(path, requirements, interpreter, environ):
-                    _install(command, requirements, environ=_passed(environ), log_fd=log_fd, cancelled=cancelled)
+                    _install(command, requirements.name, build, log_fd)
                 self._check_unchanged(requirements, interpreter, digest)
-                (path / MARK).write_text(interpreter.identity + "\n", encoding="utf-8")
-                _protect(path)
+                _complete(path)
             except BaseException:
                 _remove(path)
                 raise
@@ -145,18 +150,27 @@ class Builder:
             _remove(self._root / digest)
 
 
-def probe(python: str) -> Interpreter:
-    """Return the interpreter behind an executable, asked in isolated mode. UsageError when it does not answer."""
+def probe(python: str, *, environ: Mapping[str, str] | None = None, cwd: Path | None = None) -> Interpreter:
+    """Return the interpreter behind a `python3`, which may be a shim that goes by the caller's `environ` and `cwd`.
+
+    UsageError when it does not answer.
+    """
     try:
         answer = subprocess.run(
-            [python, "-I", "-S", "-c", _PROBE], capture_output=True, check=True, timeout=30, stdin=subprocess.DEVNULL
+            [python, "-I", "-S", "-c", _PROBE],
+            capture_output=True,
+            check=True,
+            timeout=PROBE_S,
+            stdin=subprocess.DEVNULL,
+            env=None if environ is None else _passed(environ),
+            cwd=cwd,
         )
-        identity = json.dumps(json.loads(answer.stdout))
+        executable, *identity = json.loads(answer.stdout)
     except (OSError, ValueError, subprocess.SubprocessError):
         raise UsageError(
             f"{python} is no Python that can build an environment", hint="put the python3 to use first on your PATH"
         ) from None
-    return Interpreter(python, identity)
+    return Interpreter(executable or python, json.dumps(identity))
 
 
 def activate(environ: Mapping[str, str], path: Path | str) -> dict[str, str]:
@@ -185,20 +199,28 @@ def _commands(path: Path, requirements: Path, interpreter: Interpreter, environ:
     ]
 
 
-def _install(
-    command: list[str], requirements: Path, *, environ: Mapping[str, str], log_fd: int, cancelled: Callable[[], bool]
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """What the commands of one build have in common."""
+
+    cwd: Path
+    environ: Mapping[str, str]
+    lock: int
+    cancelled: Callable[[], bool]
+
+
+def _install(command: list[str], name: str, build: _Build, log_fd: int) -> None:
     output = _Output(log_fd)
     output.line(f"+ {shlex.join(command)}")
     try:
-        code = _run(command, cwd=requirements.parent, environ=environ, output=output, cancelled=cancelled)
+        code = _run(command, build, output)
     except OSError as error:
         code = 127
         output.line(str(error))
     if code != 0:
         how = f"exit code {code}" if code > 0 else f"signal {-code}"
         raise EnvironmentFailed(
-            f"the environment of {requirements.name} could not be built: {command[0]} ended with {how}",
+            f"the environment of {name} could not be built: {command[0]} ended with {how}",
             hint="the log of the job has the whole output; change the requirements and submit it again",
             lines=list(output.last),
         )
@@ -241,16 +263,16 @@ class _Output:
             os.write(self._log_fd, line + b"\n")
 
 
-def _run(
-    command: list[str], *, cwd: Path, environ: Mapping[str, str], output: _Output, cancelled: Callable[[], bool]
-) -> int:
+def _run(command: list[str], build: _Build, output: _Output) -> int:
     """Run a command in a group of its own, all it says through `output`; return its code, negative for a signal."""
-    if cancelled():
+    if build.cancelled():
         raise BuildCancelled
     with subprocess.Popen(
         command,
-        cwd=cwd,
-        env=environ,
+        cwd=build.cwd,
+        env=build.environ,
+        # It holds the lock too: when the runner dies, nobody builds here before the orphan has ended.
+        pass_fds=(build.lock,),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -258,7 +280,7 @@ def _run(
         bufsize=0,
     ) as process:
         try:
-            _pump(process, output, cancelled)
+            _pump(process, output, build.cancelled)
         finally:
             # The leader is not waited for yet, so the number is still its group's: what it left behind goes with it.
             _end_group(process)
@@ -304,7 +326,7 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _locked(path: Path, cancelled: Callable[[], bool]) -> Iterator[None]:
+def _locked(path: Path, cancelled: Callable[[], bool]) -> Iterator[int]:
     """Hold the lock of one digest; another build of the same is waited for, but not past a cancel."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -317,7 +339,7 @@ def _locked(path: Path, cancelled: Callable[[], bool]) -> Iterator[None]:
                     raise BuildCancelled from None
                 # flock has no descriptor to poll, and its owner may be another process.
                 time.sleep(LOOK_S)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -381,14 +403,19 @@ def _passed(environ: Mapping[str, str]) -> dict[str, str]:
     return kept | {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "UV_NO_PROGRESS": "1", "PIP_PROGRESS_BAR": "off"}
 
 
-def _protect(path: Path) -> None:
-    """Take the right to write from everything: shared by all jobs that name the same."""
+def _complete(path: Path) -> None:
+    """Take the right to write from everything, for all jobs share it, and mark it once it is on the disk."""
     for directory, _, files in os.walk(path, topdown=False):
         for name in files:
             file = os.path.join(directory, name)
             if not os.path.islink(file):
                 os.chmod(file, stat.S_IMODE(os.lstat(file).st_mode) & ~0o222 | 0o444)
-        os.chmod(directory, 0o555)  # noqa: S103  for every user that may run jobs
+        if directory != str(path):
+            os.chmod(directory, 0o555)  # noqa: S103  for every user that may run jobs
+    # The mark must not outlive a power cut that the packages did not; one call, not one for each of 50 000 files.
+    os.sync()
+    (path / MARK).touch(mode=0o444)
+    os.chmod(path, 0o555)  # noqa: S103
 
 
 def _remove(path: Path) -> None:

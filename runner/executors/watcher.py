@@ -763,7 +763,7 @@ def run_worker(watcher: Watcher, worker: Worker, gate: int, trouble: int) -> NoR
     step = ["setup"]
     try:
         _enter(watcher, worker, step, gate, trouble)
-    except BaseException as error:
+    except BaseException as error:  # whatever it is, the parent must hear of it: nothing else of this child speaks
         number = getattr(error, "errno", None) or 0
         text = getattr(error, "strerror", None) or str(error)
         name = f": {os.fsdecode(error.filename)}" if isinstance(error, OSError) and error.filename else ""
@@ -888,7 +888,7 @@ def stand_by(host: Host, channel: socket.socket, *, rehearsed: bool) -> NoReturn
             channel.close()
             Watcher(host, request, descriptors).run()
         code = 0
-    except BaseException as error:
+    except BaseException as error:  # a bug of ours: the runner finds it beside the records
         if directory:
             with contextlib.suppress(OSError):
                 _write(f"{directory}/error", repr(error), os.O_CREAT)

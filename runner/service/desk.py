@@ -17,7 +17,7 @@ from schedulers.resources import Inventory, ResourceRequest
 
 @dataclass(frozen=True, slots=True)
 class Enqueue:
-    """Elements of a job wait from now on: to be prepared first (inputs, environment), or ready at once."""
+    """Elements of a job wait from now on, or from a later instant: to be prepared first, or ready at once."""
 
     job_id: int
     indices: tuple[int, ...]
@@ -26,6 +26,7 @@ class Enqueue:
     queued_us: int
     array_limit: int | None
     prepares: bool
+    not_before_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,10 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class Halt:
-    """Ask the watcher of an attempt to stop its tree. Grace in seconds; None is the job's own."""
+    """Ask the watcher of an attempt to stop its tree, and to kill it after the grace in seconds."""
 
     attempt_id: int
-    grace_s: float | None = None
+    grace_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class Change:
     inventory: Inventory
     boot_id: str
     mounts_permitted: bool
+    jobs_dir: str
     admission: str = ""
     effects: list[Effect] = field(default_factory=list)
     touched: set[Ref] = field(default_factory=set)
@@ -94,25 +96,38 @@ Work = Callable[[Change], Any]
 Done = Callable[[Any, BaseException | None], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One piece of work and who hears of it."""
+
+    work: Work
+    done: Done | None = None
+    committed: Callable[[], None] | None = None
+
+
 class Desk:
     """A queue of work for the one writer, with a descriptor that becomes readable when there is some."""
 
     def __init__(self) -> None:
-        self._items: deque[tuple[Work, Done | None]] = deque()
+        self._items: deque[Item] = deque()
         self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
-    def put(self, work: Work, done: Done | None = None) -> None:
-        """Queue `work` for the next turn; `done` hears its answer after the commit, on the turn's thread."""
-        self._items.append((work, done))
+    def put(self, work: Work, done: Done | None = None, committed: Callable[[], None] | None = None) -> None:
+        """Queue `work` for the next turn.
+
+        `done` hears its answer after the commit, or why it was refused, on the turn's thread. Work without `done` is
+        the daemon's own: it is tried until it is committed, and then `committed` is called.
+        """
+        self._items.append(Item(work, done, committed))
         os.eventfd_write(self.descriptor, 1)
 
-    def take(self, most: int) -> list[tuple[Work, Done | None]]:
+    def take(self, most: int) -> list[Item]:
         """Return what is queued, oldest first."""
         try:
             os.eventfd_read(self.descriptor)
         except BlockingIOError:
             pass
-        taken: list[tuple[Work, Done | None]] = []
+        taken: list[Item] = []
         while self._items and len(taken) < most:
             taken.append(self._items.popleft())
         if self._items:
@@ -135,6 +150,12 @@ class Desk:
         if error is not None:
             raise error
         return answer
+
+    def insist(self, work: Work) -> None:
+        """Queue `work` and wait until it is committed, however long the disk is full; for the daemon's own threads."""
+        finished = threading.Event()
+        self.put(work, None, finished.set)
+        finished.wait()
 
 
 class Hub:

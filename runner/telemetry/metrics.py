@@ -11,8 +11,9 @@ import math
 import os
 import re
 import stat
+from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import re2
 
@@ -36,8 +37,7 @@ _STEP = re.compile(rb"[0-9]{1,18}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_./@-]{0,62}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(NamedTuple):
     """One value of one metric. `step` is the job's own where it says one, else a count."""
 
     name: str
@@ -63,7 +63,7 @@ def compile_patterns(patterns: Mapping[str, str]) -> Patterns:
     """Compile NAME → REGEX. UsageError for what RE2 refuses, with its reason, and where it is not plain what is caught.
 
     The value is the only group, or the one named `value`; a group named `step` beside it is its step. A pattern whose
-    own name is `step` gives the step of all values on its line and after it.
+    own name is `step` gives the step, a whole number, of all values on its line and after it, and is no metric itself.
     """
     if len(patterns) > PATTERNS_MAX:
         raise UsageError(
@@ -131,7 +131,8 @@ class Extractor:
     """Reads one log through patterns, chunk by chunk as they come."""
 
     def __init__(self, patterns: Patterns, steps: Steps) -> None:
-        self._patterns = patterns
+        self._patterns = [pattern for pattern in patterns if pattern.name != "step"]
+        self._step_pattern = next((pattern for pattern in patterns if pattern.name == "step"), None)
         self._steps = steps
         self._partial = b""
         self._step: int | None = None
@@ -157,28 +158,34 @@ class Extractor:
         return self._extract(partial, at_us) if partial else []
 
     def _extract(self, lines: bytes, at_us: int) -> list[Point]:
-        found: list[tuple[int, int, int | None, Pattern, float]] = []
+        starts, steps = self._said_steps(lines)
+        points: list[Point] = []
         for pattern in self._patterns:
+            name, group, step_group = pattern.name, pattern.value_group, pattern.step_group
             for match in pattern.regex.finditer(lines):
-                value = parse_number(match.group(pattern.value_group) or b"")
+                value = parse_number(match.group(group) or b"")
                 if value is None:
                     continue
-                said = None if pattern.step_group is None else _step(match.group(pattern.step_group) or b"")
-                # A line has one newline: counting from its beginning puts the step before the values beside it.
-                at = match.start() if pattern.name != "step" else lines.rfind(b"\n", 0, match.start()) + 1
-                found.append((at, pattern.name != "step", said, pattern, value))
-        if len(self._patterns) > 1:
-            found.sort(key=lambda one: one[:2])
-        return list(self._points(found, at_us))
+                said = None if step_group is None else _step(match.group(step_group) or b"")
+                if said is None and self._step_pattern is not None:
+                    said = steps[bisect_right(starts, match.start())]
+                step = self._steps.next(name, said)
+                if step is not None:
+                    points.append(Point(name, step, value, at_us))
+        self._step = steps[-1]
+        return points
 
-    def _points(self, found: Sequence[tuple[int, int, int | None, Pattern, float]], at_us: int) -> Iterator[Point]:
-        for _, _, said, pattern, value in found:
-            if pattern.name == "step":
-                self._step = int(value) if 0 <= value <= STEP_MAX and value.is_integer() else None
-                continue
-            step = self._steps.next(pattern.name, said if said is not None else self._step)
-            if step is not None:
-                yield Point(pattern.name, step, value, at_us)
+    def _said_steps(self, lines: bytes) -> tuple[list[int], list[int | None]]:
+        """Return where the lines begin that say a step, and the steps: the one said before first, then one for each."""
+        starts: list[int] = []
+        steps = [self._step]
+        if self._step_pattern is not None:
+            for match in self._step_pattern.regex.finditer(lines):
+                step = _step(match.group(self._step_pattern.value_group) or b"")
+                if step is not None:
+                    starts.append(lines.rfind(b"\n", 0, match.start()) + 1)
+                    steps.append(step)
+        return starts, steps
 
 
 class MetricsLines:

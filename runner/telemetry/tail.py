@@ -28,6 +28,8 @@ WINDOW_BYTES = 2 << 20
 # A writer of single lines is read in gulps, so that all followers together get at most about 2 000 wake-ups a second.
 PAUSE_S_PER_FOLLOWER = 0.0005
 PAUSE_MAX_S = 0.1
+# Whole blocks kept per file for followers that come up from behind together.
+BLOCKS_MAX = 16
 # How much of one file is read before the others have their turn.
 TURN_BYTES = 16 * CHUNK_BYTES
 # A file that inotify had no room for is looked at this often.
@@ -253,8 +255,9 @@ class Follower:
         while True:
             with self._lock:
                 offset, restarts = self.offset, file.restarts
-                stop = min(offset + CHUNK_BYTES, file.window_start)
-            if offset >= stop:
+                stop = min((offset // CHUNK_BYTES + 1) * CHUNK_BYTES, file.window_start)
+                block = file.locate(offset)
+            if offset >= stop or block is not None:
                 return self.take()
             start = next_data(descriptor, offset, stop)
             data = read_window(descriptor, start, stop, file.mask)
@@ -262,8 +265,10 @@ class Follower:
                 if file.restarts != restarts:
                     continue
                 self.offset = start + len(data)
-            if data:
-                return Chunk(start, data)
+                if data:
+                    chunk = Chunk(start, data)
+                    file.remember(chunk)
+                    return chunk
 
     def arm(self, wake: Callable[[], None]) -> bool:
         """Have `wake` called once, on the tail's thread, when there is more; False when there already is.
@@ -303,6 +308,8 @@ class _File:
         self.followers: set[Follower] = set()
         self._window: deque[Chunk] = deque()
         self._window_bytes = 0
+        # Full blocks on a grid of 64 KiB that late followers read, oldest first: the next one finds them encoded.
+        self._blocks: dict[int, Chunk] = {}
 
     @property
     def window_start(self) -> int:
@@ -310,7 +317,10 @@ class _File:
         return self._window[0].offset if self._window else self.position
 
     def locate(self, offset: int) -> Chunk | None:
-        """Return the kept chunk that holds the byte at `offset`, or the next one after a hole."""
+        """Return the kept chunk that holds the byte at `offset`, or in the window the next one after a hole."""
+        block = self._blocks.get(offset // CHUNK_BYTES)
+        if block is not None:
+            return block
         if self._window and offset >= self._window[0].offset:
             for chunk in self._window:
                 if offset < chunk.end:
@@ -352,10 +362,18 @@ class _File:
                 self.position = chunk.end
         return self.position < end
 
+    def remember(self, chunk: Chunk) -> None:
+        """Keep a block that a late follower has read, where it is a whole one."""
+        if chunk.offset % CHUNK_BYTES == 0 and len(chunk.data) == CHUNK_BYTES:
+            self._blocks[chunk.offset // CHUNK_BYTES] = chunk
+            if len(self._blocks) > BLOCKS_MAX:
+                del self._blocks[next(iter(self._blocks))]
+
     def settle(self) -> None:
-        """Drop the window when everybody waits for what is not written yet."""
-        if self._window and all(follower.waiting for follower in self.followers):
+        """Keep nothing when everybody waits for what is not written yet."""
+        if (self._window or self._blocks) and all(follower.waiting for follower in self.followers):
             self._forget()
+            self._blocks.clear()
 
     def wake(self) -> None:
         """Wake the followers that wait for what is there now; those busy with earlier chunks come by themselves."""
@@ -373,6 +391,7 @@ class _File:
     def _restart(self) -> None:
         # The job cut its own log short (`> /dev/stdout` does): what is written now begins at 0 again.
         self._forget()
+        self._blocks.clear()
         self.position = 0
         self.restarts += 1
         for follower in self.followers:

@@ -18,6 +18,7 @@ from runner.executors.cgroups import CgroupRoots, find_cgroups
 from runner.executors.link import SpawnerLink
 from runner.executors.marks import this_box
 from runner.executors.process import ProcessExecutor
+from runner.executors.watcher import Host
 
 PYTHON = sys.executable
 WITHIN_S = 20.0
@@ -32,6 +33,18 @@ def until(condition: Callable[[], Any], within_s: float = WITHIN_S) -> Any:
             return value
         assert time.monotonic() < deadline, "the condition did not come true in time"
         time.sleep(0.005)
+
+
+@contextmanager
+def open_host() -> Iterator[Host]:
+    """Have what spawner and watchers share, and give its descriptors back."""
+    host = Host()
+    try:
+        yield host
+    finally:
+        host.hints.close()
+        os.close(host.null)
+        os.close(host.children)
 
 
 def wait_end(launched: Launched, within_s: float = WITHIN_S) -> None:

@@ -76,7 +76,7 @@ def test_the_state_directory_is_private(start: Start, paths: Paths) -> None:
         start()
     finally:
         os.umask(before)
-    for folder in (paths.state_dir, paths.run_dir, paths.log_dir):
+    for folder in (paths.state_dir, paths.run_dir):
         assert os.stat(folder).st_mode & 0o777 == 0o700
 
 
@@ -146,4 +146,4 @@ def test_the_command_of_the_spawner(paths: Paths) -> None:
     assert command[:3] == [sys.executable, "-I", "-S"]
     assert command[3] == str(ROOT / "runner/executors/spawner.py")
     assert command[4:7] == [paths.state_dir, "--detach", "--"]
-    assert command[7:] == [sys.executable, "-I", "-m", "runner.daemon.main", "--state-dir", paths.state_dir]
+    assert command[7:] == [sys.executable, "-I", "-m", "runner.bootstrap", "--state-dir", paths.state_dir]

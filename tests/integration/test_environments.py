@@ -11,6 +11,7 @@ import sys
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,11 +22,11 @@ from tests.integration.logs_kit import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 UV = shutil.which("uv")
 INSTALLERS = ["pip", "uv"] if UV else ["pip"]
 PYTHON = os.path.realpath(sys.executable)
+ROOT = str(Path(__file__).parents[2])
 
 
 @pytest.fixture
@@ -208,6 +209,34 @@ def test_a_waiting_build_can_be_cancelled(tmp_path: Path, log: int) -> None:
         assert isinstance(first.exception(timeout=30), EnvironmentFailed)
 
 
+def test_a_build_whose_runner_was_killed_is_not_joined_by_another(tmp_path: Path, log: int) -> None:
+    """The orphan keeps the lock: the next build of the same begins when it has ended, not in its midst."""
+    go, started, order = tmp_path / "go", tmp_path / "started", tmp_path / "order"
+    python = fake_python(
+        tmp_path,
+        f"if [ -e {go} ]; then echo next >> {order}; exit 1; fi; /bin/touch {started};"
+        f"while [ ! -e {go} ]; do /bin/sleep 0.05; done; /bin/sleep 0.3; echo orphan >> {order}; exit 1",
+    )
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("x\n")
+    script = (
+        "import sys; from pathlib import Path; from runner.executors.environments import Builder, Interpreter\n"
+        f"Builder(Path({str(tmp_path / 'envs')!r})).build(Path({str(requirements)!r}), log_fd=2, environ={{}},"
+        f" interpreter=Interpreter({python.executable!r}, 'fake'), cancelled=lambda: False)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": ROOT}) as killed:
+        until(started.exists)
+        killed.kill()
+
+    def asked() -> bool:
+        go.touch()
+        return False
+
+    with pytest.raises(EnvironmentFailed):
+        Builder(tmp_path / "envs").build(requirements, interpreter=python, environ={}, log_fd=log, cancelled=asked)
+    assert order.read_text() == "orphan\nnext\n"
+
+
 def test_the_digest_follows_content_includes_and_interpreter(tmp_path: Path) -> None:
     """An included file's bytes and the interpreter change the digest; the folder it lies in does not."""
     builder = Builder(tmp_path / "envs")
@@ -243,6 +272,17 @@ def test_requirements_that_are_no_small_file_are_refused(tmp_path: Path) -> None
     for name in ("fifo", "huge", ".", "missing"):
         with pytest.raises(UsageError):
             Builder(tmp_path / "envs").digest(tmp_path / name, probe(PYTHON))
+
+
+def test_a_shim_is_seen_through(tmp_path: Path) -> None:
+    """A `python3` that picks another by the caller's variables gives the one it picked: the job's processes get no shim."""
+    shim = tmp_path / "python3"
+    shim.write_text('#!/bin/sh\nexec "$PYENV_ROOT/python" "$@"\n')
+    shim.chmod(0o755)
+    (tmp_path / "python").symlink_to(PYTHON)
+    found = probe(str(shim), environ={"PYENV_ROOT": str(tmp_path)})
+    assert found.identity == probe(PYTHON).identity
+    assert found.executable == str(tmp_path / "python")
 
 
 def test_an_interpreter_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -105,6 +105,25 @@ def test_followers_at_the_front_share_one_frame(tmp_path: Path, tail: LogTail) -
     second.close()
 
 
+def test_late_followers_share_what_the_first_of_them_reads(tmp_path: Path, tail: LogTail) -> None:
+    """Many who open a long log at its beginning cost one reading and one encoding of each block."""
+    path = tmp_path / "log.0"
+    path.write_bytes(b"0123456789abcde\n" * 20_000)
+    first, second = tail.open(str(path)), tail.open(str(path), 5)
+    shared = 0
+    content = b""
+    while (chunk := first.read()) is not None:
+        content += chunk.data
+        other = second.read()
+        assert other is not None
+        assert content.endswith(other.data)
+        shared += other is chunk
+    assert content == path.read_bytes()
+    assert shared == len(content) // (64 * 1024) - 1
+    first.close()
+    second.close()
+
+
 def test_a_log_is_followed_through_its_rename(tmp_path: Path, tail: LogTail) -> None:
     """A moved log goes on being followed under its old descriptor, and what comes after the move is sent."""
     path, moved = tmp_path / "log.0", tmp_path / "moved"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from runner.executors.watcher import Host, cut_log
-from tests.integration.executors_kit import open_bench, until
+from runner.executors.watcher import cut_log
+from tests.integration.executors_kit import open_bench, open_host, until
 
 MIB = 1 << 20
 
@@ -23,7 +23,8 @@ def written(path: Path, mib: int) -> int:
 def test_the_middle_of_a_long_log_is_freed(tmp_path: Path) -> None:
     """The first MiB and the newest half of the limit stay where they were; the rest takes no room."""
     descriptor = written(tmp_path / "log", 12)
-    cut_log(Host(), descriptor, 4 * MIB)
+    with open_host() as host:
+        cut_log(host, descriptor, 4 * MIB)
     content = (tmp_path / "log").read_bytes()
     assert len(content) == 12 * MIB
     assert content[:MIB] == b"a" * MIB
@@ -37,7 +38,8 @@ def test_a_log_within_its_limit_is_left_alone(tmp_path: Path) -> None:
     """Nothing is cut before the limit is reached."""
     descriptor = written(tmp_path / "log", 3)
     before = (tmp_path / "log").read_bytes()
-    cut_log(Host(), descriptor, 4 * MIB)
+    with open_host() as host:
+        cut_log(host, descriptor, 4 * MIB)
     assert (tmp_path / "log").read_bytes() == before
     os.close(descriptor)
 

@@ -18,8 +18,8 @@ from runner.executors.link import SPAWNER, SpawnerLink
 from runner.executors.marks import reopen_process, this_box
 from runner.executors.process import ProcessExecutor
 from runner.executors.records import ProcessMark
-from runner.executors.watcher import Host, Tree, in_group, start_ticks
-from tests.integration.executors_kit import PYTHON, open_bench, token_of, until
+from runner.executors.watcher import Tree, in_group, start_ticks
+from tests.integration.executors_kit import PYTHON, open_bench, open_host, token_of, until
 
 STARTER = """
 import os, signal, sys
@@ -73,18 +73,18 @@ def test_a_kernel_without_clone3_still_puts_the_worker_into_its_group() -> None:
     if roots.unified is None:
         pytest.skip("no writable cgroup2")
     path = f"{roots.unified}/stoker/{token_of(1)}"
-    host = Host()
-    tree = Tree(host, {"unified": path})
-    os.close(tree.directory)
-    tree.directory = host.null  # no group: the kernel refuses
-    pid = tree.fork()
-    if pid == 0:
-        tree.join()
-        os._exit(0 if in_group(os.getpid(), path) else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert tree.late
-    tree.remove()
-    assert not Path(path).exists()
+    with open_host() as host:
+        tree = Tree(host, {"unified": path})
+        os.close(tree.directory)
+        tree.directory = host.null  # no group: the kernel refuses
+        pid = tree.fork()
+        if pid == 0:
+            tree.join()
+            os._exit(0 if in_group(os.getpid(), path) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert tree.late
+        tree.remove()
+        assert not Path(path).exists()
 
 
 def test_nothing_of_the_starter_reaches_a_job(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from runner.telemetry.masking import FORM_MAX_BYTES, NO_MASK, mask_for
 
-SECRET = "s3cr3t/with+odd=chars"  # noqa: S105  a canary
+SECRET = "s3cr3t/with+odd=chars"
 
 
 @pytest.mark.parametrize(

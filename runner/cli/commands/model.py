@@ -6,7 +6,7 @@ import os
 
 from runner.cli.commands.rm import asks, confirmed
 from runner.cli.detail import tree_text
-from runner.cli.text import size
+from runner.cli.text import size, when
 from runner.client import query, quote
 from runner.core.errors import StokerError, UsageError
 
@@ -53,6 +53,6 @@ _COLUMNS = (
     ("SIZE", lambda row: size(row.get("size_bytes"))),
     ("FILES", lambda row: str(row.get("files", "-"))),
     ("JOB", lambda row: str(row.get("job") or "-")),
-    ("CREATED", lambda row: str(row.get("created_at") or "-")),
+    ("CREATED", lambda row: when(row.get("created_at"))),
 )
 _WIDE = (("DIGEST", lambda row: str(row.get("digest") or "-")),)

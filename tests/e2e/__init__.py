@@ -1,0 +1,1 @@
+"""What a user does, from the command line of a real private runner to its end."""
