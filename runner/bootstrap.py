@@ -43,6 +43,7 @@ from runner.executors.cgroups import CgroupRoots, find_cgroups
 from runner.executors.link import SpawnerLink
 from runner.executors.marks import this_box
 from runner.executors.process import ProcessExecutor
+from runner.executors.spares import Spares
 from runner.gpus.nvml import Nvml
 from runner.identity.sealing import Sealer
 from runner.ledger.accounts import AccountKind
@@ -184,6 +185,7 @@ def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context,
         prices=prices,
         account_ids={name: account.id},
         ballast=ballast,
+        trees=Spares(paths.jobs_dir),
         clock=clock,
         step=stepper(os.environ),
     )
