@@ -81,6 +81,9 @@ class Turn:
         try:
             with self.context.database.transaction():
                 answers = [self._answer(change, item) for item in items]
+                for effect in change.effects:
+                    if isinstance(effect, Halt):
+                        self.starter.halting(effect)
                 for attempt_id in looks:
                     self.finisher.look(change, attempt_id)
                 self._queue(change)

@@ -35,9 +35,11 @@ def test_killed_clients_that_try_again_make_each_job_once(tmp_path: Path) -> Non
     """Every client is killed at a random instant and tries again under its key: as many jobs as keys."""
     submits, (seed, chance) = count(SUBMITS), seeded()
     with open_box(tmp_path / "state") as box:
-        began = time.monotonic()
-        submitting(box, "warm-up", 0).communicate()
-        takes_s = time.monotonic() - began
+        takes_s = 1.0
+        for _ in range(5):
+            began = time.monotonic()
+            submitting(box, "warm-up", 0).communicate()
+            takes_s = min(takes_s, time.monotonic() - began)
         killed, unheard = 0, 0
         for number in range(1, submits):
             client = submitting(box, f"key-{number}", number)

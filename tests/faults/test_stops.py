@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -28,11 +29,13 @@ def test_jobs_that_end_while_the_runner_is_away_keep_code_time_and_bill(tmp_path
     with open_box(tmp_path / "state", {"STOKER_BOX__CPUS": str(jobs)}) as box:
         for _ in range(jobs):
             code = chance.randrange(256)
-            script = f"sleep {chance.uniform(0.5, 2):.2f}; date +%s.%N > {ends}/$STOKER_JOB_ID; exit {code}"
+            wait = f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done; sleep {chance.uniform(0, 1):.2f}"
+            script = f"{wait}; date +%s.%N > {ends}/$STOKER_JOB_ID; exit {code}"
             expected[box.submit("/bin/sh", "-c", script)] = code
         for job in expected:
             box.wait_state(job, "running")
         running = box.stop_service()
+        (tmp_path / "go").touch()
         until(lambda: len(list(ends.iterdir())) == jobs and not box.watchers(), what="the end of the jobs")
         time.sleep(1)  # so that an end taken from the clock of the next start is told from the true one
         assert not box.runner_pid(), "the runner came back after service stop"
@@ -69,6 +72,21 @@ def test_a_stop_in_the_first_instants_is_never_lost(tmp_path: Path) -> None:
         bills = box.wrong_bills()
     report("stop in the first 150 ms", rounds=rounds, stopped=stopped, before_it_ran=before, left=0, seed=seed)
     assert bills == []
+
+
+def test_a_stop_that_meets_its_start_is_not_refused(tmp_path: Path) -> None:
+    """Stops and the news that their jobs began arrive in one turn, since the turn before was long: all are stopped."""
+    jobs = 60
+    with open_box(tmp_path / "state", {"STOKER_BOX__CPUS": str(jobs)}) as box:
+        body = [{"command": ["/bin/sleep", "600"]}] * jobs
+        thread = threading.Thread(target=box.submit_many, args=(body,))
+        thread.start()
+        until(lambda: box.rows("SELECT count(*) FROM attempts")[0][0] == jobs, what="the commit of every attempt")
+        refs = [str(job) for (job,) in box.rows("SELECT id FROM jobs")]
+        box.post("/v1/jobs/stop", {"refs": refs})
+        thread.join()
+        box.wait_all()
+        assert box.rows("SELECT DISTINCT state FROM elements") == [("stopped",)]
 
 
 def test_a_tree_that_will_not_die_is_gone_after_its_grace(tmp_path: Path) -> None:
