@@ -122,7 +122,7 @@ def _serve(paths: Paths) -> int:
     watch = Watch(context, loop, starter)
     watch.open()
     devices.first_look()
-    recover(context, loop, devices=devices, starter=starter, preparer=preparer, saver=saver)
+    recover(context, loop, starter=starter, preparer=preparer, saver=saver)
     room = Room(
         version=importlib.metadata.version("stoker"),
         config=config,

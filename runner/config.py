@@ -54,6 +54,10 @@ class Gpu:
 
     exclude: list[str] = _setting([], "UUIDs that are never given to a job")
     free_below_bytes: int = _setting("1GiB", "a device with less in use, and no foreign compute process, is free", _size)
+    quarantine_after_s: float = _setting(
+        "60s", "a device not empty this long after its job is quarantined, and checked as often", parse_duration
+    )
+    look_every_s: float = _setting("2s", "between two looks while a job waits for a device", parse_duration)
     lock_dir: str = _setting("/run/lock", "where the runners of one box agree on devices")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.nvml.build import build_fake_nvml
 from tests.kit import Box
 
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
@@ -79,8 +80,15 @@ def box(tmp_path: Path) -> Iterator[Box]:
         yield each
 
 
-# The benches and soak runs are told by these what to do.
-_KEPT = {"STOKER_SOAK", "STOKER_SEED"}
+@pytest.fixture(scope="session")
+def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the fake NVIDIA driver library, built once a session, where other users reach it."""
+    folder = tmp_path_factory.mktemp("nvml")
+    return build_fake_nvml(folder)
+
+
+# These say how long and from which seed the fault campaigns run.
+_KEPT = {"STOKER_SOAK", "STOKER_SOAK_RESULTS", "STOKER_SEED"}
 
 
 def _look_at(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -72,7 +72,7 @@ class Finisher:
             case "alive":
                 self.measurer.began(running.attempt, record)
                 self._keep_watching(change, running, record)
-            case "finished":
+            case "finished" if self._devices_seen(running, record):
                 self.context.step(Step.FINISH_READ)
                 self._end(change, running, record, self._judge(running, record))
             case "lost":
@@ -165,8 +165,16 @@ class Finisher:
             stop_ending=stop_ending,
             log_tail=tail,
             had_devices=bool(running.attempt.devices),
+            device_lost=self.devices.lost(running.attempt.devices),
             disk_full=free is not None and free.f_bavail * free.f_frsize < 1 << 20,
         )
+
+    def _devices_seen(self, running: RunningAttempt, record: AttemptRecord) -> bool:
+        """Judge a failure only once its devices were looked at: one may have gone away and taken the job with it."""
+        failed = any(rank is None or rank.code != 0 for rank in record.ranks)
+        if not failed or record.final is None:
+            return True
+        return self.devices.look_before_end(running.attempt, record.final.monotonic_ns)
 
     def _end(self, change: Change, running: RunningAttempt, record: AttemptRecord, ended: Ended) -> None:
         """Close an attempt: its element goes to saving, its time is billed, its resources come back."""
@@ -188,7 +196,7 @@ class Finisher:
         )
         self._bill(change, running, record)
         self.context.board.end(attempt.id)
-        self.devices.leave(change, attempt)
+        self.devices.leave(attempt)
         self._ingested.append(running)
         change.touched.add(ref)
         self._next(change, running, ended, ended_us)

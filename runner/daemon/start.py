@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 
-from runner.core.errors import StokerError
+from runner.core.errors import StokerError, Unavailable
 from runner.core.job import Attempt
 from runner.core.lifecycle import State
 from runner.daemon import launch
@@ -55,6 +55,7 @@ class Starter:
         )
         board.withdraw(ref)
         board.take(RunningAttempt(attempt, start.allocation))
+        self.devices.given(attempt)
         return Order(attempt, start.allocation)
 
     def start(self, order: Order) -> None:
@@ -123,12 +124,13 @@ class Starter:
         kept = dict(board.running)
         connection = self.context.database.writer
         board.clear()
-        self.devices.reload(jobs.held_devices(connection))
-        for attempt in jobs.open_attempts(connection):
+        attempts = {attempt.id: attempt for attempt in jobs.open_attempts(connection)}
+        for attempt in attempts.values():
             running = self.running_from(attempt)
             if attempt.id in kept:
                 running.pidfd, running.launches = kept[attempt.id].pidfd, kept[attempt.id].launches
             board.take(running)
+        self.devices.reload(jobs.held_devices(connection), attempts)
 
     def running_from(self, attempt: Attempt) -> RunningAttempt:
         """Rebuild what an open attempt holds from its rows."""
@@ -143,6 +145,9 @@ class Starter:
 
     def _launch(self, order: Order) -> int:
         context, attempt = self.context, order.attempt
+        locks = self.devices.locks.descriptors(attempt.devices)
+        if locks is None:
+            raise Unavailable("its device may have been another runner's meanwhile")
         facts = context.facts(attempt.ref.job_id)
         launch.make_directories(context.paths, attempt, facts, mounts_permitted=context.mounts_permitted)
         context.step(Step.LAUNCH_DIRECTORIES)
@@ -163,4 +168,4 @@ class Starter:
         environment = launch.build_environment(order, facts, paths=context.paths, now_s=context.clock.now_us() / 1e6)
         prepared = context.executor.prepare(attempt.id, plan)
         context.step(Step.LAUNCH_PREPARED)
-        return context.executor.launch(prepared, [environment], self.devices.descriptors(attempt.devices)).pidfd
+        return context.executor.launch(prepared, [environment], locks).pidfd

@@ -133,15 +133,26 @@ class Turn:
 
     def _decide(self, change: Change) -> list[Order]:
         """Start what may start now, row by row; nothing on a full disk, where it could not even be launched."""
-        board = self.context.board
-        if not board.waiting or self.context.admission:
-            return []
-        self.devices.refresh()
-        orders = []
-        for decision in decide(board.snapshot(change.now_us)):
-            if isinstance(decision, Start) and self.devices.lock(decision.allocation.devices):
-                orders.append(self.starter.allocate(change, decision))
+        orders: list[Order] = []
+        if self.context.board.waiting and not self.context.admission:
+            self.devices.refresh()
+            while not self._start_what_may(change, orders):
+                pass
+        self.devices.settle()
         return orders
+
+    def _start_what_may(self, change: Change, orders: list[Order]) -> bool:
+        """Decide once; False when a device turned out to be another runner's, so that the decision is to be made again."""
+        final = True
+        for decision in decide(self.context.board.snapshot(change.now_us)):
+            if not isinstance(decision, Start):
+                continue
+            match self.devices.claim(decision.allocation.devices):
+                case "ours":
+                    orders.append(self.starter.allocate(change, decision))
+                case "taken":
+                    final = False
+        return final
 
     def _act(self, change: Change, orders: list[Order]) -> None:
         """Do what the committed rows say; whatever a crash leaves undone, `recover` does."""

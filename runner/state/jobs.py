@@ -296,6 +296,14 @@ def held_devices(connection: sqlite3.Connection) -> dict[str, tuple[int, Ref]]:
     return {uuid: (attempt_id, Ref(job_id, index)) for uuid, attempt_id, job_id, index in rows}
 
 
+def marks_of(connection: sqlite3.Connection, attempt_id: int) -> tuple[str, str | None]:
+    """Return what an attempt's processes are known by: its token, and its cgroup once its watcher's record is in."""
+    row = connection.execute(
+        "SELECT token, json_extract(record, '$.start.cgroup') FROM attempts WHERE id = ?", (attempt_id,)
+    ).fetchone()
+    return row[0], row[1]
+
+
 def spent_endings(connection: sqlite3.Connection, ref: Ref) -> list[str]:
     """Return how the earlier attempts of an element ended, oldest first."""
     rows = connection.execute(
