@@ -60,6 +60,7 @@ from storage.sources.base import SourceOptions
 from storage.store import Store
 
 CHAIN_TAIL = 1000
+ANSWERS_S = 3.0
 CAP_SYS_ADMIN = 21
 
 log = logging.getLogger("stoker")
@@ -142,12 +143,14 @@ def _serve(paths: Paths) -> int:
     )
     report = Report(Path(paths.reports_dir), context.clock.now_us)
     listener = http.bind(paths.api_socket)
-    server, _ = http.serve(make_app(room, report), listener)
+    server, serving = http.serve(make_app(room, report), listener)
     _leave_on_signal(context.desk)
     context.link.ready()
     log.info("serving %s as pid %d", paths.state_dir, os.getpid())
     leaving = turn.run()
-    return _leave(paths, server, database, leaving, lock)
+    server.end()
+    serving.join(ANSWERS_S)
+    return _leave(database, leaving, lock)
 
 
 def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context, ProcessExecutor]:
@@ -294,11 +297,7 @@ def _leave_on_signal(desk: Desk) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def _leave(paths: Paths, server: http.QuietServer, database: Database, leaving: Leave, lock: int) -> int:
-    if leaving.for_good:
-        Path(paths.stopped_mark).touch(mode=0o600)
-    Path(paths.api_socket).unlink(missing_ok=True)
-    server.end()
+def _leave(database: Database, leaving: Leave, lock: int) -> int:
     database.close()
     os.close(lock)
     log.info("left; jobs go on under their watchers")

@@ -36,7 +36,10 @@ class Launched:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """All the disk knows of an attempt at one look; `beat_ns` is monotonic, of the boot in `start`."""
+    """All the disk knows of an attempt at one look; `beat_ns` is monotonic, of the boot in `start`.
+
+    `newer` says that a later release wrote what we cannot read: it may well have run.
+    """
 
     control_dir: Path
     lock: Lock
@@ -44,6 +47,7 @@ class AttemptRecord:
     ranks: tuple[RankExit | None, ...]
     final: FinalRecord | None
     beat_ns: int | None
+    newer: bool = False
 
     @property
     def fate(self) -> Fate:
@@ -54,7 +58,7 @@ class AttemptRecord:
             return "alive"
         if self.final is not None:
             return "finished"
-        return "lost" if self.start is not None else "never_ran"
+        return "lost" if self.start is not None or self.newer else "never_ran"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from runner.executors.base import AttemptRecord, Environments, Launched, Lock, P
 from runner.executors.cgroups import CgroupRoots
 from runner.executors.link import SpawnerLink
 from runner.executors.marks import Box, reopen_process
-from runner.executors.records import RECORD_BYTES_MAX, read_beat, read_record
+from runner.executors.records import RECORD_BYTES_MAX, is_newer, read_beat, read_record
 from runner.executors.spares import Spares
 from runner.executors.sweep import sweep_attempt
 from runner.executors.watcher import blank_record, write_whole
@@ -149,7 +149,7 @@ class ProcessExecutor:
         """Read the lock first, then the records: what a watcher wrote before it let go is then seen."""
         lock, content = _look_at(control_dir / "record")
         start, ranks, final = read_record(content, int(control_dir.name))
-        return AttemptRecord(control_dir, lock, start, ranks, final, read_beat(control_dir))
+        return AttemptRecord(control_dir, lock, start, ranks, final, read_beat(control_dir), is_newer(content))
 
     def trouble(self, control_dir: Path) -> str:
         """Return what a watcher said that died before it could write a record, "" when nothing."""

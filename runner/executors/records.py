@@ -83,6 +83,12 @@ def unframe(content: bytes) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
+def is_newer(content: bytes) -> bool:
+    """Say whether a later release wrote any of it: then what is missing may only be unreadable to us."""
+    heads = (RECORD_HEADER.unpack_from(content, at) for at in range(0, len(content) - RECORD_HEADER.size, SLOT_BYTES))
+    return any(magic == RECORD_MAGIC and version > RECORD_VERSION for magic, version, _, _ in heads)
+
+
 def read_record(
     content: bytes, attempt_id: int
 ) -> tuple[StartRecord | None, tuple[RankExit | None, ...], FinalRecord | None]:

@@ -126,6 +126,7 @@ class Runner:
         self.pidfd = -1
         self.child = False
         self.ready = False
+        self.wanted = False
         self.failures = 0
         self.start_at = 0.0
 
@@ -153,12 +154,16 @@ class Runner:
         self.pidfd = os.pidfd_open(pid)
 
     def ended(self, status: int | None) -> None:
-        """Take its end: it starts at once again after it was ready, later and later when never, not at all after 0."""
+        """Take its end: it starts at once again after it was ready, later and later when never, not at all after 0.
+
+        Unless somebody asked for it while it was on its way out.
+        """
         os.close(self.pidfd)
         self.pid, self.pidfd = 0, -1
-        if status == 0 or os.path.exists(self.mark):
+        wanted, self.wanted = self.wanted, False
+        if os.path.exists(self.mark) or (status == 0 and not wanted):
             self.argv = []
-        elif self.ready:
+        elif self.ready or wanted:
             self.failures = 0
             self.start()
         else:
@@ -393,14 +398,16 @@ class Spawner:
         if frame.get("argv"):
             self.runner.argv = list(frame["argv"])
         self.runner.ready = True
+        self.runner.wanted = False
         self.runner.failures = 0
         peer.answer({"ok": True})
 
     def _start(self, peer: Connection, frame: dict[str, Any]) -> None:
         if os.path.exists(self.runner.mark):
             raise RefusalError("the runner was stopped")
+        self.runner.argv = list(frame["argv"])
+        self.runner.wanted = bool(self.runner.pid)
         if not self.runner.pid:
-            self.runner.argv = list(frame["argv"])
             self.runner.failures = 0
             self.runner.start()
         peer.answer({"ok": True, "runner": self.runner.pid})
