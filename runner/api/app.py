@@ -55,7 +55,9 @@ def make_app(room: Room, report: Report) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> JSONResponse:
-        document = StokerError(f"{request.method} {request.url.path}: {error.detail}", hint="see /v1/openapi.json").document()
+        document = StokerError(
+            f"{request.method} {request.url.path}: {error.detail}", hint="see /v1/openapi.json"
+        ).document()
         return problem(document | {"status": error.status_code, "code": _CODES.get(error.status_code, "usage")})
 
     @app.exception_handler(Exception)

@@ -1,4 +1,4 @@
-"""What the routes work with: the desk, the readers, the daemon's answers. Built by bootstrap, found on the app's state."""
+"""What the routes work with: the desk, the readers, the daemon's answers. Bootstrap builds it, the app carries it."""
 
 from __future__ import annotations
 

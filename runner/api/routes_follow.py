@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -115,7 +115,7 @@ class Ear:
         loop = asyncio.get_running_loop()
         self._forget: Callable[[], None] = room.hub.listen(job_id, lambda: loop.call_soon_threadsafe(self._event.set))
 
-    def __enter__(self) -> Ear:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -211,7 +211,11 @@ async def _events(room: Room, after: int) -> AsyncIterator[bytes]:
 
 def _shown_events(room: Room, after: int) -> list[dict[str, Any]]:
     return [
-        {"seq": each["seq"], "at": views.iso(each["at_us"]), **{key: each[key] for key in ("job", "index", "kind", "data")}}
+        {
+            "seq": each["seq"],
+            "at": views.iso(each["at_us"]),
+            **{key: each[key] for key in ("job", "index", "kind", "data")},
+        }
         for each in listing.events_after(room.reader(), after, EVENTS_PAGE)
     ]
 

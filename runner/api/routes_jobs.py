@@ -36,7 +36,9 @@ async def submit_job(request: Request) -> JSONResponse:
     number = room.random()
     if document.get("dry_run") is True:
         return JSONResponse(await ask(room.desk, lambda change: submit.dry_run(change, prepared)))
-    work = keyed(request, uid, room.sealer.keyed_hash(body), lambda change: submit.accept(change, prepared, caller, number))
+    work = keyed(
+        request, uid, room.sealer.keyed_hash(body), lambda change: submit.accept(change, prepared, caller, number)
+    )
     answer = await ask(room.desk, work)
     return JSONResponse(answer, status_code=201)
 
@@ -129,7 +131,9 @@ async def rerun_job(request: Request, ref: str) -> JSONResponse:
     target = await run_in_threadpool(room.target, ref, uid)
     caller, prepared = await run_in_threadpool(_read_rerun, room, uid, target, document)
     number = room.random()
-    work = keyed(request, uid, room.sealer.keyed_hash(body), lambda change: submit.accept(change, prepared, caller, number))
+    work = keyed(
+        request, uid, room.sealer.keyed_hash(body), lambda change: submit.accept(change, prepared, caller, number)
+    )
     return JSONResponse(await ask(room.desk, work), status_code=201)
 
 
@@ -159,7 +163,9 @@ async def _act(request: Request, make: Any) -> JSONResponse:
 
 def _stop(document: dict[str, Any], uid: int, change: Change) -> dict[str, Any]:
     grace_s = document.get("grace_s")
-    if grace_s is not None and (isinstance(grace_s, bool) or not isinstance(grace_s, int | float) or not 0 <= grace_s <= 1e9):
+    if grace_s is not None and (
+        isinstance(grace_s, bool) or not isinstance(grace_s, int | float) or not 0 <= grace_s <= 1e9
+    ):
         raise UsageError("grace_s is not a number of seconds", hint="send a number, or null for the job's own")
     return stop.stop(change, refs(document), uid, grace_s)
 
@@ -170,6 +176,8 @@ def _read_batch(room: Room, uid: int, body: bytes) -> tuple[list[submit.Prepared
     return submit.prepare_batch(head, documents, room.envelope(caller)), caller
 
 
-def _read_rerun(room: Room, uid: int, target: Target, document: dict[str, Any]) -> tuple[submit.Caller, submit.Prepared]:
+def _read_rerun(
+    room: Room, uid: int, target: Target, document: dict[str, Any]
+) -> tuple[submit.Caller, submit.Prepared]:
     caller = rerun.caller_of(room.reader(), room.sealer, target, uid, room.account(uid))
     return caller, rerun.prepare(room.reader(), target, document, room.envelope(caller))

@@ -40,7 +40,9 @@ async def pull_outputs(request: Request, ref: str) -> JSONResponse:
 
 
 @router.get("/jobs/{ref}/metrics")
-def job_metrics(request: Request, ref: str, name: str | None = None, tail: Annotated[int, Query(ge=1)] = 2000) -> JSONResponse:
+def job_metrics(
+    request: Request, ref: str, name: str | None = None, tail: Annotated[int, Query(ge=1)] = 2000
+) -> JSONResponse:
     """Return what a job measured of itself and what was measured of it."""
     room = room_of(request)
     return JSONResponse(metrics.series(room.reader(), room.target(ref, uid_of(request)), name, tail))
@@ -68,9 +70,9 @@ async def remove_model(request: Request, name: str, confirmed: Annotated[int, Qu
     return JSONResponse(await ask(room.desk, keyed(request, uid, body_hash, work)))
 
 
-def _remove_model(uid: int, name: str, confirmed: bool, change: Any) -> dict[str, Any]:  # noqa: FBT001
+def _remove_model(uid: int, name: str, confirmed: bool, change: Any) -> dict[str, Any]:
     return models.removed(change, uid, name, confirmed=confirmed)
 
 
-def _pull(room: Room, ref: str, uid: int, destination: Path, overwrite: bool) -> dict[str, Any]:  # noqa: FBT001
+def _pull(room: Room, ref: str, uid: int, destination: Path, overwrite: bool) -> dict[str, Any]:
     return outputs.pulled(room.reader(), room.store, room.target(ref, uid), destination, overwrite=overwrite)

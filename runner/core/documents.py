@@ -1,4 +1,4 @@
-"""Text into job documents: strict JSON and TOML, flags, `#STOKER` lines, and the merge that keeps each value's origin."""
+"""Text into job documents: strict JSON and TOML, flags, `#STOKER` lines; and the merge that keeps the origins."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def parse_json(text: str | bytes, what: str, most: int = DOCUMENT_MAX_BYTES) -> 
     except RecursionError:
         raise UsageError(f"{what} is nested too deeply", hint=f"at most {DEPTH_MAX} levels") from None
     except ValueError as error:
-        raise UsageError(f"{what} is not JSON: {error}"[:300], hint="`stoker schema job` describes the document") from None
+        raise UsageError(
+            f"{what} is not JSON: {error}"[:300], hint="`stoker schema job` describes the document"
+        ) from None
     check_shape(value, what)
     return value
 
@@ -48,7 +50,9 @@ def parse_toml(text: str, what: str) -> dict[str, Any]:
     except RecursionError:
         raise UsageError(f"{what} is nested too deeply", hint=f"at most {DEPTH_MAX} levels") from None
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{what} is not TOML: {error}"[:300], hint="`stoker schema job` describes the document") from None
+        raise UsageError(
+            f"{what} is not TOML: {error}"[:300], hint="`stoker schema job` describes the document"
+        ) from None
     check_shape(value, what)
     return value
 

@@ -11,7 +11,7 @@ class JobFlag:
 
     __slots__ = ("flag", "help", "key", "metavar", "repeats")
 
-    def __init__(self, flag: str, key: str, metavar: str, repeats: bool, help: str) -> None:  # noqa: A002, FBT001
+    def __init__(self, flag: str, key: str, metavar: str, repeats: bool, help: str) -> None:  # noqa: A002
         self.flag = flag
         self.key = key
         self.metavar = metavar
@@ -29,7 +29,9 @@ JOB_FLAGS = (
     JobFlag("--env", "env", "NAME[=VALUE]", True, "Set a variable, or pass one of yours that looks secret."),
     JobFlag("--env-file", "env_file", "FILE", True, "Variables from a file of NAME=VALUE lines."),
     JobFlag("--cwd", "cwd", "DIR", False, "Working directory; yours when not given."),
-    JobFlag("--input", "input", "NAME=URI[,rw]", True, "Fetch URI before the job needs a GPU; rw gives a private copy."),
+    JobFlag(
+        "--input", "input", "NAME=URI[,rw]", True, "Fetch URI before the job needs a GPU; rw gives a private copy."
+    ),
     JobFlag("--output", "output", "DIR", False, "Make DIR the output directory; what lands there is saved."),
     JobFlag("--checkpoint", "checkpoint", "DIR", False, "Make DIR the checkpoint directory; it outlives attempts."),
     JobFlag("--requirements", "requirements", "FILE", False, "Run in a virtual environment built once from FILE."),

@@ -140,7 +140,7 @@ def parse_array(text: str) -> tuple[int, int, int | None]:
 
 
 def validate(document: dict[str, Any], origins: dict[str, str] | None = None) -> JobSpec:
-    """Return the spec that `document` states; `UsageError` names the first fault, where it came from and what is near."""
+    """Return the spec that `document` states; `UsageError` names the first fault, its origin and what is near."""
     try:
         return JobSpec.model_validate(document)
     except ValidationError as error:
@@ -155,10 +155,14 @@ def _usage(error: ValidationError, origins: dict[str, str]) -> UsageError:
     origin = next((origins[name] for name in (key, path[0] if path else "") if name in origins), "")
     where = f" (from {origin})" if origin else ""
     if fault["type"] == "extra_forbidden":
-        known = [field.alias or name for name, field in JobSpec.model_fields.items()] if len(path) == 1 else ["uri", "rw"]
+        known = (
+            [field.alias or name for name, field in JobSpec.model_fields.items()] if len(path) == 1 else ["uri", "rw"]
+        )
         return UsageError(f"unknown key {key!r}{where}", hint=nearest(path[-1], known), key=key)
     if fault["type"] == "missing":
-        return UsageError(f"{key} is missing{where}", hint="a job needs a command: stoker run -- python train.py", key=key)
+        return UsageError(
+            f"{key} is missing{where}", hint="a job needs a command: stoker run -- python train.py", key=key
+        )
     text = str(fault["msg"]).removeprefix("Value error, ")
     shown = repr(fault.get("input"))[:80]
     if path and path[0] == "env":  # a value may be a secret

@@ -202,11 +202,14 @@ class Devices:
         for each in self.reading.devices:
             if each.uuid not in known and not each.error:
                 change.connection.execute(
-                    "INSERT INTO devices (uuid, model, memory_bytes, first_seen_us, last_seen_us) VALUES (?, ?, ?, ?, ?)"
+                    "INSERT INTO devices (uuid, model, memory_bytes, first_seen_us, last_seen_us)"
+                    " VALUES (?, ?, ?, ?, ?)"
                     " ON CONFLICT (uuid) DO UPDATE SET last_seen_us = excluded.last_seen_us",
                     (each.uuid, each.model, each.memory_bytes, change.now_us, change.now_us),
                 )
-        rows = change.connection.execute("SELECT uuid, model, memory_bytes, quarantine FROM devices ORDER BY first_seen_us, uuid")
+        rows = change.connection.execute(
+            "SELECT uuid, model, memory_bytes, quarantine FROM devices ORDER BY first_seen_us, uuid"
+        )
         excluded = set(self.context.config.gpu.exclude)
         seen = rows.fetchall()
         self.quarantined = {uuid: reason for uuid, _, _, reason in seen if reason}
@@ -246,7 +249,13 @@ class Devices:
 
     def _set_quarantine(self, change: Change, uuid: str, reason: str | None) -> None:
         change.connection.execute("UPDATE devices SET quarantine = ? WHERE uuid = ?", (reason, uuid))
-        jobs.note(change.connection, change.now_us, "quarantined" if reason else "device_back", None, {"uuid": uuid, "reason": reason})
+        jobs.note(
+            change.connection,
+            change.now_us,
+            "quarantined" if reason else "device_back",
+            None,
+            {"uuid": uuid, "reason": reason},
+        )
         if reason:
             self.quarantined[uuid] = reason
             log.warning("device %s is quarantined: %s", uuid, reason)

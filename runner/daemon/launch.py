@@ -1,4 +1,4 @@
-"""From a decision to a running watcher: open the attempt in the turn's transaction, then build its plan and start it."""
+"""From a decision to a running watcher: open the attempt in the turn's transaction, build its plan, start it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from schedulers.resources import Allocation, ResourceRequest
 
 @dataclass(frozen=True, slots=True)
 class JobFacts:
-    """What every attempt of a job shares; `variables` are in clear and never leave this process but for the job's own."""
+    """What every attempt of a job shares; `variables` are in clear and leave this process for the job's own alone."""
 
     job_id: int
     name: str

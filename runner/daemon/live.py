@@ -50,7 +50,11 @@ def _sentence(decision: Start | Wait) -> WaitReason:
     if reason.kind == "array_limit":
         return WaitReason(Waiting.ARRAY_LIMIT, "as many elements of its array run as may at once", data)
     if reason.behind:
-        return WaitReason(Waiting(reason.kind), f"waits behind job {reason.behind}" + (f" for {reason.lacks}" if reason.lacks else ""), data)
+        return WaitReason(
+            Waiting(reason.kind),
+            f"waits behind job {reason.behind}" + (f" for {reason.lacks}" if reason.lacks else ""),
+            data,
+        )
     held = f": {', '.join(reason.holders[:3])}" if reason.holders else ""
     return WaitReason(Waiting(reason.kind), f"waits for {reason.lacks}{held}", data)
 
@@ -60,7 +64,14 @@ def _devices(context: Context, devices: Devices) -> dict[str, Any]:
     here = {each.uuid for each in reading.devices}
     shown = [_device(context, devices, each) for each in reading.devices]
     gone = [
-        {"uuid": each.uuid, "model": each.model, "memory_bytes": each.memory_bytes, "state": "gone", "holder": None, "reason": "not seen now"}
+        {
+            "uuid": each.uuid,
+            "model": each.model,
+            "memory_bytes": each.memory_bytes,
+            "state": "gone",
+            "holder": None,
+            "reason": "not seen now",
+        }
         for each in context.board.known
         if each.uuid not in here
     ]

@@ -1,4 +1,4 @@
-"""Get a job's inputs and environment ready while it waits: no device, no charge, in the order the queue would start it."""
+"""Get a job's inputs and environment ready while it waits: no device, no charge, in the queue's own order."""
 
 from __future__ import annotations
 
@@ -244,9 +244,17 @@ class Preparer:
         for name, (address, fetched) in staged.items():
             digest, size_bytes, files = fetched.tree_digest, fetched.size_bytes, fetched.files
             pins = json.dumps(dict(fetched.pins))
-            jobs.set_input(change.connection, job_id, name, digest=digest, size_bytes=size_bytes, files=files, pins=pins)
+            jobs.set_input(
+                change.connection, job_id, name, digest=digest, size_bytes=size_bytes, files=files, pins=pins
+            )
             jobs.set_source(
-                change.connection, address, digest=digest, size_bytes=size_bytes, files=files, pins=pins, now_us=change.now_us
+                change.connection,
+                address,
+                digest=digest,
+                size_bytes=size_bytes,
+                files=files,
+                pins=pins,
+                now_us=change.now_us,
             )
         if directory is not None:
             jobs.set_environment(change.connection, job_id, directory)

@@ -20,7 +20,9 @@ from runner.state import jobs
 log = logging.getLogger("stoker.recover")
 
 
-def recover(context: Context, loop: Loop, *, devices: Devices, starter: Starter, preparer: Preparer, saver: Saver) -> int:
+def recover(
+    context: Context, loop: Loop, *, devices: Devices, starter: Starter, preparer: Preparer, saver: Saver
+) -> int:
     """Rebuild the board from the database and have the first turn look at every open attempt; return their number.
 
     What was committed but not done is done now: control directories of closed attempts go, outputs that were being

@@ -1,4 +1,4 @@
-"""Save what attempts left: a directory into the store and an artifact row, off the turn's thread, retried across restarts."""
+"""Save what attempts left: a directory into the store, an artifact row; off the turn's thread, redone after a restart."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ class Saver:
         except Cancelled:
             return
         except (StorageError, OSError) as error:
-            failed = Ended(Ending.OUTPUT_FAILED, ended.exit_code, ended.signal, f"its output could not be saved: {error}")
+            failed = Ended(
+                Ending.OUTPUT_FAILED, ended.exit_code, ended.signal, f"its output could not be saved: {error}"
+            )
             self.context.desk.insist(lambda change: self._saved(change, attempt, None, failed, Becomes.FAILED))
 
     def _saved(

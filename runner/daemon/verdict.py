@@ -23,8 +23,10 @@ class Ended:
     sentence: str
 
 
-def judge(record: AttemptRecord, *, stop_ending: str | None, log_tail: bytes, had_devices: bool, disk_full: bool) -> Ended:
-    """Return how the attempt of a final record ended. `log_tail` is the end of its log, looked at only after a failure."""
+def judge(
+    record: AttemptRecord, *, stop_ending: str | None, log_tail: bytes, had_devices: bool, disk_full: bool
+) -> Ended:
+    """Return how the attempt of a final record ended. `log_tail`, the end of its log, matters after a failure only."""
     rank = _decisive(record.ranks)
     if rank is None:
         return Ended(Ending.LOST, None, None, "its watcher was killed, so its exit code is unknown")

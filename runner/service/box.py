@@ -41,7 +41,8 @@ def history(connection: sqlite3.Connection, account_name: str, limit: int, befor
         each.attempt_id: _job_of(connection, each.attempt_id) for each in found if each.attempt_id is not None
     }
     entries = [
-        dataclasses.asdict(each) | {"at": iso(each.created_us), "job": jobs_of.get(each.attempt_id or -1)} for each in found
+        dataclasses.asdict(each) | {"at": iso(each.created_us), "job": jobs_of.get(each.attempt_id or -1)}
+        for each in found
     ]
     return {"version": 1, "account": account_name, "entries": entries}
 
@@ -72,7 +73,16 @@ def settings(config: Config) -> dict[str, Any]:
 
 def runner(connection: sqlite3.Connection, paths: Paths, *, version: str, started_us: int) -> dict[str, Any]:
     """Say who runs, since when, with what."""
-    names = ("state_dir", "database", "api_socket", "runner_log", "control_dir", "job_logs_dir", "jobs_dir", "store_dir")
+    names = (
+        "state_dir",
+        "database",
+        "api_socket",
+        "runner_log",
+        "control_dir",
+        "job_logs_dir",
+        "jobs_dir",
+        "store_dir",
+    )
     return {
         "version": version,
         "pid": os.getpid(),

@@ -14,7 +14,9 @@ KEY_MAX = 200
 def check_key(key: str) -> str:
     """Refuse a key that is empty, long or not printable ASCII."""
     if not key or len(key) > KEY_MAX or not key.isascii() or not key.isprintable():
-        raise UsageError("the idempotency key is not 1 to 200 printable ASCII characters", hint="leave it out for a fresh one")
+        raise UsageError(
+            "the idempotency key is not 1 to 200 printable ASCII characters", hint="leave it out for a fresh one"
+        )
     return key
 
 

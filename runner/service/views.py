@@ -176,7 +176,9 @@ def _listed(connection: sqlite3.Connection, live: LiveFacts, rows: list[Row], no
     finished = [row.finished_us for row in rows]
     finished_us = max(each for each in finished if each is not None) if all(finished) else None
     totals = listing.charges(connection, ((row.job_id, row.index) for row in rows if row.attempts))
-    devices = sorted({uuid for row in rows if row.attempts for uuid in listing.devices_of(connection, row.job_id, row.index)})
+    devices = sorted(
+        {uuid for row in rows if row.attempts for uuid in listing.devices_of(connection, row.job_id, row.index)}
+    )
     reason = next((each for each in (wait_reason(row, live, now_us) for row in rows) if each is not None), None)
     shown: dict[str, Any] | None = reason.document() if reason else None
     if shown is None and first.ending is not None and (alone or all(row.finished_us for row in rows)):

@@ -130,7 +130,9 @@ def pending_elements(connection: sqlite3.Connection) -> Iterator[tuple[Element, 
 
 def saving_elements(connection: sqlite3.Connection) -> list[Element]:
     """Return the elements whose output is being saved."""
-    return [_element(row) for row in connection.execute(_ELEMENT + "WHERE e.finished_us IS NULL AND e.state = 'saving'")]
+    return [
+        _element(row) for row in connection.execute(_ELEMENT + "WHERE e.finished_us IS NULL AND e.state = 'saving'")
+    ]
 
 
 def set_held(connection: sqlite3.Connection, ref: Ref, *, held: bool) -> None:
@@ -309,7 +311,8 @@ def set_input(
 ) -> None:
     """Write down what an input turned out to be."""
     connection.execute(
-        "UPDATE inputs SET tree_digest = ?, size_bytes = ?, files = ?, pins = ?, fault = NULL WHERE job_id = ? AND name = ?",
+        "UPDATE inputs SET tree_digest = ?, size_bytes = ?, files = ?, pins = ?, fault = NULL"
+        " WHERE job_id = ? AND name = ?",
         (digest, size_bytes, files, pins, job_id, name),
     )
 

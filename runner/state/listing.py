@@ -11,7 +11,8 @@ from typing import Any
 ROWS_MAX = 1000
 
 _ROW = """
-SELECT j.id, e.idx, j.name, j.owner_uid, j.priority, j.request, e.state, e.held, j.created_us, e.queued_us, e.started_us,
+SELECT j.id, e.idx, j.name, j.owner_uid, j.priority, j.request, e.state, e.held, j.created_us, e.queued_us,
+       e.started_us,
        e.finished_us, e.ending, e.sentence, e.exit_code, e.signal, e.attempts, e.not_before_us
 FROM elements e JOIN jobs j ON j.id = e.job_id
 """
@@ -86,15 +87,37 @@ def attempts_of(connection: sqlite3.Connection, job_id: int, index: int) -> list
     """Return the attempts of an element, oldest first, with their devices and what they were charged."""
     rows = connection.execute(
         "SELECT id, number, decided_us, started_us, ended_us, ending, exit_code, signal, why, gpu_rate_micro,"
-        " cpu_rate_micro, peak_memory_bytes, peak_gpu_memory_bytes, energy_mj, output_digest, output_bytes, output_files,"
+        " cpu_rate_micro, peak_memory_bytes, peak_gpu_memory_bytes, energy_mj,"
+        " output_digest, output_bytes, output_files,"
         " start_ns, record FROM attempts WHERE job_id = ? AND idx = ? ORDER BY number",
         (job_id, index),
     ).fetchall()
-    names = ["id", "number", "decided_us", "started_us", "ended_us", "ending", "exit_code", "signal", "why", "gpu_rate_micro", "cpu_rate_micro", "peak_memory_bytes", "peak_gpu_memory_bytes", "energy_mj", "output_digest", "output_bytes", "output_files", "start_ns", "record"]
+    names = [
+        "id",
+        "number",
+        "decided_us",
+        "started_us",
+        "ended_us",
+        "ending",
+        "exit_code",
+        "signal",
+        "why",
+        "gpu_rate_micro",
+        "cpu_rate_micro",
+        "peak_memory_bytes",
+        "peak_gpu_memory_bytes",
+        "energy_mj",
+        "output_digest",
+        "output_bytes",
+        "output_files",
+        "start_ns",
+        "record",
+    ]
     found = [dict(zip(names, row, strict=True)) for row in rows]
     for each in found:
         held = connection.execute(
-            "SELECT device_uuid, closed_us IS NULL FROM allocations WHERE attempt_id = ? ORDER BY device_uuid", (each["id"],)
+            "SELECT device_uuid, closed_us IS NULL FROM allocations WHERE attempt_id = ? ORDER BY device_uuid",
+            (each["id"],),
         ).fetchall()
         each["devices"] = [uuid for uuid, _ in held]
         each["record"] = json.loads(each["record"]) if each["record"] else None

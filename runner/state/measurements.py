@@ -22,7 +22,8 @@ def add_sample(
 ) -> None:
     """Write (cpu_percent, memory_bytes, gpu_memory_bytes, gpu_utilization, power_mw) of one look."""
     connection.execute(
-        "INSERT INTO samples (attempt_id, at_us, cpu_percent, memory_bytes, gpu_memory_bytes, gpu_utilization, power_mw)"
+        "INSERT INTO samples"
+        " (attempt_id, at_us, cpu_percent, memory_bytes, gpu_memory_bytes, gpu_utilization, power_mw)"
         " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (attempt_id, at_us, *row),
     )
