@@ -34,9 +34,10 @@ from runner.daemon.prepare import Preparer
 from runner.daemon.recover import recover
 from runner.daemon.save import Saver
 from runner.daemon.start import Starter
+from runner.daemon.steps import stepper
 from runner.daemon.turn import Turn
 from runner.daemon.watch import Watch
-from runner.executors.cgroups import find_cgroups
+from runner.executors.cgroups import CgroupRoots, find_cgroups
 from runner.executors.link import SpawnerLink
 from runner.executors.marks import this_box
 from runner.executors.process import ProcessExecutor
@@ -120,7 +121,7 @@ def _serve(paths: Paths) -> int:
     watch = Watch(context, loop, starter)
     watch.open()
     devices.first_look()
-    recover(context, loop, devices=devices, starter=starter, preparer=preparer, saver=saver)
+    recover(context, loop, starter=starter, preparer=preparer, saver=saver)
     room = Room(
         version=importlib.metadata.version("stoker"),
         config=config,
@@ -150,8 +151,9 @@ def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context,
     clock = Clock()
     link = SpawnerLink(Path(paths.state_dir), runner_argv(paths))
     link.connect()
-    executor = ProcessExecutor(Path(paths.control_dir), link, find_cgroups(), box, notify=Path(paths.notify_socket))
-    ballast = Ballast(paths.ballast)
+    cgroups = find_cgroups() if config.box.cgroup else CgroupRoots()
+    executor = ProcessExecutor(Path(paths.control_dir), link, cgroups, box, notify=Path(paths.notify_socket))
+    ballast = Ballast(paths.ballast, config.storage.ballast_bytes)
     name = account_name(os.geteuid())
     with database.transaction() as connection:
         account = books.ensure_account(connection, name, AccountKind.USER, now_us=clock.now_us())
@@ -180,6 +182,7 @@ def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context,
         account_ids={name: account.id},
         ballast=ballast,
         clock=clock,
+        step=stepper(os.environ),
     )
     if not ballast.take():
         context.admission = "the disk that holds the state is full"

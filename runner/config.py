@@ -45,6 +45,7 @@ class Box:
     """What the box has, where the runner should not count for itself."""
 
     cpus: float = _setting(0.0, "cores to give away; 0 counts them")
+    cgroup: bool = _setting(True, "a cgroup for every job, where one can be made; without, limits are not enforced")
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,11 @@ class Gpu:
     """Which devices to use and when one is free."""
 
     exclude: list[str] = _setting([], "UUIDs that are never given to a job")
-    free_below_bytes: int = _setting(
-        "1GiB", "a device with less in use, and no foreign compute process, is free", _size
+    free_below_bytes: int = _setting("1GiB", "a device with less in use, and no foreign compute process, is free", _size)
+    quarantine_after_s: float = _setting(
+        "60s", "a device not empty this long after its job is quarantined, and checked as often", parse_duration
     )
+    look_every_s: float = _setting("2s", "between two looks while a job waits for a device", parse_duration)
     lock_dir: str = _setting("/run/lock", "where the runners of one box agree on devices")
 
 
@@ -66,6 +69,7 @@ class Storage:
     min_free_bytes: int = _setting("1GiB", "no staging below this much free disk", _size)
     keep_finished_s: float = _setting("90d", "logs and directories of finished jobs", parse_duration)
     log_limit_bytes: int = _setting("1GiB", "a longer log keeps its first MiB and its newest half", _size)
+    ballast_bytes: int = _setting("64MiB", "kept free for exits and charges on a day when the disk is full", _size)
     allow_network_filesystem: bool = _setting(False, "keep the state on NFS, CIFS or FUSE at your own risk")
 
 
@@ -196,9 +200,7 @@ def _scalar(keys: list[str], text: str, name: str) -> Any:
     hint: Any = Config
     metadata: Mapping[str, Any] = {}
     for key in keys:
-        fields = (
-            {shown_name(each.name): each for each in dataclasses.fields(hint)} if dataclasses.is_dataclass(hint) else {}
-        )
+        fields = {shown_name(each.name): each for each in dataclasses.fields(hint)} if dataclasses.is_dataclass(hint) else {}
         if key not in fields:
             raise UsageError(f"unknown setting {name}", hint=nearest(key, fields))
         metadata = fields[key].metadata
@@ -245,7 +247,5 @@ def _value(hint: Any, parse: Callable[[str, str], Any] | None, value: Any, what:
         return value
     if hint == dict[str, str] and isinstance(value, dict) and all(isinstance(item, str) for item in value.values()):
         return value
-    kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(
-        hint, "a list or table of text"
-    )
+    kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(hint, "a list or table of text")
     raise UsageError(f"{what} is not {kind}: {str(value)[:60]!r}", hint="see config.example.toml")

@@ -53,7 +53,6 @@ def open_s3(access: AwsAccess, options: SourceOptions) -> Any:
     """Return an s3fs file system bound to these credentials and to nothing else."""
     # Heavy, and needed only once somebody names an S3 source.
     try:
-        # Heavy, and only for jobs that read from S3.
         import s3fs
         from aiobotocore.session import AioSession
         from botocore.configprovider import (

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.nvml.build import build_fake_nvml
 from tests.kit import Box
 
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
@@ -77,6 +78,13 @@ def box(tmp_path: Path) -> Iterator[Box]:
     """A state directory and a home for a private runner that is not started yet."""
     with Box(tmp_path) as each:
         yield each
+
+
+@pytest.fixture(scope="session")
+def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the fake NVIDIA driver library, built once a session, where other users reach it."""
+    folder = tmp_path_factory.mktemp("nvml")
+    return build_fake_nvml(folder)
 
 
 # These say how long and from which seed the fault campaigns run.

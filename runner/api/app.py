@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from runner.api import routes_box, routes_follow, routes_jobs, routes_results
 from runner.api.room import Room
-from runner.core.errors import StokerError
+from runner.core.errors import StokerError, UsageError
 from storage.errors import StorageError
 
 log = logging.getLogger("stoker.api")
@@ -52,6 +53,14 @@ def make_app(room: Room, report: Report) -> FastAPI:
     @app.exception_handler(StorageError)
     async def not_stored(_: Request, error: StorageError) -> JSONResponse:
         return problem(StokerError(error.message, hint=error.hint).document())
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_parameter(_: Request, error: RequestValidationError) -> JSONResponse:
+        fault = error.errors()[0]
+        name, text = str(fault["loc"][-1]), str(fault["msg"])
+        return problem(
+            UsageError(f"{name} is wrong: {text[:1].lower()}{text[1:]}", hint="see /v1/openapi.json").document()
+        )
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> JSONResponse:

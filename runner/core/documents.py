@@ -15,7 +15,7 @@ from runner.core.nearest import nearest
 
 DOCUMENT_MAX_BYTES = 1 << 20
 DEPTH_MAX = 32
-NODES_MAX = 10_000
+NODES_MAX = 150_000  # a command may have 100 000 words
 
 _BY_FLAG = {flag.flag: flag for flag in JOB_FLAGS}
 _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)

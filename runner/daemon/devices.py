@@ -1,33 +1,43 @@
-"""The box's devices as the turn sees them: looked at off its thread and only when it matters, locked, and emptied."""
+"""The box's devices as the turn sees them: looked at off its thread and only when it matters, locked, and emptied.
+
+A device that this runner has just emptied goes to the next job at once. Any other is locked first and then looked at
+twice: whoever had it before us may have died and left something on it.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import pwd
 import threading
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from runner.core.errors import StokerError
 from runner.core.job import Attempt, Ref
+from runner.core.lifecycle import State
+from runner.core.reasons import Ending
 from runner.daemon.context import Context
+from runner.daemon.device_locks import DeviceLocks
+from runner.daemon.gpu_use import GpuUse
 from runner.daemon.loop import Loop
-from runner.gpus import locks
+from runner.executors.marks import belongs
 from runner.gpus.reading import BoxReading, GpuReading, foreign_use
-from runner.gpus.release import Again, Quarantine, Release, Released, next_step
+from runner.gpus.release import APART_NS, Again, Quarantine, Release, Released, empty_look, next_step
 from runner.service.desk import Change
+from runner.service.stop import stop_element
 from runner.state import jobs
 from runner.telemetry import samples
 from schedulers.resources import Device
 
 FRESH_NS = 1_000_000_000
-RELOOK_S = 2.0
-SELF_CHECK_S = 60.0
+LOST_LOOKS = 2
+ANSWER_NS = 5_000_000_000
 
 log = logging.getLogger("stoker.devices")
+
+Claim = Literal["ours", "looking", "taken"]
 
 
 class Probe(Protocol):
@@ -37,46 +47,40 @@ class Probe(Protocol):
         """Return one look at every device; never raises."""
         ...
 
+    def reopen(self) -> None:
+        """Ask the driver anew which devices there are, at the next look."""
+        ...
+
 
 class Devices:
-    """Readings, locks and releases. All methods belong to the turn's thread; a thread of its own asks the driver."""
+    """Readings, claims and releases. Methods belong to the turn's thread but `usage`; a thread of its own looks."""
 
     def __init__(self, context: Context, loop: Loop, probe: Probe) -> None:
         self.context = context
         self.loop = loop
+        self.locks = DeviceLocks(context)
         self.reading = BoxReading()
         self.quarantined: dict[str, str] = {}
+        self.absent: dict[str, str] = {}
+        self._use = GpuUse(context)
         self._probe = probe
-        self._looked_ns: int | None = None
+        self._looked_ns = 0
         self._asked = threading.Event()
-        self._looking = False
-        self._descriptors: dict[str, int] = {}
-        self._held: dict[str, tuple[int, Ref]] = {}
+        self._relook_armed = self._watch_armed = False
+        # Devices of attempts that are over, and how far each is emptied.
+        self._left: dict[str, tuple[int, Ref]] = {}
         self._releases: dict[str, Release] = {}
-        self._relook_armed = False
-        self._locked_by_others: set[str] = set()
-        threading.Thread(target=self._look, name="devices", daemon=True).start()
+        # Devices locked for a job that is about to start, and the looks at them so far.
+        self._proofs: dict[str, Release] = {}
+        self._wanted: set[str] = set()
+        self._locked_by_others: dict[str, str] = {}
+        self._lost: dict[str, int] = {}
+        self._want_look: dict[int, int] = {}
+        threading.Thread(target=self._run, name="devices", daemon=True).start()
 
     def model(self, uuid: str) -> str:
         """Return the model of a device ever seen."""
         return next((each.model for each in self.context.board.known if each.uuid == uuid), "")
-
-    def refresh(self) -> None:
-        """Ask for a look when a job waits for a device and the last look is old."""
-        board = self.context.board
-        if not board.known or not board.waits_for_devices():
-            return
-        age_ns = self.context.clock.monotonic_ns() - (self._looked_ns or 0)
-        if self._looked_ns is None or age_ns > FRESH_NS:
-            board.devices = tuple(
-                Device(each.uuid, each.model, each.memory_bytes, each.index, each.holder or "being looked at")
-                for each in board.devices
-            )
-            self.look()
-        elif not self._relook_armed:
-            # Something outside may leave a device at any time, and nothing tells us.
-            self._relook_armed = True
-            self.loop.after(RELOOK_S, self._relook)
 
     def look(self) -> None:
         """Ask for a look; its result arrives as a turn."""
@@ -84,39 +88,15 @@ class Devices:
 
     def first_look(self) -> None:
         """Look once, now: before the runner serves."""
+        looked_ns = self.context.clock.monotonic_ns()
         with self.context.database.transaction():
-            self._arrived(self.context.change(), self._probe.read())
-
-    def lock(self, uuids: Iterable[str]) -> bool:
-        """Take the box-wide locks of devices about to be given; all or none."""
-        taken: dict[str, int] = {}
-        for uuid in uuids:
-            try:
-                descriptor = locks.acquire(Path(self.context.config.gpu.lock_dir), uuid)
-            except StokerError as error:
-                log.warning("%s", error)
-                descriptor = None
-            if descriptor is None:
-                self._locked_by_others.add(uuid)
-                self._show()
-                for other in taken.values():
-                    os.close(other)
-                return False
-            taken[uuid] = descriptor
-        for uuid, descriptor in taken.items():
-            self._locked_by_others.discard(uuid)
-            self._descriptors[uuid] = descriptor
-            self.context.link.keep(uuid, descriptor)
-        return True
-
-    def keep_all(self) -> None:
-        """Leave every lock with a spawner that has just come up."""
-        for uuid, descriptor in self._descriptors.items():
-            self.context.link.keep(uuid, descriptor)
+            self._arrived(self.context.change(), self._probe.read(), looked_ns)
 
     def usage(self, uuids: Sequence[str]) -> list[samples.GpuReading]:
-        """Look at these devices now, from any thread: what they use, draw and have drawn."""
-        found = {each.uuid: each for each in self._probe.read().devices if each.uuid in uuids and not each.error}
+        """Return what devices use, draw and have drawn, at most a second ago. May be called from any thread."""
+        reading = self.reading
+        if self.context.clock.monotonic_ns() - self._looked_ns > FRESH_NS:
+            reading = self._look()
         return [
             samples.GpuReading(
                 uuid=each.uuid,
@@ -125,52 +105,104 @@ class Devices:
                 power_mw=each.power_mw,
                 energy_mj=each.energy_mj,
             )
-            for each in found.values()
+            for each in reading.devices
+            if each.uuid in uuids and not each.error
         ]
 
-    def descriptors(self, uuids: Iterable[str]) -> list[int]:
-        """Return the lock descriptors that a watcher holds with us."""
-        return [self._descriptors[uuid] for uuid in uuids if uuid in self._descriptors]
+    def refresh(self) -> None:
+        """While a job waits for a device, look now and then: who is on it from outside may leave, and nothing tells us."""
+        board = self.context.board
+        if self._relook_armed or not board.known or not board.waits_for_devices():
+            return
+        if self.context.clock.monotonic_ns() - self._looked_ns > FRESH_NS:
+            self.look()
+        self._relook_armed = True
+        self.loop.after(self.context.config.gpu.look_every_s, self._relook)
 
-    def leave(self, change: Change, attempt: Attempt) -> None:
+    def claim(self, uuids: Sequence[str]) -> Claim:
+        """Take devices for a job, all or none: `ours` may be given now; `looking` brings a turn when they are seen empty.
+
+        `taken` by another runner: the board says so from now on, and the decision is to be made again.
+        """
+        missing = [uuid for uuid in uuids if uuid not in self.locks]
+        refused = self.locks.take(missing)
+        if refused:
+            self._locked_by_others |= refused
+            self._show()
+            return "taken"
+        self._wanted.update(uuids)
+        for uuid in missing:
+            self._proofs[uuid] = self._fresh(uuid)
+            self.look()
+        return "looking" if any(uuid in self._proofs for uuid in uuids) else "ours"
+
+    def given(self, attempt: Attempt) -> None:
+        """An attempt was given devices that were claimed."""
+        if attempt.devices:
+            self._use.begin(attempt, self.reading)
+
+    def settle(self) -> None:
+        """After the decisions of a turn: let go of what was claimed or emptied and nobody takes; watch what runs."""
+        board = self.context.board
+        for uuid in self.locks:
+            if uuid not in self._wanted and uuid not in self._left and board.holder(uuid) is None:
+                self.locks.drop(uuid)
+                self._proofs.pop(uuid, None)
+        self._wanted.clear()
+        if not self._watch_armed and self._runs_on_devices():
+            self._watch_armed = True
+            self.loop.after(self.context.config.metrics.interval_s, self._watch)
+
+    def lost(self, uuids: Iterable[str]) -> bool:
+        """Say whether the last look found one of these devices gone."""
+        return any(uuid in self._lost for uuid in uuids)
+
+    def look_before_end(self, attempt: Attempt, end_ns: int) -> bool:
+        """See to it that an attempt's devices were looked at after it ended; False when it is to be looked at again."""
+        if not attempt.devices or self._looked_ns > end_ns:
+            return True
+        now_ns = self.context.clock.monotonic_ns()
+        asked_ns = self._want_look.setdefault(attempt.id, now_ns)
+        if now_ns - asked_ns >= ANSWER_NS:  # the driver hangs, and an end must be written down all the same
+            del self._want_look[attempt.id]
+            return True
+        self.loop.at(asked_ns + ANSWER_NS, lambda: self.loop.look_at(attempt.id))
+        self.look()
+        return False
+
+    def leave(self, attempt: Attempt) -> None:
         """An attempt is over: its devices come back once they are empty by two looks."""
         for uuid in attempt.devices:
-            self._held[uuid] = (attempt.id, attempt.ref)
-            self._begin_release(uuid)
+            self._left[uuid] = (attempt.id, attempt.ref)
+            self._releases[uuid] = self._fresh(uuid)
+            self._lost.pop(uuid, None)
         if attempt.devices:
+            self._use.end(attempt.id, self.context.clock.monotonic_ns())
             self.look()
-        del change
 
-    def reload(self, held: dict[str, tuple[int, Ref]]) -> None:
-        """Take up what the database says is given away: reopen the locks, empty what no attempt holds any more."""
-        self._held = dict(held)
-        for uuid in held:
-            if uuid not in self._descriptors:
-                self._reopen(uuid)
-        for uuid in [uuid for uuid in self._descriptors if uuid not in held]:
-            self._unlock(uuid)
+    def reload(self, held: dict[str, tuple[int, Ref]], running: dict[int, Attempt]) -> None:
+        """Take up what the database says is given away: hold the locks again, empty what no attempt has any more."""
+        self._left = {uuid: holder for uuid, holder in held.items() if holder[0] not in running}
+        self._releases = {uuid: self._fresh(uuid) for uuid in self._left}
+        self._proofs.clear()
+        self._wanted.clear()
+        self._use.reload(attempt for attempt in running.values() if attempt.devices)
+        for uuid, (attempt_id, _) in held.items():
+            self.locks.regain(uuid, attempt_id)
+        for uuid in self.locks:
+            if uuid not in held:
+                self.locks.drop(uuid)
+        if self._left:
+            self.look()
+        self._show()
 
-    def recovered(self, running: set[int]) -> None:
-        """Begin to empty the devices of attempts that ended before this runner came up."""
-        for uuid, (attempt_id, _) in self._held.items():
-            if attempt_id not in running:
-                self._begin_release(uuid)
-                self.look()
+    def _fresh(self, uuid: str) -> Release:
+        gpu = self.context.config.gpu
+        now_ns = self.context.clock.monotonic_ns()
+        return Release(uuid, now_ns, gpu.free_below_bytes, patience_ns=int(gpu.quarantine_after_s * 1e9))
 
-    def _reopen(self, uuid: str) -> None:
-        descriptor = None
-        with suppress(StokerError):
-            descriptor = self.context.link.give(uuid)
-        if descriptor is None:
-            with suppress(StokerError):
-                descriptor = locks.acquire(Path(self.context.config.gpu.lock_dir), uuid)
-        if descriptor is not None:
-            self._descriptors[uuid] = descriptor
-
-    def _begin_release(self, uuid: str) -> None:
-        self._releases.setdefault(
-            uuid, Release(uuid, self.context.clock.monotonic_ns(), self.context.config.gpu.free_below_bytes)
-        )
+    def _runs_on_devices(self) -> bool:
+        return any(each.allocation.devices for each in self.context.board.running.values())
 
     def _relook(self) -> None:
         self._relook_armed = False
@@ -178,50 +210,98 @@ class Devices:
             self._locked_by_others.clear()
             self.look()
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
+        self._watch_armed = False
+        if self._runs_on_devices():
+            self.look()
+
+    def _run(self) -> None:
         """The thread that asks the driver: one look a request, however many asked meanwhile."""
         while True:
             self._asked.wait()
             self._asked.clear()
-            reading = self._probe.read()
-            self.context.desk.put(partial(self._arrived, reading=reading))
+            self._look()
 
-    def _arrived(self, change: Change, reading: BoxReading) -> None:
-        self.reading = reading
-        self._looked_ns = self.context.clock.monotonic_ns()
-        if reading.error:
+    def _look(self) -> BoxReading:
+        looked_ns = self.context.clock.monotonic_ns()
+        reading = self._probe.read()
+        self.context.desk.put(partial(self._arrived, reading=reading, looked_ns=looked_ns))
+        return reading
+
+    def _arrived(self, change: Change, reading: BoxReading, looked_ns: int) -> None:
+        if looked_ns < self._looked_ns:  # two threads looked at once, and the later look arrived first
+            return
+        if reading.error and reading.error != self.reading.error:
             log.warning("%s", reading.error)
+        self.reading = reading
+        self._looked_ns = looked_ns
         self._remember(change)
+        self._use.looked(change, reading, looked_ns)
+        self._mind_running(change)
         for release in list(self._releases.values()):
             self._step(change, release)
+        for proof in list(self._proofs.values()):
+            self._prove(proof)
+        for attempt_id in self._want_look:
+            self.loop.look_at(attempt_id)
+        self._want_look.clear()
         self._show()
 
     def _remember(self, change: Change) -> None:
         """Keep every device ever seen: a job that fits one of them is not refused while it is away."""
         known = {each.uuid for each in self.context.board.known}
         for each in self.reading.devices:
-            if each.uuid not in known and not each.error:
+            if each.uuid not in known and not each.error and not self._is_excluded(each):
                 change.connection.execute(
-                    "INSERT INTO devices (uuid, model, memory_bytes, first_seen_us, last_seen_us)"
-                    " VALUES (?, ?, ?, ?, ?)"
+                    "INSERT INTO devices (uuid, model, memory_bytes, first_seen_us, last_seen_us) VALUES (?, ?, ?, ?, ?)"
                     " ON CONFLICT (uuid) DO UPDATE SET last_seen_us = excluded.last_seen_us",
                     (each.uuid, each.model, each.memory_bytes, change.now_us, change.now_us),
                 )
         rows = change.connection.execute(
             "SELECT uuid, model, memory_bytes, quarantine FROM devices ORDER BY first_seen_us, uuid"
-        )
-        excluded = set(self.context.config.gpu.exclude)
-        seen = rows.fetchall()
-        self.quarantined = {uuid: reason for uuid, _, _, reason in seen if reason}
+        ).fetchall()
+        # A GPU that was cut into instances is no device any more.
+        away = set(self.context.config.gpu.exclude) | {each.mig_parent for each in self.reading.devices}
+        self.quarantined = {uuid: reason for uuid, _, _, reason in rows if reason}
         self.context.board.known = tuple(
-            Device(uuid, model, memory) for uuid, model, memory, _ in seen if uuid not in excluded
+            Device(uuid, model, memory) for uuid, model, memory, _ in rows if uuid not in away
         )
+
+    def _mind_running(self, change: Change) -> None:
+        """End attempts whose device went away: not there, or lost by the driver's own word, in two looks in a row."""
+        for running in list(self.context.board.running.values()):
+            for uuid in running.allocation.devices:
+                gone = self._is_gone(uuid)
+                self._lost[uuid] = self._lost.get(uuid, 0) + 1 if gone else 0
+                if not gone:
+                    del self._lost[uuid]
+                elif self._lost[uuid] < LOST_LOOKS:
+                    self.loop.at(self.context.clock.monotonic_ns() + APART_NS, self.look)
+                elif running.state in {State.STARTING, State.RUNNING}:
+                    self._end_lost(change, running.ref, uuid)
+                    break
+
+    def _is_gone(self, uuid: str) -> bool:
+        device = self.reading.device(uuid)
+        if device is not None:
+            return device.lost
+        # A driver that does not answer at all says nothing about a device.
+        return bool(self.reading.driver_version)
+
+    def _end_lost(self, change: Change, ref: Ref, uuid: str) -> None:
+        element = jobs.element(change.connection, ref)
+        if element is not None and element.state in {State.STARTING, State.RUNNING}:
+            log.warning("job %s is stopped: its device %s went away", ref.label, uuid)
+            self._set_quarantine(change, uuid, "it went away while a job ran on it")
+            stop_element(change, element, Ending.GPU_LOST, None)
 
     def _step(self, change: Change, release: Release) -> None:
         uuid = release.uuid
+        if self._looked_ns < release.since_ns:  # the look began before the job's end was known
+            self.look()
+            return
         reading = self.reading.device(uuid)
-        alive = {process.pid for process in (reading.processes if reading else None) or () if _alive(process.pid)}
-        verdict = next_step(release, reading, alive, self.context.clock.monotonic_ns())
+        verdict = next_step(release, reading, self._others_on(change, uuid, reading), self.context.clock.monotonic_ns())
         match verdict:
             case Again():
                 self._releases[uuid] = verdict.release
@@ -232,62 +312,84 @@ class Devices:
             case Quarantine():
                 del self._releases[uuid]
                 self._set_quarantine(change, uuid, verdict.reason)
-                self.loop.after(SELF_CHECK_S, lambda: self._self_check(uuid))
+                self.loop.after(self.context.config.gpu.quarantine_after_s, lambda: self._self_check(uuid))
+
+    def _others_on(self, change: Change, uuid: str, reading: GpuReading | None) -> set[int]:
+        """Return the pids on a device that are alive and not of the attempt that left it."""
+        pids = {process.pid for process in (reading.processes if reading else None) or ()}
+        if not pids:
+            return pids
+        attempt_id, _ = self._left[uuid]
+        token, group = jobs.marks_of(change.connection, attempt_id)
+        return {pid for pid in pids if Path(f"/proc/{pid}").exists() and not belongs(pid, token, group)}
+
+    def _prove(self, proof: Release) -> None:
+        """Judge one look at a device that we have locked and not emptied ourselves."""
+        uuid = proof.uuid
+        reading = self.reading.device(uuid)
+        if self._looked_ns < proof.since_ns:  # the look began before the device was locked
+            self.look()
+            return
+        if reading is None or foreign_use(reading, frozenset(), proof.free_below_bytes).used:
+            del self._proofs[uuid]
+            self.locks.drop(uuid)
+            return
+        verdict = empty_look(proof, self.context.clock.monotonic_ns())
+        if isinstance(verdict, Again):
+            self._proofs[uuid] = verdict.release
+            self.loop.at(verdict.at_ns, self.look)
+        else:
+            del self._proofs[uuid]
 
     def _self_check(self, uuid: str) -> None:
-        self._begin_release(uuid)
-        self.look()
+        if uuid in self._left:
+            self._releases[uuid] = self._fresh(uuid)
+            self._probe.reopen()
+            self.look()
 
     def _free(self, change: Change, uuid: str) -> None:
-        attempt_id, _ = self._held.pop(uuid, (None, None))
-        if attempt_id is not None:
-            jobs.release_devices(change.connection, attempt_id, [uuid], change.now_us)
+        """Close a device's allocation; its lock stays ours until the turn has decided who takes it next."""
+        attempt_id, _ = self._left.pop(uuid)
+        jobs.release_devices(change.connection, attempt_id, [uuid], change.now_us)
         if uuid in self.quarantined:
             self._set_quarantine(change, uuid, None)
         self.context.board.release_device(uuid)
-        self._unlock(uuid)
 
     def _set_quarantine(self, change: Change, uuid: str, reason: str | None) -> None:
         change.connection.execute("UPDATE devices SET quarantine = ? WHERE uuid = ?", (reason, uuid))
-        jobs.note(
-            change.connection,
-            change.now_us,
-            "quarantined" if reason else "device_back",
-            None,
-            {"uuid": uuid, "reason": reason},
-        )
+        kind = "quarantined" if reason else "device_back"
+        jobs.note(change.connection, change.now_us, kind, None, {"uuid": uuid, "reason": reason})
         if reason:
             self.quarantined[uuid] = reason
             log.warning("device %s is quarantined: %s", uuid, reason)
         else:
             self.quarantined.pop(uuid, None)
 
-    def _unlock(self, uuid: str) -> None:
-        descriptor = self._descriptors.pop(uuid, None)
-        if descriptor is not None:
-            with suppress(StokerError):
-                self.context.link.drop(uuid)
-            os.close(descriptor)
-
     def _show(self) -> None:
-        """Put the devices on the board, each with who keeps it from being given."""
-        excluded = set(self.context.config.gpu.exclude)
+        """Put the devices on the board that could be given away, each with who keeps it from that."""
+        here = {each.uuid: each for each in self.reading.devices if not self._is_excluded(each)}
+        self.absent = {each.uuid: "not there now" for each in self.context.board.known if each.uuid not in here}
+        self.absent |= {uuid: f"unreadable: {each.error}" for uuid, each in here.items() if each.error}
+        self.absent |= {uuid: f"quarantined: {why}" for uuid, why in self.quarantined.items()}
         self.context.board.devices = tuple(
             Device(each.uuid, each.model, each.memory_bytes, each.index, self._outside(each))
-            for each in self.reading.devices
-            if each.uuid not in excluded
+            for each in here.values()
+            if each.uuid not in self.absent
         )
 
+    def _is_excluded(self, reading: GpuReading) -> bool:
+        excluded = self.context.config.gpu.exclude
+        return reading.uuid in excluded or reading.mig_parent in excluded
+
     def _outside(self, reading: GpuReading) -> str | None:
-        if reading.uuid in self.quarantined:
-            return f"quarantined: {self.quarantined[reading.uuid]}"
-        if reading.error:
-            return f"unreadable: {reading.error}"
-        if reading.uuid in self._held or self.context.board.holder(reading.uuid):
-            held = self._held.get(reading.uuid)
-            return f"job {held[1].label}, emptying" if held and reading.uuid in self._releases else None
-        if reading.uuid in self._locked_by_others:
-            return "another runner of this box"
+        """Return who keeps a device from being given, other than a running job."""
+        uuid = reading.uuid
+        if uuid in self._left:
+            return f"job {self._left[uuid][1].label} (emptying)"
+        if self.context.board.holder(uuid) is not None:
+            return None
+        if uuid in self._locked_by_others:
+            return self._locked_by_others[uuid]
         use = foreign_use(reading, frozenset(), self.context.config.gpu.free_below_bytes)
         if not use.used:
             return None
@@ -295,14 +397,14 @@ class Devices:
 
 
 def process_name(pid: int) -> str:
-    """Return a process as a person knows it: `pid 812 (ollama)`."""
+    """Return a process as a person knows it: `pid 812 (ollama) of alice`."""
+    directory = Path(f"/proc/{pid}")
     try:
-        return f"pid {pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})"
+        name, uid = (directory / "comm").read_text(errors="replace").strip(), directory.stat().st_uid
     except OSError:
         return f"pid {pid}"
-
-
-def _alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
-
-
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = f"uid {uid}"
+    return f"pid {pid} ({name}) of {user}"

@@ -22,10 +22,11 @@ from runner.daemon.loop import Loop
 from runner.daemon.measure import Measurer
 from runner.daemon.save import Saver
 from runner.daemon.start import Starter
+from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
 from runner.executors.base import AttemptRecord
 from runner.ledger.metering import Instant, metered_ns, owed
-from runner.service.desk import Change, Enqueue
+from runner.service.desk import Change, Enqueue, Halt
 from runner.state import books, jobs
 from runner.telemetry.tail import LogTail
 
@@ -41,16 +42,7 @@ class Finisher:
     """The turn's second half of an attempt."""
 
     def __init__(
-        self,
-        context: Context,
-        loop: Loop,
-        *,
-        devices: Devices,
-        starter: Starter,
-        saver: Saver,
-        measurer: Measurer,
-        tail: LogTail,
-        sweepers: ThreadPoolExecutor,
+        self, context: Context, loop: Loop, *, devices: Devices, starter: Starter, saver: Saver, measurer: Measurer, tail: LogTail, sweepers: ThreadPoolExecutor
     ) -> None:
         self.context = context
         self.loop = loop
@@ -79,26 +71,28 @@ class Finisher:
         match record.fate:
             case "alive":
                 self.measurer.began(running.attempt, record)
-                self._keep_watching(running, record)
-            case "finished":
+                self._keep_watching(change, running, record)
+            case "finished" if self._devices_seen(running, record):
+                self.context.step(Step.FINISH_READ)
                 self._end(change, running, record, self._judge(running, record))
             case "lost":
                 self._sweep(running, record)
             case "never_ran" if running.pidfd < 0:
                 self._never_ran(change, running, record)
 
-    def settle(self, change: Change, ref: Ref, ended: Ended, becomes_: Becomes) -> None:
-        """Move an element out of saving to where its last attempt leads."""
-        event = {Becomes.SUCCEEDED: Event.SUCCEED, Becomes.STOPPED: Event.STOP_SAVED, Becomes.FAILED: Event.FAIL}[
-            becomes_
-        ]
+    def settle(self, change: Change, ref: Ref, ended: Ended, becomes_: Becomes, finished_us: int) -> None:
+        """Move an element out of saving to where its last attempt leads.
+
+        It finished when its attempt ended, however much later a runner came to write that down.
+        """
+        event = {Becomes.SUCCEEDED: Event.SUCCEED, Becomes.STOPPED: Event.STOP_SAVED, Becomes.FAILED: Event.FAIL}[becomes_]
         jobs.move(
             change.connection,
             ref,
             State.SAVING,
             event,
             change.now_us,
-            finished_us=change.now_us,
+            finished_us=finished_us,
             ending=str(ended.ending),
             sentence=ended.sentence,
             exit_code=ended.exit_code,
@@ -107,9 +101,10 @@ class Finisher:
         change.touched.add(ref)
 
     def after_commit(self) -> None:
-        """Take away the control directories of attempts that the database has now; launch again what never ran."""
+        """Take away the control directories of attempts that are in the database now, and launch again what never ran."""
         ingested, self._ingested = self._ingested, []
         for running in ingested:
+            self.context.step(Step.FINISH_COMMITTED)
             if running.pidfd >= 0:
                 self.loop.forget(running.pidfd)
                 os.close(running.pidfd)
@@ -137,10 +132,14 @@ class Finisher:
         running.attempt = dataclasses.replace(running.attempt, started_us=start.wall_us, start_ns=start.monotonic_ns)
         self.measurer.began(running.attempt, record)
         change.touched.add(running.ref)
+        self.context.step(Step.LAUNCH_BEGUN)
 
-    def _keep_watching(self, running: RunningAttempt, record: AttemptRecord) -> None:
-        """A watcher lives that we do not hold: its launch was not answered, or an earlier runner started it."""
-        if running.pidfd >= 0 or record.start is None:
+    def _keep_watching(self, change: Change, running: RunningAttempt, record: AttemptRecord) -> None:
+        """A watcher lives that we do not hold: its launch was not answered, or an earlier runner started it.
+
+        One that has not written its start yet may die without a word to us, so it is looked at again.
+        """
+        if running.pidfd >= 0:
             return
         pidfd = self.context.executor.reopen(record)
         if pidfd is None:
@@ -148,6 +147,10 @@ class Finisher:
             return
         running.pidfd = pidfd
         self.starter.watch(running)
+        if running.state is State.STOPPING:
+            # Whether an earlier runner came to tell it is not known; to be told twice changes nothing.
+            deadline_us = jobs.stop_deadline_of(change.connection, running.attempt_id)
+            change.effects.append(Halt(running.attempt_id, max(0.0, (deadline_us - change.now_us) / 1e6)))
 
     def _judge(self, running: RunningAttempt, record: AttemptRecord) -> Ended:
         rank = record.ranks[0] if record.ranks else None
@@ -162,19 +165,28 @@ class Finisher:
             stop_ending=stop_ending,
             log_tail=tail,
             had_devices=bool(running.attempt.devices),
+            device_lost=self.devices.lost(running.attempt.devices),
             disk_full=free is not None and free.f_bavail * free.f_frsize < 1 << 20,
         )
+
+    def _devices_seen(self, running: RunningAttempt, record: AttemptRecord) -> bool:
+        """Judge a failure only once its devices were looked at: one may have gone away and taken the job with it."""
+        failed = any(rank is None or rank.code != 0 for rank in record.ranks)
+        if not failed or record.final is None:
+            return True
+        return self.devices.look_before_end(running.attempt, record.final.monotonic_ns)
 
     def _end(self, change: Change, running: RunningAttempt, record: AttemptRecord, ended: Ended) -> None:
         """Close an attempt: its element goes to saving, its time is billed, its resources come back."""
         attempt, ref = running.attempt, running.ref
         end_ns = record.final.monotonic_ns if record.final is not None else None
+        ended_us = record.final.wall_us if record.final is not None else change.now_us
         rank = record.ranks[0] if record.ranks else None
         running.state = jobs.move(change.connection, ref, running.state, Event.END, change.now_us)
         jobs.close_attempt(
             change.connection,
             attempt.id,
-            record.final.wall_us if record.final is not None else change.now_us,
+            ended_us,
             end_ns=end_ns,
             ending=str(ended.ending),
             exit_code=ended.exit_code,
@@ -184,12 +196,13 @@ class Finisher:
         )
         self._bill(change, running, record)
         self.context.board.end(attempt.id)
-        self.devices.leave(change, attempt)
+        self.devices.leave(attempt)
         self._ingested.append(running)
         change.touched.add(ref)
-        self._next(change, running, ended)
+        self._next(change, running, ended, ended_us)
+        self.context.step(Step.FINISH_WRITTEN)
 
-    def _next(self, change: Change, running: RunningAttempt, ended: Ended) -> None:
+    def _next(self, change: Change, running: RunningAttempt, ended: Ended, ended_us: int) -> None:
         """Say where the element goes: back to the queue, to the end, or to the end by way of the store."""
         ref, facts = running.ref, self.context.facts(running.ref.job_id)
         earlier = jobs.spent_endings(change.connection, ref)[:-1]
@@ -208,18 +221,14 @@ class Finisher:
             jobs.set_saving(change.connection, running.attempt_id, str(where), ended.sentence)
             self.saver.save(running.attempt, output, ended, where)
         else:
-            self.settle(change, ref, ended, where)
+            self.settle(change, ref, ended, where, ended_us)
 
     def _requeue(self, change: Change, running: RunningAttempt, ended: Ended, earlier: int) -> None:
         ref, facts = running.ref, self.context.facts(running.ref.job_id)
         spec = facts.spec
         resumes = spec.requeue == "always" or (spec.checkpoint is not None and spec.requeue != "never")
         held = ended.ending is Ending.INTERRUPTED and not resumes
-        delay_s = (
-            0.0
-            if ended.ending in {Ending.PREEMPTED, Ending.INTERRUPTED}
-            else min(BACKOFF_MAX_S, BACKOFF_S * 2**earlier)
-        )
+        delay_s = 0.0 if ended.ending in {Ending.PREEMPTED, Ending.INTERRUPTED} else min(BACKOFF_MAX_S, BACKOFF_S * 2**earlier)
         not_before_us = change.now_us + int(delay_s * 1e6)
         jobs.move(
             change.connection,
@@ -317,6 +326,7 @@ def clear_control(context: Context, attempt_id: int) -> None:
             kept = Path(context.paths.job_log(attempt_id, int(file.name.partition(".")[2])))
             kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             file.rename(kept)
+    context.step(Step.FINISH_MOVED)
     shutil.rmtree(directory, ignore_errors=True)
 
 

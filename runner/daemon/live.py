@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from runner.core.reasons import Waiting, WaitReason
@@ -14,13 +15,15 @@ from runner.gpus.reading import GpuReading
 from runner.service.facts import LiveFacts
 from schedulers.decide import explain
 from schedulers.decision import Start, Wait
+from schedulers.placement import short
+from schedulers.resources import Device
 
 
 def live_facts(context: Context, devices: Devices, preparer: Preparer, cgroups: CgroupRoots) -> LiveFacts:
     """Bind the questions to the daemon's parts."""
     return LiveFacts(
         preparing=preparer.reason,
-        explain=lambda job_id: _explain(context, job_id),
+        explain=lambda job_id: _explain(context, devices, job_id),
         inventory=context.board.inventory,
         devices=lambda: _devices(context, devices),
         admission=lambda: context.admission,
@@ -29,7 +32,7 @@ def live_facts(context: Context, devices: Devices, preparer: Preparer, cgroups: 
     )
 
 
-def _explain(context: Context, job_id: int) -> WaitReason | None:
+def _explain(context: Context, devices: Devices, job_id: int) -> WaitReason | None:
     """Ask the scheduler's own code about one job; the board may change under us, then the question is asked again."""
     for _ in range(3):
         try:
@@ -38,11 +41,11 @@ def _explain(context: Context, job_id: int) -> WaitReason | None:
             decision = explain(context.board.snapshot(context.clock.now_us()), job_id)
         except RuntimeError:  # the queue changed while it was read
             continue
-        return _sentence(decision)
+        return _sentence(decision, devices.absent)
     return None
 
 
-def _sentence(decision: Start | Wait) -> WaitReason:
+def _sentence(decision: Start | Wait, absent: Mapping[str, str]) -> WaitReason:
     if isinstance(decision, Start):
         return WaitReason(Waiting.RESOURCES, "it starts next")
     reason = decision.reason
@@ -50,12 +53,11 @@ def _sentence(decision: Start | Wait) -> WaitReason:
     if reason.kind == "array_limit":
         return WaitReason(Waiting.ARRAY_LIMIT, "as many elements of its array run as may at once", data)
     if reason.behind:
-        return WaitReason(
-            Waiting(reason.kind),
-            f"waits behind job {reason.behind}" + (f" for {reason.lacks}" if reason.lacks else ""),
-            data,
-        )
-    held = f": {', '.join(reason.holders[:3])}" if reason.holders else ""
+        return WaitReason(Waiting(reason.kind), f"waits behind job {reason.behind}" + (f" for {reason.lacks}" if reason.lacks else ""), data)
+    who = list(reason.holders[:3])
+    if "GPU" in reason.lacks:
+        who += [f"{short(uuid)} is {why}" for uuid, why in list(absent.items())[:3]]
+    held = f": {', '.join(who)}" if who else ""
     return WaitReason(Waiting(reason.kind), f"waits for {reason.lacks}{held}", data)
 
 
@@ -63,28 +65,34 @@ def _devices(context: Context, devices: Devices) -> dict[str, Any]:
     reading = devices.reading
     here = {each.uuid for each in reading.devices}
     shown = [_device(context, devices, each) for each in reading.devices]
-    gone = [
-        {
-            "uuid": each.uuid,
-            "model": each.model,
-            "memory_bytes": each.memory_bytes,
-            "state": "gone",
-            "holder": None,
-            "reason": "not seen now",
-        }
-        for each in context.board.known
-        if each.uuid not in here
-    ]
+    gone = [_gone(context, devices, each) for each in context.board.known if each.uuid not in here]
     return {"devices": shown + gone, "driver": reading.driver_version, "error": reading.error}
+
+
+def _gone(context: Context, devices: Devices, device: Device) -> dict[str, Any]:
+    """Tell of a device that was seen before and is not there now."""
+    ref = context.board.holder(device.uuid)
+    return {
+        "uuid": device.uuid,
+        "index": None,
+        "model": device.model,
+        "memory_bytes": device.memory_bytes,
+        "state": "quarantined" if device.uuid in devices.quarantined else "gone",
+        "holder": f"job {ref.label}" if ref is not None else None,
+        "reason": devices.absent.get(device.uuid),
+        "processes": [],
+    }
 
 
 def _device(context: Context, devices: Devices, reading: GpuReading) -> dict[str, Any]:
     ref = context.board.holder(reading.uuid)
     on_board = next((each for each in context.board.devices if each.uuid == reading.uuid), None)
     outside = on_board.holder if on_board is not None else None
-    state, reason = "free", None
+    state, reason = "free", devices.absent.get(reading.uuid)
     if reading.uuid in devices.quarantined:
-        state, reason = "quarantined", devices.quarantined[reading.uuid]
+        state = "quarantined"
+    elif reason is not None:
+        state = "unreadable"
     elif ref is not None:
         state = "held"
     elif on_board is None:

@@ -7,7 +7,6 @@ import logging
 from runner.core.job import Ref
 from runner.core.reasons import Becomes, Ending
 from runner.daemon.context import Context
-from runner.daemon.devices import Devices
 from runner.daemon.finish import clear_control
 from runner.daemon.launch import attempt_dir
 from runner.daemon.loop import Loop
@@ -20,9 +19,7 @@ from runner.state import jobs
 log = logging.getLogger("stoker.recover")
 
 
-def recover(
-    context: Context, loop: Loop, *, devices: Devices, starter: Starter, preparer: Preparer, saver: Saver
-) -> int:
+def recover(context: Context, loop: Loop, *, starter: Starter, preparer: Preparer, saver: Saver) -> int:
     """Rebuild the board from the database and have the first turn look at every open attempt; return their number.
 
     What was committed but not done is done now: control directories of closed attempts go, outputs that were being
@@ -33,7 +30,6 @@ def recover(
     open_ids = set(context.board.running)
     for attempt_id in open_ids:
         loop.look_at(attempt_id)
-    devices.recovered(open_ids)
     for attempt_id in _leftover_control(context, open_ids):
         clear_control(context, attempt_id)
     for element in jobs.saving_elements(context.database.writer):

@@ -1,4 +1,4 @@
-"""Save what attempts left: a directory into the store, an artifact row; off the turn's thread, redone after a restart."""
+"""Save what attempts left: a directory into the store, an artifact row; off the turn's thread, redone by a restart."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from runner.core.job import Attempt, Ref
 from runner.core.reasons import Becomes, Ending
 from runner.daemon.context import Context
 from runner.daemon.launch import attempt_dir
+from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
 from runner.service.desk import Change, Discard
 from runner.state import artifacts, jobs
@@ -23,7 +24,7 @@ WORKERS = 2
 RETRY_S = 5.0
 
 log = logging.getLogger("stoker.save")
-Settle = Callable[[Change, Ref, Ended, Becomes], None]
+Settle = Callable[[Change, Ref, Ended, Becomes, int], None]
 
 
 class Saver:
@@ -74,8 +75,11 @@ class Saver:
         try:
             # The lease keeps what was published until the row that leads to it is committed.
             with self.context.store.lease(f"attempt {attempt.id}"):
+                self.context.step(Step.PUBLISH_BEGUN)
                 published = publish(self.context.store, output)
+                self.context.step(Step.PUBLISH_STORED)
                 self.context.desk.insist(lambda change: self._saved(change, attempt, published, ended, becomes))
+                self.context.step(Step.PUBLISH_COMMITTED)
         except DiskFull as error:
             log.warning("job %s: %s; its output is tried again", attempt.ref.label, error)
             threading.Timer(RETRY_S, self._publish, (attempt, output, ended, becomes)).start()
@@ -106,7 +110,9 @@ class Saver:
                 attempt_id=attempt.id,
                 now_us=change.now_us,
             )
-        self.settle(change, attempt.ref, ended, becomes)
+        finished_us = change.now_us if ended is SALVAGED else jobs.ended_us(change.connection, attempt.id)
+        self.settle(change, attempt.ref, ended, becomes, finished_us)
+        self.context.step(Step.PUBLISH_WRITTEN)
 
     def _discard(self, effect: Discard) -> None:
         paths = self.context.paths
@@ -123,5 +129,5 @@ class Saver:
 SALVAGED = Ended(Ending.STOPPED_BY_USER, None, None, "it was stopped while it waited to run again")
 
 
-def _not_wired(change: Change, ref: Ref, ended: Ended, becomes: Becomes) -> None:
+def _not_wired(change: Change, ref: Ref, ended: Ended, becomes: Becomes, finished_us: int) -> None:
     raise AssertionError("the finisher sets this")

@@ -24,9 +24,15 @@ class Ended:
 
 
 def judge(
-    record: AttemptRecord, *, stop_ending: str | None, log_tail: bytes, had_devices: bool, disk_full: bool
+    record: AttemptRecord,
+    *,
+    stop_ending: str | None,
+    log_tail: bytes,
+    had_devices: bool,
+    disk_full: bool,
+    device_lost: bool = False,
 ) -> Ended:
-    """Return how the attempt of a final record ended. `log_tail`, the end of its log, matters after a failure only."""
+    """Return how the attempt of a final record ended. `log_tail` is the end of its log, looked at only after a failure."""
     rank = _decisive(record.ranks)
     if rank is None:
         return Ended(Ending.LOST, None, None, "its watcher was killed, so its exit code is unknown")
@@ -42,6 +48,8 @@ def judge(
         return Ended(ending, code, number, _STOPS.get(ending, "it was stopped"))
     if code == 0:
         return Ended(Ending.COMPLETED, 0, None, "it ended with code 0")
+    if device_lost:
+        return Ended(Ending.GPU_LOST, code, number, _STOPS[Ending.GPU_LOST])
     if rank.oom_kills > 0:
         return Ended(Ending.HOST_OUT_OF_MEMORY, code, number, "the kernel killed it for want of memory")
     how = f"it ended with code {code}" if number is None else f"it was killed by {_signal_name(number)}"

@@ -59,7 +59,7 @@ class Watch:
         self.context.link.close()
         self.context.link.connect()
         self.context.link.ready()
-        self.starter.devices.keep_all()
+        self.starter.devices.locks.keep_all()
         for running in self.context.board.running.values():
             self.loop.look_at(running.attempt_id)
         self._mind_spawner()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.executors.records import ProcessMark
-from runner.executors.watcher import pidfd_inode, start_ticks
+from runner.executors.watcher import TOKEN_VARIABLE, in_group, pidfd_inode, start_ticks
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,16 @@ def reopen_process(mark: ProcessMark) -> int | None:
         return descriptor
     os.close(descriptor)
     return None
+
+
+def belongs(pid: int, token: str, group: str | None) -> bool:
+    """Tell whether a process is of an attempt: in its cgroup, or with its token in the environment it was started with."""
+    try:
+        if group is not None and in_group(pid, group):
+            return True
+        return f"{TOKEN_VARIABLE}={token}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
 
 
 def state_of(pid: int) -> str:

@@ -5,6 +5,7 @@ The folder is world-writable, so whatever lies there is taken for planted until 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -17,6 +18,7 @@ from runner.core.errors import Unavailable
 PREFIX = "stoker-"
 UUID = re.compile(r"[A-Za-z0-9-]{1,96}")
 ATTEMPTS = 100
+PIDFD_GETFD = 438
 # Nothing is ever written: reading is enough for flock, and opens a file whose maker died before its fchmod.
 FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -70,6 +72,33 @@ def holder_pid(directory: Path, uuid: str) -> int | None:
     return None
 
 
+def regain(directory: Path, uuid: str, *, pid: int, pidfd: int) -> int | None:
+    """Return a copy of the descriptor with which another process of ours holds a device's lock, or None.
+
+    It is the same open file: the lock then lasts until that process and we have both let go. `pidfd` proves that `pid`
+    is still the process that is meant. The kernel may refuse (Yama), and kernels before 5.6 do not know the call.
+    """
+    path = lock_path(directory, uuid)
+    try:
+        status = os.stat(path, follow_symlinks=False)
+        numbers = [int(name) for name in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:
+        return None
+    for number in numbers:
+        try:
+            if not os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), status):
+                continue
+        except OSError:
+            continue
+        descriptor = int(_libc().syscall(PIDFD_GETFD, pidfd, number, 0))
+        if descriptor < 0:
+            return None
+        if _is_at(descriptor, path):
+            return descriptor
+        os.close(descriptor)
+    return None
+
+
 def lock_path(directory: Path, uuid: str) -> Path:
     """Return where a device's lock file is. Raises ValueError for what is no UUID."""
     if not UUID.fullmatch(uuid):
@@ -100,6 +129,10 @@ def _open(path: Path) -> int | None:
         os.close(descriptor)
         raise _unusable(path, "it is not a plain file")
     return descriptor
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

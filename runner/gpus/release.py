@@ -22,6 +22,7 @@ class Release:
     """One device being emptied since `since_ns`; `looks` are the empty looks in a row, the last at `looked_ns`.
 
     All times are of one monotonic clock. A share (`whole=False`) needs one look that lists none of its processes.
+    A device not empty after `patience_ns` is quarantined.
     """
 
     uuid: str
@@ -30,6 +31,7 @@ class Release:
     whole: bool = True
     looks: int = 0
     looked_ns: int = 0
+    patience_ns: int = PATIENCE_NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,11 @@ def next_step(release: Release, reading: GpuReading | None, known_pids: Abstract
         return Quarantine(release.uuid, f"{'it is lost' if reading.lost else 'it cannot be read'}: {reading.error}")
     if not _empty(release, reading, known_pids):
         return _not_yet(release, reading, known_pids, now_ns)
-    return _empty_look(release, now_ns)
+    return empty_look(release, now_ns)
 
 
-def _empty_look(release: Release, now_ns: int) -> Verdict:
+def empty_look(release: Release, now_ns: int) -> Again | Released:
+    """Count one look that found the device empty."""
     if not release.whole:
         return Released(release.uuid)
     if release.looks and now_ns - release.looked_ns < APART_NS:
@@ -88,12 +91,11 @@ def _empty(release: Release, reading: GpuReading, known_pids: AbstractSet[int]) 
 
 def _not_yet(release: Release, reading: GpuReading, known_pids: AbstractSet[int], now_ns: int) -> Verdict:
     waited_ns = now_ns - release.since_ns
-    if waited_ns >= PATIENCE_NS:
-        return Quarantine(
-            release.uuid, f"not empty {PATIENCE_NS // NS_PER_S} s after its job: {_left(reading, known_pids)}"
-        )
+    if waited_ns >= release.patience_ns:
+        patience_s = release.patience_ns / NS_PER_S
+        return Quarantine(release.uuid, f"not empty {patience_s:g} s after its job: {_left(reading, known_pids)}")
     # Most devices empty within a second; one that does not is looked at ever less often.
-    pause_ns = min(SLOWEST_NS, max(APART_NS, waited_ns // 10), PATIENCE_NS - waited_ns)
+    pause_ns = min(SLOWEST_NS, max(APART_NS, waited_ns // 10), release.patience_ns - waited_ns)
     return Again(replace(release, looks=0, looked_ns=now_ns), now_ns + pause_ns)
 
 

@@ -38,10 +38,10 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class Halt:
-    """Ask the watcher of an attempt to stop its tree. Grace in seconds; None is the job's own."""
+    """Ask the watcher of an attempt to stop its tree, and to kill it after the grace in seconds."""
 
     attempt_id: int
-    grace_s: float | None = None
+    grace_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from typing import Any
 
 from runner.core.errors import Conflict, UsageError
@@ -20,15 +21,23 @@ def check_key(key: str) -> str:
     return key
 
 
-def once(change: Change, *, owner_uid: int, key: str, body_hash: bytes, work: Work) -> Any:
-    """Run `work` unless `key` was answered before; then give that answer, or refuse another body."""
-    row = change.connection.execute(
+def answered(connection: sqlite3.Connection, *, owner_uid: int, key: str, body_hash: bytes) -> Any:
+    """Return the answer that `key` was given, None for none yet; refuse another body."""
+    row = connection.execute(
         "SELECT body_hash, answer FROM requests WHERE owner_uid = ? AND key = ?", (owner_uid, key)
     ).fetchone()
-    if row is not None:
-        if bytes(row[0]) != body_hash:
-            raise Conflict("this idempotency key was used for another request", hint="use a key once", key=key)
-        return json.loads(row[1])
+    if row is None:
+        return None
+    if bytes(row[0]) != body_hash:
+        raise Conflict("this idempotency key was used for another request", hint="use a key once", key=key)
+    return json.loads(row[1])
+
+
+def once(change: Change, *, owner_uid: int, key: str, body_hash: bytes, work: Work) -> Any:
+    """Run `work` unless `key` was answered before; then give that answer, or refuse another body."""
+    known = answered(change.connection, owner_uid=owner_uid, key=key, body_hash=body_hash)
+    if known is not None:
+        return known
     answer = work(change)
     change.connection.execute(
         "INSERT INTO requests (owner_uid, key, body_hash, answer, at_us) VALUES (?, ?, ?, ?, ?)",

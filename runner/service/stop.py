@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from runner.core.job import Element
+from runner.core.job import Element, Ref
 from runner.core.lifecycle import ACTIVE, FINISHED, Event, State
 from runner.core.reasons import Ending
+from runner.core.spec import JobSpec
 from runner.service.desk import AbortSaving, Change, Halt, Salvage, Withdraw
 from runner.service.refs import resolve
 from runner.state import jobs
@@ -42,9 +44,18 @@ def stop_element(change: Change, element: Element, ending: Ending, grace_s: floa
     attempt = jobs.open_attempt_of(change.connection, ref)
     assert attempt is not None and element.state in ACTIVE
     jobs.move(change.connection, ref, element.state, Event.STOP, now_us)
-    jobs.ask_stop(change.connection, attempt.id, str(ending))
+    if grace_s is None:
+        grace_s = _own_grace_s(change, ref)
+    jobs.ask_stop(change.connection, attempt.id, str(ending), now_us + int(grace_s * 1e6))
     change.effects.append(Halt(attempt.id, grace_s))
     return "stopping"
+
+
+def _own_grace_s(change: Change, ref: Ref) -> float:
+    facts = jobs.job_facts(change.connection, ref.job_id)
+    assert facts is not None
+    stated = JobSpec.model_validate(json.loads(facts[1])).grace_s
+    return change.config.defaults.grace_s if stated is None else stated
 
 
 def _stop_pending(change: Change, element: Element, ending: Ending) -> str:

@@ -154,7 +154,11 @@ def wait_reason(row: Row, live: LiveFacts, now_us: int) -> WaitReason | None:
     if row.not_before_us > now_us:
         until = format_duration((row.not_before_us - now_us) / 1e6)
         return WaitReason(Waiting.BACKOFF, f"tried again in {until}: {row.sentence}", {"until": iso(row.not_before_us)})
-    return live.preparing(row.job_id) or live.explain(row.job_id) or WaitReason(Waiting.RESOURCES, "it starts next")
+    if preparing := live.preparing(row.job_id):
+        return preparing
+    if admission := live.admission():
+        return WaitReason(Waiting.DISK, admission)
+    return live.explain(row.job_id) or WaitReason(Waiting.RESOURCES, "it starts next")
 
 
 _REMEDIES = {

@@ -211,11 +211,19 @@ def begin_attempt(connection: sqlite3.Connection, attempt_id: int, started_us: i
     )
 
 
-def ask_stop(connection: sqlite3.Connection, attempt_id: int, ending: str) -> None:
-    """Remember why an attempt is being stopped; the first reason stays."""
+def ask_stop(connection: sqlite3.Connection, attempt_id: int, ending: str, deadline_us: int) -> None:
+    """Remember why an attempt is being stopped and when it is killed; the first reason and the earliest time stay."""
     connection.execute(
-        "UPDATE attempts SET stop_ending = ? WHERE id = ? AND stop_ending IS NULL", (ending, attempt_id)
+        "UPDATE attempts SET stop_ending = coalesce(stop_ending, ?1),"
+        " stop_deadline_us = min(coalesce(stop_deadline_us, ?2), ?2) WHERE id = ?3",
+        (ending, deadline_us, attempt_id),
     )
+
+
+def stop_deadline_of(connection: sqlite3.Connection, attempt_id: int) -> int:
+    """Return when an attempt that is being stopped is killed."""
+    row = connection.execute("SELECT stop_deadline_us FROM attempts WHERE id = ?", (attempt_id,)).fetchone()
+    return int(row[0] or 0)
 
 
 def stop_ending_of(connection: sqlite3.Connection, attempt_id: int) -> str | None:
@@ -234,6 +242,11 @@ def close_attempt(connection: sqlite3.Connection, attempt_id: int, ended_us: int
     ).rowcount
     if changed != 1:
         raise AssertionError(f"attempt {attempt_id} was closed before")
+
+
+def ended_us(connection: sqlite3.Connection, attempt_id: int) -> int:
+    """Return when a closed attempt ended."""
+    return int(connection.execute("SELECT ended_us FROM attempts WHERE id = ?", (attempt_id,)).fetchone()[0])
 
 
 def left_output(connection: sqlite3.Connection, ref: Ref) -> bool:
@@ -283,6 +296,14 @@ def held_devices(connection: sqlite3.Connection) -> dict[str, tuple[int, Ref]]:
         " WHERE l.closed_us IS NULL"
     )
     return {uuid: (attempt_id, Ref(job_id, index)) for uuid, attempt_id, job_id, index in rows}
+
+
+def marks_of(connection: sqlite3.Connection, attempt_id: int) -> tuple[str, str | None]:
+    """Return what an attempt's processes are known by: its token, and its cgroup once its watcher's record is in."""
+    row = connection.execute(
+        "SELECT token, json_extract(record, '$.start.cgroup') FROM attempts WHERE id = ?", (attempt_id,)
+    ).fetchone()
+    return row[0], row[1]
 
 
 def spent_endings(connection: sqlite3.Connection, ref: Ref) -> list[str]:

@@ -36,9 +36,15 @@ def set_peaks(
     gpu_memory_bytes: int | None,
     energy_mj: int | None,
 ) -> None:
-    """Write the most that an attempt used; the watcher's own figure stays where it is larger."""
+    """Write the most that an attempt used; what was written before, by its watcher or its devices, stays where it is larger."""
     connection.execute(
         "UPDATE attempts SET peak_memory_bytes = NULLIF(MAX(COALESCE(peak_memory_bytes, 0), COALESCE(?, 0)), 0),"
-        " peak_gpu_memory_bytes = ?, energy_mj = ? WHERE id = ?",
+        " peak_gpu_memory_bytes = NULLIF(MAX(COALESCE(peak_gpu_memory_bytes, -1), COALESCE(?, -1)), -1),"
+        " energy_mj = NULLIF(MAX(COALESCE(energy_mj, -1), COALESCE(?, -1)), -1) WHERE id = ?",
         (memory_bytes, gpu_memory_bytes, energy_mj, attempt_id),
     )
+
+
+def set_gpu_use(connection: sqlite3.Connection, attempt_id: int, peak_bytes: int | None, energy_mj: int | None) -> None:
+    """Write what an attempt's devices tell of it; a larger figure from its samples stays."""
+    set_peaks(connection, attempt_id, None, peak_bytes, energy_mj)

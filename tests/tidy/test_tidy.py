@@ -147,7 +147,7 @@ def test_imports_inside_functions_say_why() -> None:
             block = line
             while block - 1 in late:
                 block -= 1
-            if "# " not in "".join(lines[block - 2 : line]):
+            if "# " not in "".join(lines[max(block - 3, 0) : line]):
                 wrong.append(f"{name}:{line}")
     fail_on(wrong)
 
