@@ -42,7 +42,16 @@ class Finisher:
     """The turn's second half of an attempt."""
 
     def __init__(
-        self, context: Context, loop: Loop, *, devices: Devices, starter: Starter, saver: Saver, measurer: Measurer, tail: LogTail, sweepers: ThreadPoolExecutor
+        self,
+        context: Context,
+        loop: Loop,
+        *,
+        devices: Devices,
+        starter: Starter,
+        saver: Saver,
+        measurer: Measurer,
+        tail: LogTail,
+        sweepers: ThreadPoolExecutor,
     ) -> None:
         self.context = context
         self.loop = loop
@@ -85,7 +94,9 @@ class Finisher:
 
         It finished when its attempt ended, however much later a runner came to write that down.
         """
-        event = {Becomes.SUCCEEDED: Event.SUCCEED, Becomes.STOPPED: Event.STOP_SAVED, Becomes.FAILED: Event.FAIL}[becomes_]
+        event = {Becomes.SUCCEEDED: Event.SUCCEED, Becomes.STOPPED: Event.STOP_SAVED, Becomes.FAILED: Event.FAIL}[
+            becomes_
+        ]
         jobs.move(
             change.connection,
             ref,
@@ -101,7 +112,7 @@ class Finisher:
         change.touched.add(ref)
 
     def after_commit(self) -> None:
-        """Take away the control directories of attempts that are in the database now, and launch again what never ran."""
+        """Take away the control directories of attempts that the database has now; launch again what never ran."""
         ingested, self._ingested = self._ingested, []
         for running in ingested:
             self.context.step(Step.FINISH_COMMITTED)
@@ -228,7 +239,11 @@ class Finisher:
         spec = facts.spec
         resumes = spec.requeue == "always" or (spec.checkpoint is not None and spec.requeue != "never")
         held = ended.ending is Ending.INTERRUPTED and not resumes
-        delay_s = 0.0 if ended.ending in {Ending.PREEMPTED, Ending.INTERRUPTED} else min(BACKOFF_MAX_S, BACKOFF_S * 2**earlier)
+        delay_s = (
+            0.0
+            if ended.ending in {Ending.PREEMPTED, Ending.INTERRUPTED}
+            else min(BACKOFF_MAX_S, BACKOFF_S * 2**earlier)
+        )
         not_before_us = change.now_us + int(delay_s * 1e6)
         jobs.move(
             change.connection,

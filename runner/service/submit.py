@@ -29,6 +29,7 @@ from schedulers.snapshot import Candidate, Entry, Snapshot
 from storage import uri as uris
 from storage.errors import StorageError
 
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A job read, checked and sealed, ready to be written."""
@@ -65,7 +66,9 @@ class Envelope:
         if str(cwd) not in self._directories:
             # os.path answers False where pathlib would raise: no permission, a name too long.
             if not os.path.isdir(cwd):
-                raise UsageError(f"there is no directory {str(cwd)!r} to run in", hint="give --cwd a directory that exists")
+                raise UsageError(
+                    f"there is no directory {str(cwd)!r} to run in", hint="give --cwd a directory that exists"
+                )
             self._directories.add(str(cwd))
         return cwd
 
@@ -127,7 +130,9 @@ def dry_run(change: Change, prepared: Prepared) -> dict[str, Any]:
     request = request_of(prepared.spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
     if refusal:
-        raise NeverFits(f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has")
+        raise NeverFits(
+            f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has"
+        )
     entry = Entry(prepared.spec.priority, request, (Candidate(0, change.now_us),))
     decision = explain(Snapshot(change.now_us, change.inventory, (entry,)), 0)
     devices = decision.allocation.devices if isinstance(decision, Start) else ()
@@ -182,7 +187,9 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
     request = request_of(spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
     if refusal:
-        raise NeverFits(f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has")
+        raise NeverFits(
+            f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has"
+        )
     name = spec.name or names.made_up(number)
     first, last, limit = parse_array(spec.array) if spec.array else (PLAIN, PLAIN, None)
     indices = tuple(range(first, last + 1))
@@ -228,7 +235,9 @@ def _inside(directory: str | None, cwd: Path, flag: str) -> str | None:
         return None
     parts = PurePath(directory).parts
     if not parts or PurePath(directory).is_absolute() or ".." in parts or parts == (".",):
-        raise UsageError(f"{flag} {directory!r} is not a directory below {str(cwd)!r}", hint=f"give a relative one: {flag} out")
+        raise UsageError(
+            f"{flag} {directory!r} is not a directory below {str(cwd)!r}", hint=f"give a relative one: {flag} out"
+        )
     return str(PurePath(directory))
 
 
@@ -247,7 +256,9 @@ def _source(text: str, cwd: Path) -> str:
     except StorageError as error:
         raise UsageError(f"--input: {error.message}", hint=error.hint) from None
     if parsed.scheme == "file" and not os.path.exists(parsed.path):
-        raise UsageError(f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory")
+        raise UsageError(
+            f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory"
+        )
     return parsed.text
 
 
@@ -255,7 +266,9 @@ def interpreter_of(env: Mapping[str, str], cwd: str) -> str:
     """Return the Python that a caller means: `python3` or `python` on its PATH."""
     found = shutil.which("python3", path=env.get("PATH")) or shutil.which("python", path=env.get("PATH"))
     if found is None:
-        raise UsageError("there is no python3 on your PATH to build an environment with", hint="install Python or set PATH")
+        raise UsageError(
+            "there is no python3 on your PATH to build an environment with", hint="install Python or set PATH"
+        )
     return str(Path(cwd, found))
 
 

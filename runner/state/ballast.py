@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 
-
 class Ballast:
     """A preallocated file beside the database."""
 

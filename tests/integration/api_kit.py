@@ -1,4 +1,4 @@
-"""The API as it is served, over a real socket, a real database and the real use cases; only the daemon behind it is thin.
+"""The API as it is served: a real socket, a real database, the real use cases; only the daemon behind is thin.
 
 `Desk` work is done by a thread that commits each request by itself; effects are kept for a test to look at.
 """
@@ -201,7 +201,7 @@ class Box:
                 try:
                     with self.database.transaction(), savepoint(change.connection):
                         answer = work(change)
-                except Exception as error:  # noqa: BLE001 - as the turn does: a bug fails its own request alone
+                except Exception as error:
                     fault = error
                 self.effects += change.effects if fault is None else []
                 if done is not None:

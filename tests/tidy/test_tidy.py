@@ -119,7 +119,7 @@ def test_tests_do_not_sleep() -> None:
 def test_broad_excepts_say_why() -> None:
     """A handler that takes every exception raises again or has its reason beside it."""
     wrong = []
-    for name in sources():
+    for name in sources(*PRODUCT):
         lines = text(name).splitlines()
         for node in ast.walk(tree(name)):
             if not isinstance(node, ast.ExceptHandler):
