@@ -138,7 +138,7 @@ def _serve(paths: Paths) -> int:
         store=context.store,
         live=live_facts(context, devices, preparer, saver, executor.cgroups),
         tail=tail,
-        account=lambda uid: account_name(uid),
+        account=account_name,
         started_us=context.clock.now_us(),
     )
     report = Report(Path(paths.reports_dir), context.clock.now_us)
@@ -222,7 +222,8 @@ def _make_state(paths: Paths) -> int:
         raise NoRunner(message, hint="set STOKER_STATE_DIR to a directory of yours") from None
     if state.st_uid != os.geteuid() or state.st_mode & 0o022:
         raise NoRunner(
-            f"the state directory {paths.state_dir} is not yours alone", hint=f"chmod 700 {paths.state_dir}, or choose another"
+            f"the state directory {paths.state_dir} is not yours alone",
+            hint=f"chmod 700 {paths.state_dir}, or choose another",
         )
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -116,7 +116,7 @@ class Ear:
         loop = asyncio.get_running_loop()
         self._forget: Callable[[], None] = room.hub.listen(job_id, lambda: loop.call_soon_threadsafe(self._event.set))
 
-    def __enter__(self) -> Ear:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -111,7 +111,7 @@ class Finisher:
         change.touched.add(ref)
 
     def after_commit(self) -> None:
-        """Take away the control directories of attempts that are in the database now, and launch again what never ran."""
+        """Take away the control directories of attempts that the database has now; launch again what never ran."""
         ingested, self._ingested = self._ingested, []
         for running in ingested:
             self.context.step(Step.FINISH_COMMITTED)

@@ -1,4 +1,4 @@
-"""From a decision to a running watcher: open the attempt in the turn's transaction, then build its plan and start it."""
+"""From a decision to a running watcher: open the attempt in the turn's transaction, build its plan, start it."""
 
 from __future__ import annotations
 

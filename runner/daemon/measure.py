@@ -1,4 +1,4 @@
-"""Look at running jobs now and then, on a thread of its own: what they use, and the metrics they report. Asleep when none runs."""
+"""What running jobs use and report, read now and then on a thread of its own, which sleeps while none runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Readings = Callable[[Sequence[str]], Sequence[GpuReading]]
 
 @dataclass(slots=True)
 class _Subject:
-    """One attempt being measured. A restarted runner reads its files from the beginning: points are known by their step."""
+    """One attempt being measured. A restarted runner reads its files anew: points are known by their step."""
 
     attempt_id: int
     ref: Ref

@@ -1,4 +1,4 @@
-"""Save what attempts left: a directory into the store and an artifact row, off the turn's thread, retried across restarts."""
+"""Save what attempts left: a directory into the store, an artifact row; off the turn's thread, redone by a restart."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -123,10 +124,8 @@ class Desk:
 
     def take(self, most: int) -> list[Item]:
         """Return what is queued, oldest first."""
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.descriptor)
-        except BlockingIOError:
-            pass
         taken: list[Item] = []
         while self._items and len(taken) < most:
             taken.append(self._items.popleft())

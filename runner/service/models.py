@@ -38,7 +38,9 @@ def shown(connection: sqlite3.Connection, store: Store, owner_uid: int, name: st
         "created_at": iso(found.created_us),
         "made_from": sources,
         "used_by": artifacts.users(connection, found.tree_digest),
-        "entries": [{"path": each.path, "size_bytes": each.size, "digest": each.digest} for each in entries[:ENTRIES_MAX]],
+        "entries": [
+            {"path": each.path, "size_bytes": each.size, "digest": each.digest} for each in entries[:ENTRIES_MAX]
+        ],
     }
 
 

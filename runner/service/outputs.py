@@ -24,7 +24,8 @@ def listed(connection: sqlite3.Connection, store: Store, target: Target) -> dict
     if found:
         manifest = store.manifest(found[-1].tree_digest)
         entries = [
-            {"path": each.path, "size_bytes": each.size, "digest": each.digest} for each in manifest.entries[:ENTRIES_MAX]
+            {"path": each.path, "size_bytes": each.size, "digest": each.digest}
+            for each in manifest.entries[:ENTRIES_MAX]
         ]
     return {"version": 1, "outputs": [document(each) for each in found], "entries": entries}
 

@@ -52,7 +52,8 @@ def add(
         (owner_uid, kind, name),
     ).fetchone()[0]
     connection.execute(
-        "INSERT INTO artifacts (owner_uid, kind, name, version, tree_digest, size_bytes, files, job_id, idx, attempt_id,"
+        "INSERT INTO artifacts"
+        " (owner_uid, kind, name, version, tree_digest, size_bytes, files, job_id, idx, attempt_id,"
         " created_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (owner_uid, kind, name, version, tree_digest, size_bytes, files, *(ref or (None, None)), attempt_id, now_us),
     )

@@ -371,7 +371,8 @@ def set_input(
 ) -> None:
     """Write down what an input turned out to be."""
     connection.execute(
-        "UPDATE inputs SET tree_digest = ?, size_bytes = ?, files = ?, pins = ?, fault = NULL WHERE job_id = ? AND name = ?",
+        "UPDATE inputs SET tree_digest = ?, size_bytes = ?, files = ?, pins = ?, fault = NULL"
+        " WHERE job_id = ? AND name = ?",
         (digest, size_bytes, files, pins, job_id, name),
     )
 

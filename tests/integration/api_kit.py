@@ -1,4 +1,4 @@
-"""The API as it is served, over a real socket, a real database and the real use cases; only the daemon behind it is thin.
+"""The API as it is served: a real socket, a real database, the real use cases; only the daemon behind is thin.
 
 `Desk` work is done by a thread that commits each request by itself; effects are kept for a test to look at.
 """
