@@ -53,7 +53,9 @@ class Gpu:
     """Which devices to use and when one is free."""
 
     exclude: list[str] = _setting([], "UUIDs that are never given to a job")
-    free_below_bytes: int = _setting("1GiB", "a device with less in use, and no foreign compute process, is free", _size)
+    free_below_bytes: int = _setting(
+        "1GiB", "a device with less in use, and no foreign compute process, is free", _size
+    )
     quarantine_after_s: float = _setting(
         "60s", "a device not empty this long after its job is quarantined, and checked as often", parse_duration
     )
@@ -200,7 +202,9 @@ def _scalar(keys: list[str], text: str, name: str) -> Any:
     hint: Any = Config
     metadata: Mapping[str, Any] = {}
     for key in keys:
-        fields = {shown_name(each.name): each for each in dataclasses.fields(hint)} if dataclasses.is_dataclass(hint) else {}
+        fields = (
+            {shown_name(each.name): each for each in dataclasses.fields(hint)} if dataclasses.is_dataclass(hint) else {}
+        )
         if key not in fields:
             raise UsageError(f"unknown setting {name}", hint=nearest(key, fields))
         metadata = fields[key].metadata
@@ -247,5 +251,7 @@ def _value(hint: Any, parse: Callable[[str, str], Any] | None, value: Any, what:
         return value
     if hint == dict[str, str] and isinstance(value, dict) and all(isinstance(item, str) for item in value.values()):
         return value
-    kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(hint, "a list or table of text")
+    kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(
+        hint, "a list or table of text"
+    )
     raise UsageError(f"{what} is not {kind}: {str(value)[:60]!r}", hint="see config.example.toml")

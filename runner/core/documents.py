@@ -1,4 +1,4 @@
-"""Text into job documents: strict JSON and TOML, flags, `#STOKER` lines, and the merge that keeps each value's origin."""
+"""Text into job documents: strict JSON and TOML, flags, `#STOKER` lines; and the merge that keeps the origins."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def parse_array(text: str) -> tuple[int, int, int | None]:
 
 
 def validate(document: dict[str, Any], origins: dict[str, str] | None = None) -> JobSpec:
-    """Return the spec that `document` states; `UsageError` names the first fault, where it came from and what is near."""
+    """Return the spec that `document` states; `UsageError` names the first fault, its origin and what is near."""
     if not isinstance(document, dict):
         raise UsageError("a job document is a table", hint=_SEE_SCHEMA)
     try:

@@ -7,7 +7,6 @@ twice: whoever had it before us may have died and left something on it.
 from __future__ import annotations
 
 import logging
-import os
 import pwd
 import threading
 from collections.abc import Iterable, Sequence
@@ -110,7 +109,7 @@ class Devices:
         ]
 
     def refresh(self) -> None:
-        """While a job waits for a device, look now and then: who is on it from outside may leave, and nothing tells us."""
+        """While a job waits for a device, look now and then: who is on it from outside may leave unannounced."""
         board = self.context.board
         if self._relook_armed or not board.known or not board.waits_for_devices():
             return
@@ -120,7 +119,7 @@ class Devices:
         self.loop.after(self.context.config.gpu.look_every_s, self._relook)
 
     def claim(self, uuids: Sequence[str]) -> Claim:
-        """Take devices for a job, all or none: `ours` may be given now; `looking` brings a turn when they are seen empty.
+        """Take devices for a job, all or none: `ours` may be given now; `looking` brings a turn once they are empty.
 
         `taken` by another runner: the board says so from now on, and the decision is to be made again.
         """
@@ -253,7 +252,8 @@ class Devices:
         for each in self.reading.devices:
             if each.uuid not in known and not each.error and not self._is_excluded(each):
                 change.connection.execute(
-                    "INSERT INTO devices (uuid, model, memory_bytes, first_seen_us, last_seen_us) VALUES (?, ?, ?, ?, ?)"
+                    "INSERT INTO devices (uuid, model, memory_bytes, first_seen_us, last_seen_us)"
+                    " VALUES (?, ?, ?, ?, ?)"
                     " ON CONFLICT (uuid) DO UPDATE SET last_seen_us = excluded.last_seen_us",
                     (each.uuid, each.model, each.memory_bytes, change.now_us, change.now_us),
                 )

@@ -57,7 +57,11 @@ def _sentence(decision: Start | Wait, absent: Mapping[str, str]) -> WaitReason:
     if reason.kind == "array_limit":
         return WaitReason(Waiting.ARRAY_LIMIT, "as many elements of its array run as may at once", data)
     if reason.behind:
-        return WaitReason(Waiting(reason.kind), f"waits behind job {reason.behind}" + (f" for {reason.lacks}" if reason.lacks else ""), data)
+        return WaitReason(
+            Waiting(reason.kind),
+            f"waits behind job {reason.behind}" + (f" for {reason.lacks}" if reason.lacks else ""),
+            data,
+        )
     who = list(reason.holders[:3])
     if "GPU" in reason.lacks:
         who += [f"{short(uuid)} is {why}" for uuid, why in list(absent.items())[:3]]

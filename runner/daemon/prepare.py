@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 from runner.core.job import PLAIN, Ref
@@ -21,6 +22,7 @@ from runner.daemon import cache
 from runner.daemon.board import WaitingJob
 from runner.daemon.context import Context
 from runner.daemon.launch import JobFacts
+from runner.daemon.loop import Loop
 from runner.daemon.stage import Failed, NoRoom, Preparation, Staged, Stager
 from runner.executors.environments import BuildCancelled
 from runner.service.desk import Change, Enqueue, Salvage
@@ -38,8 +40,9 @@ log = logging.getLogger("stoker.prepare")
 class Preparer:
     """Turns queued jobs into ready ones. Methods belong to the turn's thread; the work is done by a few others."""
 
-    def __init__(self, context: Context, stager: Stager) -> None:
+    def __init__(self, context: Context, loop: Loop, stager: Stager) -> None:
         self.context = context
+        self.loop = loop
         self.stager = stager
         self._jobs: dict[int, Preparation] = {}
         self._new: list[Preparation] = []
@@ -50,7 +53,11 @@ class Preparer:
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="prepare")
 
     def enqueue(self, effect: Enqueue) -> None:
-        """Let elements wait: ready at once where there is nothing to prepare."""
+        """Let elements wait: ready at once where there is nothing to prepare, later where they were told to wait."""
+        delay_us = effect.not_before_us - self.context.clock.now_us()
+        if delay_us > 0:
+            self.loop.after(delay_us / 1e6, lambda: self.context.desk.put(lambda change: self._due(change, effect)))
+            return
         if not effect.prepares:
             self._ready(effect, effect.indices)
             return
@@ -61,6 +68,17 @@ class Preparer:
         for element in jobs.elements(self.context.database.writer, effect.job_id):
             preparation.attempts[element.ref.idx] = element.attempts
         preparation.waiting.update(effect.indices)
+
+    def _due(self, change: Change, effect: Enqueue) -> None:
+        """Let those wait whose time has come, unless they were stopped or started meanwhile."""
+        due = []
+        for index in effect.indices:
+            element = jobs.element(change.connection, Ref(effect.job_id, index))
+            if element is not None and element.state is State.PENDING and not element.held:
+                if element.not_before_us == effect.not_before_us:
+                    due.append(index)
+        if due:
+            change.effects.append(replace(effect, indices=tuple(due), not_before_us=0))
 
     def withdraw(self, ref: Ref) -> None:
         """Take an element out, wherever it waits; the last one ends the preparation."""
@@ -96,8 +114,18 @@ class Preparer:
             preparation = self._jobs.get(ref.job_id)
             if preparation is not None and ref.idx in preparation.waiting:
                 continue
-            again = Enqueue(ref.job_id, (ref.idx,), request_from(request), priority, element.queued_us, limit, prepares)
-            self.enqueue(again)
+            self.enqueue(
+                Enqueue(
+                    ref.job_id,
+                    (ref.idx,),
+                    request_from(request),
+                    priority,
+                    element.queued_us,
+                    limit,
+                    prepares,
+                    element.not_before_us,
+                )
+            )
 
     def reason(self, job_id: int) -> WaitReason | None:
         """Say what a job is being prepared with; may be asked from any thread."""
@@ -211,9 +239,17 @@ class Preparer:
         for name, (key, fetched) in ((name, (each.key, each.fetched)) for name, each in staged.items()):
             digest, size_bytes, files = fetched.tree_digest, fetched.size_bytes, fetched.files
             pins = json.dumps(dict(fetched.pins))
-            jobs.set_input(change.connection, job_id, name, digest=digest, size_bytes=size_bytes, files=files, pins=pins)
+            jobs.set_input(
+                change.connection, job_id, name, digest=digest, size_bytes=size_bytes, files=files, pins=pins
+            )
             jobs.set_source(
-                change.connection, key, digest=digest, size_bytes=size_bytes, files=files, pins=pins, now_us=change.now_us
+                change.connection,
+                key,
+                digest=digest,
+                size_bytes=size_bytes,
+                files=files,
+                pins=pins,
+                now_us=change.now_us,
             )
         if directory is not None:
             jobs.set_environment(change.connection, job_id, directory)
@@ -245,21 +281,6 @@ class Preparer:
             ref = Ref(preparation.job_id, index)
             if fault.lines:
                 jobs.note(change.connection, change.now_us, "environment", ref, {"lines": fault.lines[-LINES_KEPT:]})
-            if jobs.left_output(change.connection, ref):
-                # An earlier attempt ran: what it left is saved before the job ends.
-                jobs.move(
-                    change.connection, ref, State.PENDING, Event.SALVAGE, change.now_us, ending=str(fault.ending), sentence=sentence
-                )
+            if jobs.give_up(change.connection, ref, Event.FAIL, change.now_us, str(fault.ending), sentence):
                 change.effects.append(Salvage(ref))
-            else:
-                jobs.move(
-                    change.connection,
-                    ref,
-                    State.PENDING,
-                    Event.FAIL,
-                    change.now_us,
-                    finished_us=change.now_us,
-                    ending=str(fault.ending),
-                    sentence=sentence,
-                )
             change.touched.add(ref)

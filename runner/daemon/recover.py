@@ -54,13 +54,12 @@ def _leftover_control(context: Context, open_ids: set[int]) -> list[int]:
 
 
 def _save_again(context: Context, saver: Saver, ref: Ref) -> None:
-    if jobs.ending_of(context.database.writer, ref) is not None:
-        saver.salvage(ref)
-        return
     attempt = jobs.last_attempt(context.database.writer, ref)
     assert attempt is not None, f"job {ref.label} is being saved without an attempt"
     output = attempt_dir(context.paths, ref, attempt.number) / "output"
     saving = jobs.saving_of(context.database.writer, attempt.id)
-    assert saving is not None, f"job {ref.label} is being saved and nothing says where it goes"
+    if saving is None or jobs.last_word(context.database.writer, ref) is not None:
+        saver.salvage(ref)
+        return
     ending, code, number, sentence, destination = saving
     saver.save(attempt, output, Ended(Ending(ending), code, number, sentence), Becomes(destination))

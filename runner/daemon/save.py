@@ -1,25 +1,27 @@
-"""Save what attempts left: a directory into the store and an artifact row, off the turn's thread, retried across restarts."""
+"""Save what attempts left: a directory into the store, an artifact row; off the turn's thread, redone by a restart."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from runner.core.job import Attempt, Ref
-from runner.core.reasons import Becomes, Ending, Waiting, WaitReason, becomes
+from runner.core.reasons import Becomes, Ending, Waiting, WaitReason, stays_stopped
 from runner.core.units import format_size
 from runner.daemon import cache
 from runner.daemon.context import Context
 from runner.daemon.launch import attempt_dir
 from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
+from runner.paths import Paths
 from runner.service.desk import Change, Discard
 from runner.service.outputs import printable
-from runner.state import artifacts, jobs
+from runner.state import artifacts, jobs, listing
 from storage.errors import Cancelled, DiskFull, StorageError
 from storage.files import remove_directory
 from storage.publish import Published, publish
@@ -63,14 +65,18 @@ class Saver:
             self._new.append(Saving(attempt, output, ended, becomes_))
 
     def salvage(self, ref: Ref) -> None:
-        """Publish what the last attempt of an element left that will not run again; its row says why not."""
-        attempt = jobs.last_attempt(self.context.database.writer, ref)
-        why = jobs.ending_of(self.context.database.writer, ref)
-        assert attempt is not None and why is not None, f"job {ref.label} is salvaged without a reason"
-        ended = Ended(Ending(why[0]), None, None, why[1])
+        """Publish what the last attempt of an element left that will not run again; its row says why it will not."""
+        connection = self.context.database.writer
+        attempt, word = jobs.last_attempt(connection, ref), jobs.last_word(connection, ref)
+        assert attempt is not None and word is not None, f"job {ref.label} is salvaged without a reason"
+        ended = Ended(Ending(word[0]), None, None, word[1])
+        leads_to = Becomes.STOPPED if stays_stopped(ended.ending) else Becomes.FAILED
         output = attempt_dir(self.context.paths, ref, attempt.number) / "output"
-        leads_to = becomes(ended.ending, requeues_spent=0, retries_left=0, requeue="never")
-        self._new.append(Saving(attempt, output, ended, leads_to, salvaged=True))
+        saving = Saving(attempt, output, ended, leads_to, salvaged=True)
+        if has_files(output):
+            self._new.append(saving)
+        else:
+            self.context.desk.put(lambda change: self._saved(change, saving, None))
 
     def abort(self, ref: Ref) -> None:
         """Wait no longer for room on the disk; what can be saved goes to the store alone and is finished in any case."""
@@ -86,6 +92,17 @@ class Saver:
     def discard(self, effect: Discard) -> None:
         """Remove logs and directories of removed jobs, and what the store then no longer needs."""
         self._pool.submit(self._discard, effect)
+
+    def clear(self, found: list[tuple[int, list[int]]], then: Callable[[], None]) -> None:
+        """Remove logs and directories of jobs (each with its attempts) that finished long ago, then call `then`."""
+
+        def work() -> None:
+            for job_id, attempt_ids in found:
+                if not listing.is_unfinished(self.context.database.reader(), job_id, None):
+                    remove_files(self.context.paths, job_id, attempt_ids)
+            then()
+
+        self._pool.submit(work)
 
     def tidy(self) -> None:
         """Do again, after a restart, what removals may have left undone."""
@@ -177,14 +194,10 @@ class Saver:
         self.context.step(Step.PUBLISH_WRITTEN)
 
     def _discard(self, effect: Discard) -> None:
-        paths = self.context.paths
-        for job_id in effect.job_ids:
-            Path(paths.job_logs_dir, "environments", f"{job_id}.log").unlink(missing_ok=True)
-        for attempt_id in effect.attempt_ids:
-            Path(paths.job_log(attempt_id, 0)).unlink(missing_ok=True)
+        remove_logs(self.context.paths, effect.attempt_ids)
         # Last: where a kill leaves one, `tidy` finds by it what else is left.
         for job_id in effect.job_ids:
-            remove_directory(Path(paths.job_dir(job_id, None)))
+            remove_files(self.context.paths, job_id, ())
         if effect.job_ids:
             log.info("removed jobs %s", effect.job_ids)
         cache.sweep(self.context)
@@ -193,6 +206,32 @@ class Saver:
         found = [int(each.name) for each in Path(self.context.paths.jobs_dir).iterdir() if each.name.isdigit()]
         removed, attempts = jobs.removed_of(self.context.database.reader(), found)
         self._discard(Discard(tuple(removed), tuple(attempts)))
+
+
+def remove_files(paths: Paths, job_id: int, attempt_ids: Iterable[int]) -> None:
+    """Remove what a job left on disk outside the store; may be repeated."""
+    Path(paths.job_logs_dir, "environments", f"{job_id}.log").unlink(missing_ok=True)
+    remove_logs(paths, attempt_ids)
+    remove_directory(Path(paths.job_dir(job_id, None)))
+
+
+def remove_logs(paths: Paths, attempt_ids: Iterable[int]) -> None:
+    """Remove the logs of attempts, whatever their number of workers."""
+    gone = {str(attempt_id) for attempt_id in attempt_ids}
+    for directory in {Path(paths.job_log(int(each), 0)).parent for each in gone}:
+        with suppress(FileNotFoundError), os.scandir(directory) as logs:
+            for each in logs:
+                if each.name.partition(".")[0] in gone:
+                    Path(each.path).unlink(missing_ok=True)
+
+
+def has_files(directory: Path) -> bool:
+    """Say whether an output directory holds anything at all."""
+    try:
+        with os.scandir(directory) as found:
+            return next(found, None) is not None
+    except FileNotFoundError:
+        return False
 
 
 def _size(directory: Path) -> int:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from pathlib import Path
 from typing import Any
 
 from runner.core.errors import StokerError, Unavailable
 from runner.daemon.context import Context
 from runner.daemon.devices import Devices
+from runner.daemon.expire import Expirer
 from runner.daemon.finish import Finisher
 from runner.daemon.launch import Order
 from runner.daemon.loop import Loop
@@ -48,6 +50,7 @@ class Turn:
         finisher: Finisher,
         saver: Saver,
         meter: Meter,
+        expirer: Expirer,
         measurer: Measurer,
     ) -> None:
         self.context = context
@@ -58,6 +61,7 @@ class Turn:
         self.finisher = finisher
         self.saver = saver
         self.meter = meter
+        self.expirer = expirer
         self.measurer = measurer
         self.leaving: Leave | None = None
         self._looks_for_room = False
@@ -80,6 +84,9 @@ class Turn:
         try:
             with self.context.database.transaction():
                 answers = [self._answer(change, item) for item in items]
+                for effect in change.effects:
+                    if isinstance(effect, Halt):
+                        self.starter.halting(effect)
                 for attempt_id in looks:
                     self.finisher.look(change, attempt_id)
                 self._queue(change)
@@ -138,7 +145,7 @@ class Turn:
         return orders
 
     def _start_what_may(self, change: Change, orders: list[Order]) -> bool:
-        """Decide once; False when a device turned out to be another runner's, so that the decision is to be made again."""
+        """Decide once; False when a device turned out to be another runner's: the decision is to be made again."""
         final = True
         for decision in decide(self.context.board.snapshot(change.now_us)):
             if not isinstance(decision, Start):
@@ -165,12 +172,20 @@ class Turn:
                 case Discard():
                     self.saver.discard(effect)
                 case Leave():
-                    self.leaving = effect
+                    self._leave(effect)
         self.preparer.proceed()
         self.saver.proceed()
         self.finisher.after_commit()
         self.meter.arm()
+        self.expirer.arm()
         self.measurer.arm()
+
+    def _leave(self, effect: Leave) -> None:
+        """Shut the door before anybody is told that it is shut: who comes next finds the mark, not us."""
+        if effect.for_good:
+            Path(self.context.paths.stopped_mark).touch(mode=0o600)
+        Path(self.context.paths.api_socket).unlink(missing_ok=True)
+        self.leaving = effect
 
     def _await_room(self) -> None:
         """Nothing tells us when a full disk has room again: look now and then, for as long as it is full."""

@@ -126,7 +126,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _encodable(text: str) -> bool:
-    """Say whether text can be a path, an argument or a variable: lone surrogates stand for bytes, others for nothing."""
+    """Say whether text can be a path, an argument or a variable: lone surrogates stand for bytes, or nothing."""
     try:
         os.fsencode(text)
     except UnicodeEncodeError:

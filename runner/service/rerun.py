@@ -9,8 +9,8 @@ from typing import Any
 from runner.core import documents
 from runner.core.errors import UsageError
 from runner.identity.sealing import Sealer
-from runner.service.refs import Target
 from runner.service.intake import Caller, flags_of
+from runner.service.refs import Target
 from runner.service.submit import Envelope, Prepared, secret_sources, split_environment
 from runner.service.submit import prepare as prepare_job
 from runner.state import jobs

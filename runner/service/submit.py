@@ -16,9 +16,10 @@ from runner.core.job import PLAIN, Ref
 from runner.core.spec import JobSpec, parse_array, validate
 from runner.identity.sealing import Sealer
 from runner.ledger.pricing import rate_for
+from runner.service import places
 from runner.service.desk import Change, Enqueue
 from runner.service.intake import Caller, flags_of
-from runner.state import jobs
+from runner.state import jobs, listing
 from runner.state.books import list_prices
 from runner.telemetry.metrics import compile_patterns
 from schedulers.decide import explain
@@ -28,6 +29,7 @@ from schedulers.resources import Inventory, ResourceRequest
 from schedulers.snapshot import Candidate, Entry, Snapshot
 from storage import uri as uris
 from storage.errors import StorageError
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -65,7 +67,9 @@ class Envelope:
         if str(cwd) not in self._directories:
             # os.path answers False where pathlib would raise: no permission, a name too long.
             if not os.path.isdir(cwd):
-                raise UsageError(f"there is no directory {str(cwd)!r} to run in", hint="give --cwd a directory that exists")
+                raise UsageError(
+                    f"there is no directory {str(cwd)!r} to run in", hint="give --cwd a directory that exists"
+                )
             self._directories.add(str(cwd))
         return cwd
 
@@ -135,7 +139,9 @@ def dry_run(change: Change, prepared: Prepared) -> dict[str, Any]:
     request = request_of(prepared.spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
     if refusal:
-        raise NeverFits(f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has")
+        raise NeverFits(
+            f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has"
+        )
     entry = Entry(prepared.spec.priority, request, (Candidate(0, change.now_us),))
     decision = explain(Snapshot(change.now_us, change.inventory, (entry,)), 0)
     devices = decision.allocation.devices if isinstance(decision, Start) else ()
@@ -191,7 +197,9 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
     request = request_of(spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
     if refusal:
-        raise NeverFits(f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has")
+        raise NeverFits(
+            f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has"
+        )
     name = spec.name or names.made_up(number)
     first, last, limit = parse_array(spec.array) if spec.array else (PLAIN, PLAIN, None)
     indices = tuple(range(first, last + 1))
@@ -209,6 +217,14 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         indices=indices,
         now_us=change.now_us,
     )
+    if not change.mounts_permitted:
+        places.reserve(
+            spec,
+            job_id,
+            jobs_dir=change.jobs_dir,
+            is_array=spec.array is not None,
+            is_unfinished=lambda other: listing.is_unfinished(change.connection, other, None),
+        )
     for input_name, address, writable in prepared.input_uris:
         jobs.insert_input(change.connection, job_id, input_name, address, writable=writable)
     jobs.note(change.connection, change.now_us, "submitted", Ref(job_id, PLAIN), {"name": name})
@@ -257,7 +273,9 @@ def _inside(directory: str | None, cwd: Path, flag: str) -> str | None:
         return None
     parts = PurePath(directory).parts
     if not parts or PurePath(directory).is_absolute() or ".." in parts or parts == (".",):
-        raise UsageError(f"{flag} {directory!r} is not a directory below {str(cwd)!r}", hint=f"give a relative one: {flag} out")
+        raise UsageError(
+            f"{flag} {directory!r} is not a directory below {str(cwd)!r}", hint=f"give a relative one: {flag} out"
+        )
     return str(PurePath(directory))
 
 
@@ -276,7 +294,9 @@ def _source(text: str, cwd: Path) -> uris.Uri:
     except StorageError as error:
         raise UsageError(f"--input: {error.message}", hint=error.hint) from None
     if parsed.scheme == "file" and not os.path.exists(parsed.path):
-        raise UsageError(f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory")
+        raise UsageError(
+            f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory"
+        )
     return parsed
 
 
@@ -284,7 +304,9 @@ def interpreter_of(env: Mapping[str, str], cwd: str) -> str:
     """Return the Python that a caller means: `python3` or `python` on its PATH."""
     found = shutil.which("python3", path=env.get("PATH")) or shutil.which("python", path=env.get("PATH"))
     if found is None:
-        raise UsageError("there is no python3 on your PATH to build an environment with", hint="install Python or set PATH")
+        raise UsageError(
+            "there is no python3 on your PATH to build an environment with", hint="install Python or set PATH"
+        )
     return str(Path(cwd, found))
 
 

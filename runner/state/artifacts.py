@@ -52,7 +52,8 @@ def add(
         (owner_uid, kind, name),
     ).fetchone()[0]
     connection.execute(
-        "INSERT INTO artifacts (owner_uid, kind, name, version, tree_digest, size_bytes, files, job_id, idx, attempt_id,"
+        "INSERT INTO artifacts"
+        " (owner_uid, kind, name, version, tree_digest, size_bytes, files, job_id, idx, attempt_id,"
         " created_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (owner_uid, kind, name, version, tree_digest, size_bytes, files, *(ref or (None, None)), attempt_id, now_us),
     )
@@ -120,7 +121,7 @@ def forget_sources(connection: sqlite3.Connection, wanted_bytes: int) -> int:
     """Forget staged trees that no unfinished job needs, those used longest ago first; return their bytes."""
     rows = connection.execute(
         "SELECT tree_digest, MAX(size_bytes) FROM sources GROUP BY tree_digest"
-        f" HAVING tree_digest NOT IN ({_NEEDED}) ORDER BY MAX(fetched_us)"  # noqa: S608
+        f" HAVING tree_digest NOT IN ({_NEEDED}) ORDER BY MAX(fetched_us)"
     ).fetchall()
     given = 0
     for digest, size_bytes in rows:

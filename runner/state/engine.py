@@ -118,7 +118,9 @@ def open_database(path: str, *, backup_dir: str, allow_network_filesystem: bool)
         verdict = database.writer.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.DatabaseError as error:
         if "locked" in str(error) or "full" in str(error):
-            raise NoRunner(f"cannot open {path}: {error}", hint="free some disk space, or end what holds the file") from None
+            raise NoRunner(
+                f"cannot open {path}: {error}", hint="free some disk space, or end what holds the file"
+            ) from None
         raise NoRunner(
             f"the database {path} is damaged: {error}",
             hint=f"keep the file; restore a copy from {backup_dir} as docs/backup.md says",

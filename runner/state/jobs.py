@@ -130,7 +130,9 @@ def pending_elements(connection: sqlite3.Connection) -> Iterator[tuple[Element, 
 
 def saving_elements(connection: sqlite3.Connection) -> list[Element]:
     """Return the elements whose output is being saved."""
-    return [_element(row) for row in connection.execute(_ELEMENT + "WHERE e.finished_us IS NULL AND e.state = 'saving'")]
+    return [
+        _element(row) for row in connection.execute(_ELEMENT + "WHERE e.finished_us IS NULL AND e.state = 'saving'")
+    ]
 
 
 def set_held(connection: sqlite3.Connection, ref: Ref, *, held: bool) -> None:
@@ -196,9 +198,7 @@ def open_attempts(connection: sqlite3.Connection) -> list[Attempt]:
 
 def open_attempt_of(connection: sqlite3.Connection, ref: Ref) -> Attempt | None:
     """Return the attempt of an element that is under way."""
-    row = connection.execute(
-        _ATTEMPT + "WHERE a.job_id = ? AND a.idx = ? AND a.ended_us IS NULL", ref
-    ).fetchone()
+    row = connection.execute(_ATTEMPT + "WHERE a.job_id = ? AND a.idx = ? AND a.ended_us IS NULL", ref).fetchone()
     return _attempt(connection, row) if row else None
 
 
@@ -260,6 +260,23 @@ def left_output(connection: sqlite3.Connection, ref: Ref) -> bool:
 def set_saving(connection: sqlite3.Connection, attempt_id: int, becomes: str, sentence: str) -> None:
     """Remember where an element goes once the output of its last attempt is saved."""
     connection.execute("UPDATE attempts SET becomes = ?, sentence = ? WHERE id = ?", (becomes, sentence, attempt_id))
+
+
+def last_word(connection: sqlite3.Connection, ref: Ref) -> tuple[str, str] | None:
+    """Return (ending, sentence) that an element has or will end with; None while nothing is settled."""
+    row: tuple[str, str] | None = connection.execute(
+        "SELECT ending, COALESCE(sentence, '') FROM elements WHERE job_id = ? AND idx = ? AND ending IS NOT NULL", ref
+    ).fetchone()
+    return row
+
+
+def give_up(connection: sqlite3.Connection, ref: Ref, event: Event, now_us: int, ending: str, sentence: str) -> bool:
+    """Let a pending element wait no more; True where its last attempt left output that must be saved before it ends."""
+    if left_output(connection, ref):
+        move(connection, ref, State.PENDING, Event.SALVAGE, now_us, held=0, ending=ending, sentence=sentence)
+        return True
+    move(connection, ref, State.PENDING, event, now_us, held=0, finished_us=now_us, ending=ending, sentence=sentence)
+    return False
 
 
 def saving_of(connection: sqlite3.Connection, attempt_id: int) -> tuple[str, int | None, int | None, str, str] | None:
@@ -329,12 +346,6 @@ def staged(
     ).fetchall()
 
 
-def ending_of(connection: sqlite3.Connection, ref: Ref) -> tuple[str, str] | None:
-    """Return (ending, sentence) of an element that has finished, or whose way to its end began while it waited."""
-    row = connection.execute("SELECT ending, sentence FROM elements WHERE job_id = ? AND idx = ?", ref).fetchone()
-    return (row[0], row[1] or "") if row and row[0] else None
-
-
 def removed_of(connection: sqlite3.Connection, job_ids: Iterable[int]) -> tuple[list[int], list[int]]:
     """Return those of some jobs that were removed, and their attempts."""
     found = [
@@ -360,7 +371,8 @@ def set_input(
 ) -> None:
     """Write down what an input turned out to be."""
     connection.execute(
-        "UPDATE inputs SET tree_digest = ?, size_bytes = ?, files = ?, pins = ?, fault = NULL WHERE job_id = ? AND name = ?",
+        "UPDATE inputs SET tree_digest = ?, size_bytes = ?, files = ?, pins = ?, fault = NULL"
+        " WHERE job_id = ? AND name = ?",
         (digest, size_bytes, files, pins, job_id, name),
     )
 

@@ -20,7 +20,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "speed.md"
 def main() -> int:
     """Run the bench; 1 when a figure misses what it must reach."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    parser.add_argument("--quick", action="store_true", help="a fifth of the measurements, to see that it runs; writes nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="a fifth of the measurements, to see that it runs; writes nothing"
+    )
     parser.add_argument("--only", default="", help="these rows alone, by name: " + ", ".join(ROWS) + "; writes nothing")
     parser.add_argument("--hyperqueue-python", default="", help="a Python that has hyperqueue already")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10_000, help="the order of rounds")

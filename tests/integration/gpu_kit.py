@@ -1,4 +1,4 @@
-"""A private runner on a box of fake GPUs: the real pynvml, the fake driver library, jobs that end when a test says so."""
+"""A private runner on a box of fake GPUs: real pynvml, a fake driver library, jobs that end when a test says so."""
 
 from __future__ import annotations
 
