@@ -34,6 +34,7 @@ from runner.daemon.meter import Meter
 from runner.daemon.prepare import Preparer
 from runner.daemon.recover import recover
 from runner.daemon.save import Saver
+from runner.daemon.stage import Stager
 from runner.daemon.start import Starter
 from runner.daemon.steps import stepper
 from runner.daemon.turn import Turn
@@ -42,6 +43,7 @@ from runner.executors.cgroups import CgroupRoots, find_cgroups
 from runner.executors.link import SpawnerLink
 from runner.executors.marks import this_box
 from runner.executors.process import ProcessExecutor
+from runner.executors.spares import Spares
 from runner.gpus.nvml import Nvml
 from runner.identity.sealing import Sealer
 from runner.ledger.accounts import AccountKind
@@ -58,6 +60,7 @@ from storage.sources.base import SourceOptions
 from storage.store import Store
 
 CHAIN_TAIL = 1000
+ANSWERS_S = 3.0
 CAP_SYS_ADMIN = 21
 
 log = logging.getLogger("stoker")
@@ -96,7 +99,7 @@ def _serve(paths: Paths) -> int:
     tail = LogTail()
     s3 = config.sources.s3
     options = SourceOptions(s3_endpoint=s3.endpoint or None, s3_region=s3.region or None)
-    preparer = Preparer(context, loop, options, tail)
+    preparer = Preparer(context, loop, Stager(context, options, tail))
     measurer = Measurer(context, loop, devices.usage)
     finisher = Finisher(
         context,
@@ -133,19 +136,21 @@ def _serve(paths: Paths) -> int:
         hub=context.hub,
         sealer=context.sealer,
         store=context.store,
-        live=live_facts(context, devices, preparer, executor.cgroups),
+        live=live_facts(context, devices, preparer, saver, executor.cgroups),
         tail=tail,
         account=lambda uid: account_name(uid),
         started_us=context.clock.now_us(),
     )
     report = Report(Path(paths.reports_dir), context.clock.now_us)
     listener = http.bind(paths.api_socket)
-    server, _ = http.serve(make_app(room, report), listener)
+    server, serving = http.serve(make_app(room, report), listener)
     _leave_on_signal(context.desk)
     context.link.ready()
     log.info("serving %s as pid %d", paths.state_dir, os.getpid())
     leaving = turn.run()
-    return _leave(paths, server, database, leaving, lock)
+    server.end()
+    serving.join(ANSWERS_S)
+    return _leave(database, leaving, lock)
 
 
 def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context, ProcessExecutor]:
@@ -183,6 +188,7 @@ def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context,
         prices=prices,
         account_ids={name: account.id},
         ballast=ballast,
+        trees=Spares(paths.jobs_dir),
         clock=clock,
         step=stepper(os.environ),
     )
@@ -291,11 +297,7 @@ def _leave_on_signal(desk: Desk) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def _leave(paths: Paths, server: http.QuietServer, database: Database, leaving: Leave, lock: int) -> int:
-    if leaving.for_good:
-        Path(paths.stopped_mark).touch(mode=0o600)
-    Path(paths.api_socket).unlink(missing_ok=True)
-    server.end()
+def _leave(database: Database, leaving: Leave, lock: int) -> int:
     database.close()
     os.close(lock)
     log.info("left; jobs go on under their watchers")

@@ -105,15 +105,19 @@ class _Lock:
 
 
 def _start(paths: Paths, command: list[str], environ: Mapping[str, str]) -> bool:
-    """Wait for the socket; return whether a spawner had to be started. A living one restarts its runner itself."""
+    """Ask for a runner and wait for its socket; return whether there was no spawner before.
+
+    One that lives is asked, too: it brings a runner back that crashed, but not one that was stopped.
+    """
     failed = paths.run_dir + "/failed"
     deadline = time.monotonic() + START_TIMEOUT_S
+    lived = _spawner_lives(paths.spawner_socket)
     child = 0
     pause_s = 0.001
     if os.path.lexists(failed):
         os.unlink(failed)
     while not answers(paths.api_socket):
-        if not child and not _spawner_lives(paths.spawner_socket):
+        if not child:
             child = _spawn(paths, command, environ)
         if os.path.exists(failed):
             raise _failure(failed)
@@ -123,7 +127,7 @@ def _start(paths: Paths, command: list[str], environ: Mapping[str, str]) -> bool
             raise NoRunner(f"the runner did not come up in {START_TIMEOUT_S:.0f} s", hint=_log_hint(paths))
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, 0.05)
-    return child != 0
+    return not lived
 
 
 def _spawn(paths: Paths, command: list[str], environ: Mapping[str, str]) -> int:

@@ -6,18 +6,16 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from runner.core.job import Ref
 from runner.core.lifecycle import Event, State
 from runner.core.reasons import RETRYABLE, Becomes, Ending, becomes, stays_stopped
-from runner.daemon import verdict
+from runner.daemon import launch, verdict
 from runner.daemon.board import RunningAttempt
 from runner.daemon.context import Context
 from runner.daemon.devices import Devices
-from runner.daemon.launch import attempt_dir
 from runner.daemon.loop import Loop
 from runner.daemon.measure import Measurer
 from runner.daemon.save import Saver, has_files
@@ -63,6 +61,7 @@ class Finisher:
         self._sweepers = sweepers
         self._sweeping: set[int] = set()
         self._ingested: list[RunningAttempt] = []
+        self._emptied: list[Ref] = []
         self._relaunch: list[RunningAttempt] = []
         saver.settle = self.settle
 
@@ -123,6 +122,9 @@ class Finisher:
             self.measurer.ended(running.attempt_id)
             self.tail.finish(str(self.context.control_dir(running.attempt_id) / "log.0"))
             clear_control(self.context, running.attempt_id)
+        emptied, self._emptied = self._emptied, []
+        for ref in emptied:
+            launch.give_tree(self.context.paths, self.context.trees, ref)
         relaunch, self._relaunch = self._relaunch, []
         for running in relaunch:
             self.starter.relaunch(running)
@@ -130,6 +132,7 @@ class Finisher:
     def rolled_back(self) -> None:
         """Forget what a refused turn wanted done."""
         self._ingested.clear()
+        self._emptied.clear()
         self._relaunch.clear()
 
     def _begin(self, change: Change, running: RunningAttempt, record: AttemptRecord) -> None:
@@ -231,12 +234,14 @@ class Finisher:
         if where is Becomes.PENDING:
             self._requeue(change, running, ended, len(earlier))
             return
-        output = attempt_dir(self.context.paths, ref, running.attempt.number) / "output"
+        output = launch.attempt_dir(self.context.paths, ref, running.attempt.number) / "output"
         if has_files(output):
             jobs.set_saving(change.connection, running.attempt_id, str(where), ended.sentence)
             self.saver.save(running.attempt, output, ended, where)
         else:
             self.settle(change, ref, ended, where, ended_us)
+            if not facts.spec.output and not facts.spec.checkpoint:
+                self._emptied.append(ref)
 
     def _requeue(self, change: Change, running: RunningAttempt, ended: Ended, earlier: int) -> None:
         ref, facts = running.ref, self.context.facts(running.ref.job_id)
@@ -343,15 +348,19 @@ class Finisher:
 def clear_control(context: Context, attempt_id: int) -> None:
     """Move an ingested attempt's logs away and remove its control directory; may be repeated after a crash."""
     directory = context.control_dir(attempt_id)
-    if not directory.exists():
+    try:
+        logs = [name for name in os.listdir(directory) if name.startswith("log.")]
+    except FileNotFoundError:
         return
-    for file in directory.glob("log.*"):
-        if file.stat().st_size:
-            kept = Path(context.paths.job_log(attempt_id, int(file.name.partition(".")[2])))
+    for name in logs:
+        if (directory / name).stat().st_size:
+            kept = Path(context.paths.job_log(attempt_id, int(name.partition(".")[2])))
             kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file.rename(kept)
+            (directory / name).rename(kept)
+        else:
+            (directory / name).unlink()
     context.step(Step.FINISH_MOVED)
-    shutil.rmtree(directory, ignore_errors=True)
+    context.executor.clear(directory)
 
 
 def _record_document(record: AttemptRecord) -> dict[str, object]:

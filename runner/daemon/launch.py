@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.core.job import PLAIN, Attempt, Ref
 from runner.core.lifecycle import Event, State
 from runner.core.plan import LaunchPlan, Link, Mount, WorkerPlan
 from runner.core.spec import JobSpec
+from runner.executors.spares import Spares
 from runner.executors.environments import activate
 from runner.paths import Paths
 from runner.service import places
@@ -22,7 +25,7 @@ from schedulers.resources import Allocation, ResourceRequest
 
 @dataclass(frozen=True, slots=True)
 class JobFacts:
-    """What every attempt of a job shares; `variables` are in clear and never leave this process but for the job's own."""
+    """What every attempt of a job shares; `variables` and `secret_sources` (by input) are in clear and never leave this process but for the job's own."""
 
     job_id: int
     name: str
@@ -36,6 +39,7 @@ class JobFacts:
     variables: Mapping[str, str]
     inputs: tuple[tuple[str, bool, str], ...]
     environment_dir: str | None
+    secret_sources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +96,16 @@ def checkpoint_dir(paths: Paths, ref: Ref) -> Path:
     return Path(paths.job_dir(ref.job_id, None if ref.idx == PLAIN else ref.idx), "checkpoint")
 
 
-def make_directories(paths: Paths, attempt: Attempt, facts: JobFacts, *, mounts_permitted: bool) -> None:
+def make_directories(
+    paths: Paths, spares: Spares, attempt: Attempt, facts: JobFacts, *, mounts_permitted: bool
+) -> None:
     """Make what an attempt expects to find; may be repeated."""
     directory = attempt_dir(paths, attempt.ref, attempt.number)
-    for name in ("output", "scratch"):
-        (directory / name).mkdir(parents=True, exist_ok=True)
-    checkpoint_dir(paths, attempt.ref).mkdir(exist_ok=True)
+    if attempt.number > 1 or not _take_tree(spares, directory.parent):
+        for name in ("output", "scratch"):
+            (directory / name).mkdir(parents=True, exist_ok=True)
+        checkpoint_dir(paths, attempt.ref).mkdir(exist_ok=True)
+        (directory / "params.json").write_text("{}")
     if facts.inputs:
         (directory / "input").mkdir(exist_ok=True)
     if mounts_permitted:
@@ -113,7 +121,42 @@ def make_directories(paths: Paths, attempt: Attempt, facts: JobFacts, *, mounts_
         for named, target in own:
             if named:
                 places.point(str(Path(facts.spec.cwd or "/", named)), str(target), job_dir)
-    (directory / "params.json").write_text(json.dumps(facts.spec.params))
+    if facts.spec.params:
+        (directory / "params.json").write_text(json.dumps(facts.spec.params))
+
+
+def give_tree(paths: Paths, spares: Spares, ref: Ref) -> None:
+    """Let the directories of a job that left nothing behind serve the next one."""
+    tree = str(attempt_dir(paths, ref, 1).parent)
+    try:
+        if _names(tree) == {"attempt-1", "checkpoint"} and not any(_names(f"{tree}/{name}") for name in _EMPTY):
+            with open(tree + "/attempt-1/params.json", "rb") as file:
+                plain = file.read(3) == b"{}"
+            if plain and _names(tree + "/attempt-1") == {"output", "scratch", "params.json"}:
+                spares.give(tree)
+    except OSError:  # gone, or of another shape: it stays as it is
+        return
+
+
+_EMPTY = ("checkpoint", "attempt-1/output", "attempt-1/scratch")
+
+
+def _names(directory: str) -> set[str]:
+    return set(os.listdir(directory))
+
+
+def _take_tree(spares: Spares, tree: Path) -> bool:
+    """Make a spare the tree of an element whose directories were never made."""
+    spare = spares.take()
+    if spare is None:
+        return False
+    try:
+        os.makedirs(tree.parent, exist_ok=True)
+        os.rename(spare, tree)
+    except OSError:
+        shutil.rmtree(spare, ignore_errors=True)
+        return False
+    return True
 
 
 def build_plan(

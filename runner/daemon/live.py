@@ -10,6 +10,7 @@ from runner.core.units import format_size
 from runner.daemon.context import Context
 from runner.daemon.devices import Devices, process_name
 from runner.daemon.prepare import Preparer
+from runner.daemon.save import Saver
 from runner.executors.cgroups import CgroupRoots
 from runner.gpus.reading import GpuReading
 from runner.service.facts import LiveFacts
@@ -19,10 +20,13 @@ from schedulers.placement import short
 from schedulers.resources import Device
 
 
-def live_facts(context: Context, devices: Devices, preparer: Preparer, cgroups: CgroupRoots) -> LiveFacts:
+def live_facts(
+    context: Context, devices: Devices, preparer: Preparer, saver: Saver, cgroups: CgroupRoots
+) -> LiveFacts:
     """Bind the questions to the daemon's parts."""
     return LiveFacts(
         preparing=preparer.reason,
+        saving=saver.reason,
         explain=lambda job_id: _explain(context, devices, job_id),
         inventory=context.board.inventory,
         devices=lambda: _devices(context, devices),

@@ -35,6 +35,10 @@ def recover(context: Context, loop: Loop, *, starter: Starter, preparer: Prepare
     for element in jobs.saving_elements(context.database.writer):
         _save_again(context, saver, element.ref)
     saver.proceed()
+    saver.tidy()
+    preparer.proceed()
+    # What is ready must not wait for something else to happen.
+    context.desk.put(lambda _: None)
     if open_ids:
         log.info("took up %d attempts", len(open_ids))
     return len(open_ids)

@@ -100,12 +100,17 @@ class Starter:
 
         self.loop.listen(pidfd, ended)
 
+    def halting(self, effect: Halt) -> None:
+        """Take note of a stop that was just written: what is read in the same turn meets the new state."""
+        running = self.context.board.running.get(effect.attempt_id)
+        if running is not None:
+            running.state = State.STOPPING
+
     def halt(self, effect: Halt) -> None:
         """Ask a watcher to stop its tree; one that is not there yet or any more is looked at."""
         running = self.context.board.running.get(effect.attempt_id)
         if running is None:
             return
-        running.state = State.STOPPING
         self.context.step(Step.STOP_COMMITTED)
         spec = self.context.facts(running.ref.job_id).spec
         control_dir = self.context.control_dir(effect.attempt_id)
@@ -144,7 +149,7 @@ class Starter:
         if locks is None:
             raise Unavailable("its device may have been another runner's meanwhile")
         facts = context.facts(attempt.ref.job_id)
-        launch.make_directories(context.paths, attempt, facts, mounts_permitted=context.mounts_permitted)
+        launch.make_directories(context.paths, context.trees, attempt, facts, mounts_permitted=context.mounts_permitted)
         context.step(Step.LAUNCH_DIRECTORIES)
         views = {
             name: view(context.store, digest)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from pathlib import Path
 from typing import Any
 
 from runner.core.errors import StokerError, Unavailable
@@ -83,6 +84,9 @@ class Turn:
         try:
             with self.context.database.transaction():
                 answers = [self._answer(change, item) for item in items]
+                for effect in change.effects:
+                    if isinstance(effect, Halt):
+                        self.starter.halting(effect)
                 for attempt_id in looks:
                     self.finisher.look(change, attempt_id)
                 self._queue(change)
@@ -168,13 +172,20 @@ class Turn:
                 case Discard():
                     self.saver.discard(effect)
                 case Leave():
-                    self.leaving = effect
+                    self._leave(effect)
         self.preparer.proceed()
         self.saver.proceed()
         self.finisher.after_commit()
         self.meter.arm()
         self.expirer.arm()
         self.measurer.arm()
+
+    def _leave(self, effect: Leave) -> None:
+        """Shut the door before anybody is told that it is shut: who comes next finds the mark, not us."""
+        if effect.for_good:
+            Path(self.context.paths.stopped_mark).touch(mode=0o600)
+        Path(self.context.paths.api_socket).unlink(missing_ok=True)
+        self.leaving = effect
 
     def _await_room(self) -> None:
         """Nothing tells us when a full disk has room again: look now and then, for as long as it is full."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from runner.core.plan import LaunchPlan
 from runner.executors.records import FinalRecord, RankExit, StartRecord
@@ -17,11 +17,11 @@ Environments = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A control directory whose record is locked; `record_fd` and `fifo_fd` are closed by launch or abandon."""
+    """A control directory whose record is locked; `document` is the plan as JSON; `record_fd` and `fifo_fd` are closed by launch or abandon."""
 
     control_dir: Path
     plan: LaunchPlan
-    document: dict[str, Any]
+    document: str
     record_fd: int
     fifo_fd: int
 
@@ -36,7 +36,10 @@ class Launched:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """All the disk knows of an attempt at one look; `beat_ns` is monotonic, of the boot in `start`."""
+    """All the disk knows of an attempt at one look; `beat_ns` is monotonic, of the boot in `start`.
+
+    `newer` says that a later release wrote what we cannot read: it may well have run.
+    """
 
     control_dir: Path
     lock: Lock
@@ -44,6 +47,7 @@ class AttemptRecord:
     ranks: tuple[RankExit | None, ...]
     final: FinalRecord | None
     beat_ns: int | None
+    newer: bool = False
 
     @property
     def fate(self) -> Fate:
@@ -54,7 +58,7 @@ class AttemptRecord:
             return "alive"
         if self.final is not None:
             return "finished"
-        return "lost" if self.start is not None else "never_ran"
+        return "lost" if self.start is not None or self.newer else "never_ran"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,10 @@ class Executor(Protocol):
         Right after a watcher was killed while it forked, a worker on its way out may hold the lock for some instants
         more: an `alive` whose watcher is gone is looked at again.
         """
+        ...
+
+    def clear(self, control_dir: Path) -> None:
+        """Remove the control directory of an attempt that is ingested, its logs taken away."""
         ...
 
     def trouble(self, control_dir: Path) -> str:

@@ -54,11 +54,11 @@ class Envelope:
         self._sealed: dict[tuple[Any, ...], tuple[bytes, bytes, tuple[str, ...]]] = {}
         self._directories: set[str] = set()
 
-    def seal(self, spec: JobSpec) -> tuple[bytes, bytes, tuple[str, ...]]:
-        """Return (digest, sealed, names left out) of a job's environment."""
-        key = (tuple(sorted(spec.env.items())), tuple(spec.pass_env))
+    def seal(self, spec: JobSpec, sources: Mapping[str, str]) -> tuple[bytes, bytes, tuple[str, ...]]:
+        """Return (digest, sealed, names left out) of a job's environment; `sources` are addresses that hold a secret."""
+        key = (tuple(sorted(spec.env.items())), tuple(spec.pass_env), tuple(sorted(sources.items())))
         if key not in self._sealed:
-            self._sealed[key] = self._seal(spec)
+            self._sealed[key] = self._seal(spec, sources)
         return self._sealed[key]
 
     def directory(self, spec: JobSpec) -> Path:
@@ -73,14 +73,15 @@ class Envelope:
             self._directories.add(str(cwd))
         return cwd
 
-    def _seal(self, spec: JobSpec) -> tuple[bytes, bytes, tuple[str, ...]]:
+    def _seal(self, spec: JobSpec, sources: Mapping[str, str]) -> tuple[bytes, bytes, tuple[str, ...]]:
         env = self.caller.env
         missing = [name for name in spec.pass_env if name not in env and name not in spec.env]
         if missing:
             hint = f"give it a value: --env {missing[0]}=VALUE"
             raise UsageError(f"{missing[0]} is not set in your environment", hint=hint)
         variables, left_out = environment.inherit(env, stated=spec.env, passed=[*spec.pass_env, *self._pass_env])
-        payload = json.dumps({"umask": self.caller.umask, "env": variables}, sort_keys=True).encode()
+        document = {"umask": self.caller.umask, "env": variables, **({"sources": dict(sources)} if sources else {})}
+        payload = json.dumps(document, sort_keys=True).encode()
         digest = self._sealer.keyed_hash(b"%d:" % self.caller.uid + payload)
         return digest, self._sealer.seal(self.caller.uid, "environment", "variables", payload), tuple(left_out)
 
@@ -91,7 +92,9 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
     cwd = envelope.directory(spec)
     if spec.metrics:
         compile_patterns(spec.metrics)
-    digest, sealed, left_out = envelope.seal(spec)
+    sources = {name: _source(each.uri, cwd) for name, each in sorted(spec.inputs.items())}
+    secret = {name: each for name, each in sources.items() if each.text != each.shown}
+    digest, sealed, left_out = envelope.seal(spec, {name: each.text for name, each in secret.items()})
     resolved = spec.model_copy(
         update={
             "cwd": str(cwd),
@@ -99,6 +102,10 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
             "output": _inside(spec.output, cwd, "--output"),
             "checkpoint": _inside(spec.checkpoint, cwd, "--checkpoint"),
             "env": dict.fromkeys(spec.env, ""),
+            "inputs": {
+                name: each.model_copy(update={"uri": secret[name].shown}) if name in secret else each
+                for name, each in spec.inputs.items()
+            },
         }
     )
     return Prepared(
@@ -108,7 +115,7 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
         variables_digest=digest,
         variables_sealed=sealed,
         left_out=left_out,
-        input_uris=tuple((name, _source(each.uri, cwd), each.rw) for name, each in sorted(spec.inputs.items())),
+        input_uris=tuple((name, each.shown, spec.inputs[name].rw) for name, each in sources.items()),
     )
 
 
@@ -259,7 +266,7 @@ def _requirements(file: str | None, cwd: Path) -> str | None:
     return str(path)
 
 
-def _source(text: str, cwd: Path) -> str:
+def _source(text: str, cwd: Path) -> uris.Uri:
     try:
         parsed = uris.parse(text, cwd)
     except StorageError as error:
@@ -268,7 +275,7 @@ def _source(text: str, cwd: Path) -> str:
         raise UsageError(
             f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory"
         )
-    return parsed.text
+    return parsed
 
 
 def interpreter_of(env: Mapping[str, str], cwd: str) -> str:
@@ -285,6 +292,12 @@ def split_environment(payload: bytes) -> tuple[int, dict[str, str]]:
     """Return (umask, variables) from an unsealed environment."""
     document = json.loads(payload)
     return document["umask"], document["env"]
+
+
+def secret_sources(payload: bytes) -> dict[str, str]:
+    """Return, by input, the addresses that hold a secret, from an unsealed environment."""
+    sources: dict[str, str] = json.loads(payload).get("sources", {})
+    return sources
 
 
 def request_from(text: str) -> ResourceRequest:

@@ -145,7 +145,9 @@ def outcome(connection: sqlite3.Connection, target: Target) -> dict[str, Any] | 
 
 
 def wait_reason(row: Row, live: LiveFacts, now_us: int) -> WaitReason | None:
-    """Return why an element is pending; None when it is not."""
+    """Return why an element is pending, or its output not saved yet; None where nothing holds it up."""
+    if row.state == State.SAVING:
+        return live.saving(Ref(row.job_id, row.index))
     if row.state != State.PENDING:
         return None
     if row.held:

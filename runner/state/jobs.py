@@ -337,6 +337,30 @@ def inputs(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, str, 
     return [(name, uri, bool(writable), digest) for name, uri, writable, digest in rows]
 
 
+def staged(
+    connection: sqlite3.Connection, job_id: int
+) -> list[tuple[str, str, str | None, int, int, str]]:
+    """Return (name, URI, tree digest, bytes, files, pins) of a job's inputs; the last four count once there is a digest."""
+    return connection.execute(
+        "SELECT name, uri, tree_digest, size_bytes, files, pins FROM inputs WHERE job_id = ? ORDER BY name", (job_id,)
+    ).fetchall()
+
+
+def removed_of(connection: sqlite3.Connection, job_ids: Iterable[int]) -> tuple[list[int], list[int]]:
+    """Return those of some jobs that were removed, and their attempts."""
+    found = [
+        job_id
+        for job_id in job_ids
+        if connection.execute("SELECT 1 FROM jobs WHERE id = ? AND removed_us IS NOT NULL", (job_id,)).fetchone()
+    ]
+    rows = [
+        row
+        for job_id in found
+        for row in connection.execute("SELECT id FROM attempts WHERE job_id = ? ORDER BY id", (job_id,))
+    ]
+    return found, [row[0] for row in rows]
+
+
 def owner_of(connection: sqlite3.Connection, job_id: int) -> int:
     """Return whose job it is."""
     return int(connection.execute("SELECT owner_uid FROM jobs WHERE id = ?", (job_id,)).fetchone()[0])
@@ -350,6 +374,11 @@ def set_input(
         "UPDATE inputs SET tree_digest = ?, size_bytes = ?, files = ?, pins = ?, fault = NULL WHERE job_id = ? AND name = ?",
         (digest, size_bytes, files, pins, job_id, name),
     )
+
+
+def set_fault(connection: sqlite3.Connection, job_id: int, name: str, fault: str) -> None:
+    """Write down why an input could not be staged."""
+    connection.execute("UPDATE inputs SET fault = ? WHERE job_id = ? AND name = ?", (fault, job_id, name))
 
 
 def source(connection: sqlite3.Connection, uri: str) -> tuple[str, int, int, str] | None:

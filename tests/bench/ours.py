@@ -81,8 +81,9 @@ class Ours:
 
     @property
     def runner_pid(self) -> int:
-        """The runner's process."""
-        return pids_with("runner.bootstrap", self.state_dir)[0]
+        """The runner's process. The spawner's command line holds the runner's."""
+        spawners = pids_with("spawner.py", self.state_dir)
+        return next(pid for pid in pids_with("runner.bootstrap", self.state_dir) if pid not in spawners)
 
     @property
     def pids(self) -> list[int]:
