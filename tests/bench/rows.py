@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.core.errors import NoRunner
 from schedulers.decide import decide as choose
 from schedulers.snapshot import Snapshot
 from tests.bench import history
@@ -331,7 +332,11 @@ def comeback(room: Room) -> list[Row]:
             time.sleep(0.5)
             killed_ns = ours.kill_runner()
             while True:
-                listed = ours.client.get("/v1/jobs?state=running&limit=100")["jobs"]
+                try:
+                    listed = ours.client.get("/v1/jobs?state=running&limit=100")["jobs"]
+                except NoRunner:  # nobody listens yet
+                    time.sleep(0.001)
+                    continue
                 if len(listed) == 64:
                     break
             found.append((time.monotonic_ns() - killed_ns) / 1e6)
