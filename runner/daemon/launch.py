@@ -13,8 +13,8 @@ from runner.core.job import PLAIN, Attempt, Ref
 from runner.core.lifecycle import Event, State
 from runner.core.plan import LaunchPlan, Link, Mount, WorkerPlan
 from runner.core.spec import JobSpec
-from runner.executors.spares import Spares
 from runner.executors.environments import activate
+from runner.executors.spares import Spares
 from runner.paths import Paths
 from runner.service import places
 from runner.service.desk import Change
