@@ -4,19 +4,50 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 from runner.daemon.context import Context
 from runner.service.desk import Change, Discard
 from runner.state import artifacts
 
+LOOK_S = 1.0
+LOOKS_MAX = 60
+NOISE_BYTES = 1 << 20
+
 log = logging.getLogger("stoker.cache")
 
 
-def free_bytes(context: Context) -> int:
+def room_on_disk(context: Context) -> int:
     """Return what the store's disk has left."""
     room = os.statvfs(context.paths.store_dir)
     return room.f_bavail * room.f_frsize
+
+
+def when_room(
+    context: Context, *, need_bytes: int, free_bytes: int, wanted: Callable[[], bool], then: Callable[[], object]
+) -> None:
+    """Call `then` from a thread of its own once the work that found only `free_bytes` is worth another try.
+
+    That is when there is as much room as it needs or more than it found, when it is wanted no more, and every minute.
+    """
+    looks = 0
+
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+        free = room_on_disk(context)
+        if not wanted() or free >= need_bytes or free > free_bytes + NOISE_BYTES or looks >= LOOKS_MAX:
+            then()
+        else:
+            arm()
+
+    def arm() -> None:
+        timer = threading.Timer(LOOK_S, look)
+        timer.daemon = True
+        timer.start()
+
+    arm()
 
 
 def trim(change: Change) -> None:

@@ -21,6 +21,7 @@ from runner.service.desk import Change
 from runner.state import jobs
 from schedulers.decision import Start
 from schedulers.resources import Allocation, ResourceRequest
+from storage import files
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +103,17 @@ def make_directories(
     """Make what an attempt expects to find; may be repeated."""
     directory = attempt_dir(paths, attempt.ref, attempt.number)
     if attempt.number > 1 or not _take_tree(spares, directory.parent):
-        for name in ("output", "scratch"):
-            (directory / name).mkdir(parents=True, exist_ok=True)
+        for each in ("output", "scratch"):
+            (directory / each).mkdir(parents=True, exist_ok=True)
         checkpoint_dir(paths, attempt.ref).mkdir(exist_ok=True)
         (directory / "params.json").write_text("{}")
     if facts.inputs:
         (directory / "input").mkdir(exist_ok=True)
+    for name in (facts.spec.output, facts.spec.checkpoint):
+        if name:
+            place = Path(facts.spec.cwd or "/", name)
+            files.make_directories(place if mounts_permitted else place.parent, mode=0o777 & ~facts.umask)
     if mounts_permitted:
-        for place in (facts.spec.output, facts.spec.checkpoint):
-            if place:
-                Path(facts.spec.cwd or "/", place).mkdir(parents=True, exist_ok=True)
         for input_name, writable, _ in facts.inputs:
             if not writable:
                 (directory / "input" / input_name).mkdir(exist_ok=True)

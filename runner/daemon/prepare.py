@@ -32,8 +32,6 @@ from storage.errors import Cancelled, DiskFull
 from storage.leases import Lease
 
 WORKERS = 4
-# How soon a job is tried again that found no room on the disk.
-RETRY_S = 2.0
 LINES_KEPT = 15
 
 log = logging.getLogger("stoker.prepare")
@@ -211,12 +209,16 @@ class Preparer:
     def _wait_for_room(self, preparation: Preparation, error: NoRoom | DiskFull) -> None:
         """Give up cached inputs for a job that found no room, and try it again until there is some."""
         if not isinstance(error, NoRoom):
-            error = NoRoom("it", self.context.config.storage.min_free_bytes, cache.free_bytes(self.context))
+            error = NoRoom("it", self.context.config.storage.min_free_bytes, cache.room_on_disk(self.context))
         self.stager.tell(preparation, error.reason)
         cache.make_room(self.context, error.need_bytes)
-        timer = threading.Timer(RETRY_S, self._queue_up, (preparation,))
-        timer.daemon = True
-        timer.start()
+        cache.when_room(
+            self.context,
+            need_bytes=error.need_bytes,
+            free_bytes=error.free_bytes,
+            wanted=lambda: not preparation.cancelled,
+            then=partial(self._queue_up, preparation),
+        )
 
     def _give_up(self, preparation: Preparation, error: Exception) -> None:
         if preparation.cancelled:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,13 +20,13 @@ from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
 from runner.paths import Paths
 from runner.service.desk import Change, Discard
+from runner.service.outputs import printable
 from runner.state import artifacts, jobs, listing
 from storage.errors import Cancelled, DiskFull, StorageError
 from storage.files import remove_directory
 from storage.publish import Published, publish
 
 WORKERS = 2
-RETRY_S = 2.0
 SKIPPED_KEPT = 100
 
 log = logging.getLogger("stoker.save")
@@ -140,7 +139,7 @@ class Saver:
             self._fail(saving, str(error))
 
     def _wait_for_room(self, saving: Saving) -> None:
-        need, free = _size(saving.output), cache.free_bytes(self.context)
+        need, free = _size(saving.output), cache.room_on_disk(self.context)
         needs = f"needs {format_size(need)} of disk and {format_size(free)} are free"
         if saving.given_up:
             self._fail(saving, f"it {needs}")
@@ -150,9 +149,13 @@ class Saver:
         )
         self.context.hub.changed({saving.attempt.ref.job_id})
         cache.make_room(self.context, need)
-        timer = threading.Timer(RETRY_S, self._pool.submit, (self._publish, saving))
-        timer.daemon = True
-        timer.start()
+        cache.when_room(
+            self.context,
+            need_bytes=need,
+            free_bytes=free,
+            wanted=lambda: not saving.given_up,
+            then=lambda: self._pool.submit(self._publish, saving),
+        )
 
     def _fail(self, saving: Saving, why: str) -> None:
         """End a job whose output cannot be saved; the files stay where they are."""
@@ -183,7 +186,7 @@ class Saver:
                 now_us=change.now_us,
             )
             if published.skipped:
-                left_out = [{"path": each.path, "why": each.why} for each in published.skipped[:SKIPPED_KEPT]]
+                left_out = [{"path": printable(each.path), "why": each.why} for each in published.skipped[:SKIPPED_KEPT]]
                 data = {"count": len(published.skipped), "left_out": left_out}
                 jobs.note(change.connection, change.now_us, "output_incomplete", attempt.ref, data)
         finished_us = change.now_us if saving.salvaged else jobs.ended_us(change.connection, attempt.id)
@@ -191,9 +194,10 @@ class Saver:
         self.context.step(Step.PUBLISH_WRITTEN)
 
     def _discard(self, effect: Discard) -> None:
+        remove_logs(self.context.paths, effect.attempt_ids)
+        # Last: where a kill leaves one, `tidy` finds by it what else is left.
         for job_id in effect.job_ids:
             remove_files(self.context.paths, job_id, ())
-        remove_logs(self.context.paths, effect.attempt_ids)
         if effect.job_ids:
             log.info("removed jobs %s", effect.job_ids)
         cache.sweep(self.context)
@@ -206,9 +210,9 @@ class Saver:
 
 def remove_files(paths: Paths, job_id: int, attempt_ids: Iterable[int]) -> None:
     """Remove what a job left on disk outside the store; may be repeated."""
-    remove_directory(Path(paths.job_dir(job_id, None)))
     Path(paths.job_logs_dir, "environments", f"{job_id}.log").unlink(missing_ok=True)
     remove_logs(paths, attempt_ids)
+    remove_directory(Path(paths.job_dir(job_id, None)))
 
 
 def remove_logs(paths: Paths, attempt_ids: Iterable[int]) -> None:

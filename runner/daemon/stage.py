@@ -87,7 +87,7 @@ class NoRoom(Exception):
 
     def __init__(self, what: str, need_bytes: int, free_bytes: int) -> None:
         super().__init__(what)
-        self.need_bytes = need_bytes
+        self.need_bytes, self.free_bytes = need_bytes, free_bytes
         sentence = f"{what} needs {format_size(need_bytes)} of disk and {format_size(free_bytes)} are free"
         self.reason = WaitReason(Waiting.DISK, sentence, {"need_bytes": need_bytes, "free_bytes": free_bytes})
 
@@ -184,7 +184,7 @@ class Stager:
             try:
                 checkout(self.context.store, fetched.tree_digest, target, writable=True)
             except DiskFull:
-                raise NoRoom(f"its copy of input {name}", fetched.size_bytes, cache.free_bytes(self.context)) from None
+                raise NoRoom(f"its copy of input {name}", fetched.size_bytes, cache.room_on_disk(self.context)) from None
             except (StorageError, OSError) as error:
                 raise Failed(Ending.INPUT_FAILED, f"input {name}: {error}", name=name) from error
 
@@ -219,9 +219,9 @@ class Stager:
                 return
             if told_ns == 0 and total is not None:
                 missing = total - done
-                short = cache.free_bytes(self.context) + self._set_aside() < missing + self._min_free()
+                short = cache.room_on_disk(self.context) + self._set_aside() < missing + self._min_free()
             else:
-                short = cache.free_bytes(self.context) < self._min_free()
+                short = cache.room_on_disk(self.context) < self._min_free()
             told_ns = now_ns
             self.tell(preparation, _progress(what, base + done, None if total is None else base + total))
 
@@ -238,10 +238,10 @@ class Stager:
         except (Cancelled, DiskFull) as error:
             if isinstance(error, Cancelled) and not short:
                 raise
-            raise NoRoom(what, missing + self._min_free(), cache.free_bytes(self.context)) from None
+            raise NoRoom(what, missing + self._min_free(), cache.room_on_disk(self.context)) from None
 
     def _check_room(self, what: str) -> None:
-        free = cache.free_bytes(self.context)
+        free = cache.room_on_disk(self.context)
         if free < self._min_free():
             raise NoRoom(what, self._min_free(), free)
 
