@@ -189,9 +189,7 @@ class Devices:
         self._use.reload(attempt for attempt in running.values() if attempt.devices)
         for uuid, (attempt_id, _) in held.items():
             self.locks.regain(uuid, attempt_id)
-        for uuid in self.locks:
-            if uuid not in held:
-                self.locks.drop(uuid)
+        self.locks.drop_all_but(held)
         if self._left:
             self.look()
         self._show()
