@@ -25,6 +25,7 @@ from runner.core.errors import NoRunner, StokerError
 from runner.daemon.board import Board
 from runner.daemon.context import Clock, Context
 from runner.daemon.devices import Devices
+from runner.daemon.expire import Expirer
 from runner.daemon.finish import Finisher
 from runner.daemon.live import live_facts
 from runner.daemon.loop import Loop
@@ -34,9 +35,10 @@ from runner.daemon.prepare import Preparer
 from runner.daemon.recover import recover
 from runner.daemon.save import Saver
 from runner.daemon.start import Starter
+from runner.daemon.steps import stepper
 from runner.daemon.turn import Turn
 from runner.daemon.watch import Watch
-from runner.executors.cgroups import find_cgroups
+from runner.executors.cgroups import CgroupRoots, find_cgroups
 from runner.executors.link import SpawnerLink
 from runner.executors.marks import this_box
 from runner.executors.process import ProcessExecutor
@@ -94,7 +96,7 @@ def _serve(paths: Paths) -> int:
     tail = LogTail()
     s3 = config.sources.s3
     options = SourceOptions(s3_endpoint=s3.endpoint or None, s3_region=s3.region or None)
-    preparer = Preparer(context, options, tail)
+    preparer = Preparer(context, loop, options, tail)
     measurer = Measurer(context, loop, devices.usage)
     finisher = Finisher(
         context,
@@ -115,6 +117,7 @@ def _serve(paths: Paths) -> int:
         finisher=finisher,
         saver=saver,
         meter=Meter(context, loop),
+        expirer=Expirer(context, loop, saver),
         measurer=measurer,
     )
     watch = Watch(context, loop, starter)
@@ -150,8 +153,9 @@ def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context,
     clock = Clock()
     link = SpawnerLink(Path(paths.state_dir), runner_argv(paths))
     link.connect()
-    executor = ProcessExecutor(Path(paths.control_dir), link, find_cgroups(), box, notify=Path(paths.notify_socket))
-    ballast = Ballast(paths.ballast)
+    cgroups = find_cgroups() if config.box.cgroup else CgroupRoots()
+    executor = ProcessExecutor(Path(paths.control_dir), link, cgroups, box, notify=Path(paths.notify_socket))
+    ballast = Ballast(paths.ballast, config.storage.ballast_bytes)
     name = account_name(os.geteuid())
     with database.transaction() as connection:
         account = books.ensure_account(connection, name, AccountKind.USER, now_us=clock.now_us())
@@ -180,6 +184,7 @@ def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context,
         account_ids={name: account.id},
         ballast=ballast,
         clock=clock,
+        step=stepper(os.environ),
     )
     if not ballast.take():
         context.admission = "the disk that holds the state is full"

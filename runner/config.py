@@ -45,6 +45,7 @@ class Box:
     """What the box has, where the runner should not count for itself."""
 
     cpus: float = _setting(0.0, "cores to give away; 0 counts them")
+    cgroup: bool = _setting(True, "a cgroup for every job, where one can be made; without, limits are not enforced")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Storage:
     min_free_bytes: int = _setting("1GiB", "no staging below this much free disk", _size)
     keep_finished_s: float = _setting("90d", "logs and directories of finished jobs", parse_duration)
     log_limit_bytes: int = _setting("1GiB", "a longer log keeps its first MiB and its newest half", _size)
+    ballast_bytes: int = _setting("64MiB", "kept free for exits and charges on a day when the disk is full", _size)
     allow_network_filesystem: bool = _setting(False, "keep the state on NFS, CIFS or FUSE at your own risk")
 
 

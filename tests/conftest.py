@@ -87,8 +87,8 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_fake_nvml(folder)
 
 
-# The benches and soak runs are told by these what to do.
-_KEPT = {"STOKER_SOAK"}
+# These say how long and from which seed the fault campaigns run.
+_KEPT = {"STOKER_SOAK", "STOKER_SOAK_RESULTS", "STOKER_SEED"}
 
 
 def _look_at(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -157,6 +157,17 @@ class Box:
         """Return the pid of the runner that answers."""
         return int(self.get("/v1/runner")["pid"])
 
+    def wait_runner(self, *, other_than: int = 0, timeout: float = DEADLINE_S) -> int:
+        """Return the pid of the runner once one answers that is not `other_than`."""
+
+        def up() -> int:
+            with suppress(StokerError):
+                pid = self.runner_pid()
+                return pid if pid != other_than else 0
+            return 0
+
+        return int(wait_until(up, timeout=timeout, what="a runner"))
+
     def spawner_pid(self) -> int:
         """Return the pid of the spawner that the runner answers to."""
         return parent_of(self.runner_pid())
@@ -239,4 +250,6 @@ def _of_this_tree() -> None:
     """The runner is started with `-I`: it finds the code by what is installed, not by the working directory."""
     code = "import runner; print(runner.__path__[0])"
     found = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
-    assert Path(found.strip()).parent == ROOT, f"this environment runs the code of {found.strip()}: run `make venv` here"
+    assert Path(found.strip()).parent == ROOT, (
+        f"this environment runs the code of {found.strip()}: run `make venv` here"
+    )

@@ -45,7 +45,7 @@ class Run:
             return int(kept["epoch"]) + 1, {name: kept[name] for name in weights}
 
     def report(self, epoch, weights, *, loss, accuracy):
-        """Tell how an epoch went and keep its weights; one rename, so that a kill leaves the last checkpoint or this."""
+        """Tell how an epoch went and keep its weights, by one rename: a kill leaves this checkpoint or the last."""
         print(f"epoch {epoch:3d}  loss={loss:.4f}  accuracy={accuracy:.4f}", flush=True)
         with self.metrics.open("a") as file:
             file.write(json.dumps({"step": epoch, "loss": loss, "accuracy": accuracy}) + "\n")

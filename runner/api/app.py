@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from runner.api import routes_box, routes_follow, routes_jobs, routes_results
 from runner.api.room import Room
-from runner.core.errors import StokerError
+from runner.core.errors import StokerError, UsageError
 from storage.errors import StorageError
 
 log = logging.getLogger("stoker.api")
@@ -53,9 +54,19 @@ def make_app(room: Room, report: Report) -> FastAPI:
     async def not_stored(_: Request, error: StorageError) -> JSONResponse:
         return problem(StokerError(error.message, hint=error.hint).document())
 
+    @app.exception_handler(RequestValidationError)
+    async def bad_parameter(_: Request, error: RequestValidationError) -> JSONResponse:
+        fault = error.errors()[0]
+        name, text = str(fault["loc"][-1]), str(fault["msg"])
+        return problem(
+            UsageError(f"{name} is wrong: {text[:1].lower()}{text[1:]}", hint="see /v1/openapi.json").document()
+        )
+
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> JSONResponse:
-        document = StokerError(f"{request.method} {request.url.path}: {error.detail}", hint="see /v1/openapi.json").document()
+        document = StokerError(
+            f"{request.method} {request.url.path}: {error.detail}", hint="see /v1/openapi.json"
+        ).document()
         return problem(document | {"status": error.status_code, "code": _CODES.get(error.status_code, "usage")})
 
     @app.exception_handler(Exception)

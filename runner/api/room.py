@@ -16,8 +16,9 @@ from runner.identity.sealing import Sealer
 from runner.paths import Paths
 from runner.service.desk import Desk, Hub
 from runner.service.facts import LiveFacts
+from runner.service.intake import Caller, read_caller
 from runner.service.refs import Target, resolve
-from runner.service.submit import Caller, Envelope, read_caller
+from runner.service.submit import Envelope
 from runner.state.engine import Database
 from runner.telemetry.tail import LogTail
 from storage.store import Store
@@ -56,9 +57,14 @@ class Room:
         """Read who submits."""
         return read_caller(document, uid, self.account(uid))
 
-    def envelope(self, caller: Caller) -> Envelope:
-        """Return what seals the environment of a caller's jobs."""
-        return Envelope(caller, self.sealer, self.config.defaults.pass_env)
+    def envelope(self, caller: Caller, *, again: bool = False) -> Envelope:
+        """Return what seals the environment of a caller's jobs; `again` passes all of it, as what was left out is out."""
+        return Envelope(caller, self.sealer, caller.env if again else self.config.defaults.pass_env)
+
+    def body_hash(self, request: Request, body: bytes) -> bytes:
+        """Return what tells one request from another under the same idempotency key."""
+        line = f"{request.method} {request.url.path}?{request.url.query}\0".encode()
+        return self.sealer.keyed_hash(line + body)
 
     def random(self) -> int:
         """Return a number that picks a name."""

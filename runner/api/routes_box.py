@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from runner.api.bridge import ask, body_of
-from runner.api.room import Room, room_of, uid_of
-from runner.api.routes_jobs import SMALL_MAX, table
+from runner.api import bodies
+from runner.api.bridge import Once, body_of
+from runner.api.room import room_of, uid_of
+from runner.api.routes_jobs import ID_MAX, SMALL_MAX, table
 from runner.core.documents import parse_json
 from runner.core.errors import NotFound
 from runner.service import box, doctor, schemas
@@ -34,7 +35,9 @@ def credit_balance(request: Request) -> JSONResponse:
 
 @router.get("/credit/history")
 def credit_history(
-    request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 50, before: int | None = None
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    before: Annotated[int | None, Query(ge=0, le=ID_MAX)] = None,
 ) -> JSONResponse:
     """List the entries of the caller's account."""
     room = room_of(request)
@@ -54,26 +57,26 @@ def runner_info(request: Request) -> JSONResponse:
     return JSONResponse(box.runner(room.reader(), room.paths, version=room.version, started_us=room.started_us))
 
 
-@router.post("/runner/stop")
+@router.post("/runner/stop", openapi_extra=bodies.NONE)
 async def stop_runner(request: Request) -> JSONResponse:
     """End the runner for good; jobs go on under their watchers."""
-    return await _leave(room_of(request), for_good=True)
+    return await _leave(request, for_good=True)
 
 
-@router.post("/runner/restart")
+@router.post("/runner/restart", openapi_extra=bodies.NONE)
 async def restart_runner(request: Request) -> JSONResponse:
     """End the runner and have it started anew."""
-    return await _leave(room_of(request), for_good=False)
+    return await _leave(request, for_good=False)
 
 
-@router.post("/backup")
+@router.post("/backup", openapi_extra=bodies.BACKUP)
 async def backup(request: Request) -> JSONResponse:
     """Copy the database, verified."""
     room = room_of(request)
-    document = table(parse_json(await body_of(request, SMALL_MAX) or b"{}", "the request"))
-    path = box.backup_path(room.paths, document.get("destination"), room.now_us())
-    size_bytes = await run_in_threadpool(room.database.backup, path)
-    return JSONResponse({"path": str(path), "bytes": size_bytes, "verified": True})
+    body = await body_of(request, SMALL_MAX)
+    document = table(parse_json(body or b"{}", "the request"))
+    action = partial(box.backup, room.database, room.paths, document.get("destination"), room.now_us())
+    return JSONResponse(await Once(request, body).outside(action))
 
 
 @router.get("/doctor")
@@ -110,9 +113,9 @@ def complete(request: Request, word: str = "") -> JSONResponse:
     return JSONResponse({"jobs": box.complete(room.reader(), word[:64], uid_of(request))})
 
 
-async def _leave(room: Room, *, for_good: bool) -> JSONResponse:
+async def _leave(request: Request, *, for_good: bool) -> JSONResponse:
     def work(change: Change) -> dict[str, Any]:
         change.effects.append(Leave(for_good))
         return {"running": box.running(change.connection)}
 
-    return JSONResponse(await ask(room.desk, work))
+    return JSONResponse(await Once(request, b"").ask(work))

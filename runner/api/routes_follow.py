@@ -16,6 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from runner.api.room import Room, room_of, uid_of
+from runner.api.routes_jobs import ID_MAX
 from runner.core.errors import WaitTimedOut
 from runner.core.reasons import Waiting
 from runner.service import logs, views
@@ -37,10 +38,10 @@ def job_log(
     request: Request,
     ref: str,
     follow: Annotated[int, Query(ge=0, le=1)] = 0,
-    attempt: Annotated[int | None, Query(ge=1)] = None,
+    attempt: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
     rank: Annotated[int, Query(ge=0, le=1000)] = 0,
     tail: Annotated[int | None, Query(ge=0, le=10_000_000)] = None,
-    offset: Annotated[int, Query(ge=0, alias="from")] = 0,
+    offset: Annotated[int, Query(ge=0, le=ID_MAX, alias="from")] = 0,
     resume: Annotated[str | None, Query(pattern=r"^[0-9]{1,9}:[0-9]{1,18}$")] = None,
 ) -> Response:
     """Return the bytes of a log, or follow it to the end of the job as server-sent events."""
@@ -86,7 +87,7 @@ async def wait_for_job(
 
 @router.get("/events")
 def follow_events(
-    request: Request, follow: Annotated[int, Query(ge=0, le=1)] = 0, after: Annotated[int, Query(ge=0)] = 0
+    request: Request, follow: Annotated[int, Query(ge=0, le=1)] = 0, after: Annotated[int, Query(ge=0, le=ID_MAX)] = 0
 ) -> Response:
     """Return events after a sequence number, or follow them for ever."""
     room = room_of(request)
@@ -166,9 +167,7 @@ async def _follow(
             await ear.hear()
 
 
-async def _log(
-    room: Room, found: LogOf, mask: Mask, offset: int, tail: int | None, rank: int
-) -> AsyncIterator[bytes]:
+async def _log(room: Room, found: LogOf, mask: Mask, offset: int, tail: int | None, rank: int) -> AsyncIterator[bytes]:
     """Yield the frames of one attempt's log until it has ended; one that never wrote has no file."""
     for path in (found.path, room.paths.job_log(found.attempt_id, rank)):
         try:
@@ -211,7 +210,11 @@ async def _events(room: Room, after: int) -> AsyncIterator[bytes]:
 
 def _shown_events(room: Room, after: int) -> list[dict[str, Any]]:
     return [
-        {"seq": each["seq"], "at": views.iso(each["at_us"]), **{key: each[key] for key in ("job", "index", "kind", "data")}}
+        {
+            "seq": each["seq"],
+            "at": views.iso(each["at_us"]),
+            **{key: each[key] for key in ("job", "index", "kind", "data")},
+        }
         for each in listing.events_after(room.reader(), after, EVENTS_PAGE)
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -9,12 +10,17 @@ from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from runner.api.bridge import ask, body_of, keyed
+from runner.api import bodies
+from runner.api.bridge import Once, ask, body_of
 from runner.api.room import Room, room_of, uid_of
 from runner.core.documents import parse_json
 from runner.core.errors import StokerError, UsageError
-from runner.service import remove, rerun, start, stop, submit, views
-from runner.service.desk import Change
+from runner.core.lifecycle import State
+from runner.core.nearest import nearest
+from runner.core.units import DURATION_MAX_S
+from runner.service import intake, remove, rerun, start, stop, submit, views
+from runner.service.desk import Change, Work
+from runner.service.intake import Caller
 from runner.service.refs import Target
 
 router = APIRouter(prefix="/v1")
@@ -22,43 +28,39 @@ router = APIRouter(prefix="/v1")
 SUBMIT_MAX = 4 << 20
 BATCH_MAX = 256 << 20
 SMALL_MAX = 1 << 20
+GRACE_MAX_S = DURATION_MAX_S
+ID_MAX = (1 << 63) - 1
 
 
-@router.post("/jobs", status_code=201)
+@router.post("/jobs", status_code=201, openapi_extra=bodies.SUBMISSION)
 async def submit_job(request: Request) -> JSONResponse:
     """Accept one job, or with `dry_run` say what it would be."""
     room, uid = room_of(request), uid_of(request)
     body = await body_of(request, SUBMIT_MAX)
     document = table(parse_json(body, "the request", most=SUBMIT_MAX))
-    caller = room.caller(document.get("caller"), uid)
-    merged, origins = submit.merge(document, caller)
-    prepared = submit.prepare(merged, origins, room.envelope(caller))
-    number = room.random()
-    if document.get("dry_run") is True:
-        return JSONResponse(await ask(room.desk, lambda change: submit.dry_run(change, prepared)))
-    work = keyed(request, uid, room.sealer.keyed_hash(body), lambda change: submit.accept(change, prepared, caller, number))
-    answer = await ask(room.desk, work)
+    once = Once(request, body)
+    answer = once.known()
+    if answer is None:
+        caller = room.caller(document.get("caller"), uid)
+        merged, origins = intake.merge(document, caller)
+        prepared = submit.prepare(merged, origins, room.envelope(caller))
+        if document.get("dry_run") is True:
+            return JSONResponse(await ask(room.desk, lambda change: submit.dry_run(change, prepared)))
+        number = room.random()
+        answer = await once.ask(lambda change: submit.accept(change, prepared, caller, number))
     return JSONResponse(answer, status_code=201)
 
 
-@router.post("/jobs/batch", status_code=201)
+@router.post("/jobs/batch", status_code=201, openapi_extra=bodies.BATCH)
 async def submit_batch(request: Request) -> JSONResponse:
     """Accept JSON lines, a job each: all of them or none."""
     room, uid = room_of(request), uid_of(request)
     body = await body_of(request, BATCH_MAX)
-    prepared, caller = await run_in_threadpool(_read_batch, room, uid, body)
-    base = room.random()
-
-    def work(change: Change) -> dict[str, Any]:
-        ids = []
-        for number, each in enumerate(prepared):
-            try:
-                ids.append(submit.accept(change, each, caller, base + number * 7919)["id"])
-            except StokerError as error:
-                raise submit.at_line(error, number + 1) from None
-        return {"ids": ids, "left_out": list(prepared[0].left_out), "warnings": []}
-
-    answer = await ask(room.desk, keyed(request, uid, room.sealer.keyed_hash(body), work))
+    once = Once(request, body)
+    answer = once.known()
+    if answer is None:
+        prepared, caller = await run_in_threadpool(_read_batch, room, uid, body)
+        answer = await once.ask(partial(_accept_all, prepared, caller, room.random()))
     return JSONResponse(answer, status_code=201)
 
 
@@ -66,14 +68,17 @@ async def submit_batch(request: Request) -> JSONResponse:
 def list_jobs(
     request: Request,
     all: Annotated[int, Query(ge=0, le=1)] = 0,  # noqa: A002 - the name of the parameter on the wire
-    state: str = "",
-    name: str | None = None,
+    state: Annotated[str, Query(max_length=200)] = "",
+    name: Annotated[str | None, Query(max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
-    before: int | None = None,
+    before: Annotated[int | None, Query(ge=0, le=ID_MAX)] = None,
 ) -> JSONResponse:
     """List jobs."""
     room = room_of(request)
-    states = tuple(part for part in state.split(",") if part)
+    states = tuple({part for part in state.split(",") if part})
+    for each in states:
+        if each not in set(State):
+            raise UsageError(f"there is no state {each[:40]!r}", hint=nearest(each, State))
     return JSONResponse(
         views.ps(
             room.reader(),
@@ -102,35 +107,38 @@ def explain_job(request: Request, ref: str) -> JSONResponse:
     return JSONResponse(views.explain(room.reader(), room.live, room.target(ref, uid_of(request)), room.now_us()))
 
 
-@router.post("/jobs/stop")
+@router.post("/jobs/stop", openapi_extra=bodies.STOP)
 async def stop_jobs(request: Request) -> JSONResponse:
     """Stop jobs."""
     return await _act(request, lambda document, uid: partial(_stop, document, uid))
 
 
-@router.post("/jobs/start")
+@router.post("/jobs/start", openapi_extra=bodies.REFS)
 async def start_jobs(request: Request) -> JSONResponse:
     """Take stopped, failed or held jobs back."""
     return await _act(request, lambda document, uid: lambda change: start.start(change, refs(document), uid))
 
 
-@router.post("/jobs/remove")
+@router.post("/jobs/remove", openapi_extra=bodies.REMOVE)
 async def remove_jobs(request: Request) -> JSONResponse:
     """Remove finished jobs."""
     return await _act(request, lambda document, uid: lambda change: remove.remove(change, document, uid))
 
 
-@router.post("/jobs/{ref}/rerun", status_code=201)
+@router.post("/jobs/{ref}/rerun", status_code=201, openapi_extra=bodies.RERUN)
 async def rerun_job(request: Request, ref: str) -> JSONResponse:
     """Run a job again as a new one, with changes."""
     room, uid = room_of(request), uid_of(request)
     body = await body_of(request, SUBMIT_MAX)
-    document = table(parse_json(body, "the request", most=SUBMIT_MAX))
-    target = await run_in_threadpool(room.target, ref, uid)
-    caller, prepared = await run_in_threadpool(_read_rerun, room, uid, target, document)
-    number = room.random()
-    work = keyed(request, uid, room.sealer.keyed_hash(body), lambda change: submit.accept(change, prepared, caller, number))
-    return JSONResponse(await ask(room.desk, work), status_code=201)
+    document = table(parse_json(body or b"{}", "the request", most=SUBMIT_MAX))
+    once = Once(request, body)
+    answer = once.known()
+    if answer is None:
+        target = await run_in_threadpool(room.target, ref, uid)
+        caller, prepared = await run_in_threadpool(_read_rerun, room, uid, target, document)
+        number = room.random()
+        answer = await once.ask(lambda change: submit.accept(change, prepared, caller, number))
+    return JSONResponse(answer, status_code=201)
 
 
 def table(document: Any) -> dict[str, Any]:
@@ -148,28 +156,35 @@ def refs(document: dict[str, Any]) -> list[str]:
     return found
 
 
-async def _act(request: Request, make: Any) -> JSONResponse:
-    room, uid = room_of(request), uid_of(request)
+async def _act(request: Request, make: Callable[[dict[str, Any], int], Work]) -> JSONResponse:
     body = await body_of(request, SMALL_MAX)
     document = table(parse_json(body or b"{}", "the request"))
-    path = request.url.path.encode()
-    work = keyed(request, uid, room.sealer.keyed_hash(path + b"\0" + body), make(document, uid))
-    return JSONResponse(await ask(room.desk, work))
+    return JSONResponse(await Once(request, body).ask(make(document, uid_of(request))))
 
 
 def _stop(document: dict[str, Any], uid: int, change: Change) -> dict[str, Any]:
-    grace_s = document.get("grace_s")
-    if grace_s is not None and (isinstance(grace_s, bool) or not isinstance(grace_s, int | float) or not 0 <= grace_s <= 1e9):
-        raise UsageError("grace_s is not a number of seconds", hint="send a number, or null for the job's own")
+    grace_s = intake.seconds(
+        document.get("grace_s"), "grace_s", "send a number, or null for the job's own", GRACE_MAX_S
+    )
     return stop.stop(change, refs(document), uid, grace_s)
 
 
-def _read_batch(room: Room, uid: int, body: bytes) -> tuple[list[submit.Prepared], submit.Caller]:
-    head, documents = submit.read_batch(body)
+def _read_batch(room: Room, uid: int, body: bytes) -> tuple[list[submit.Prepared], Caller]:
+    head, documents = intake.read_batch(body)
     caller = room.caller(head.get("caller"), uid)
     return submit.prepare_batch(head, documents, room.envelope(caller)), caller
 
 
-def _read_rerun(room: Room, uid: int, target: Target, document: dict[str, Any]) -> tuple[submit.Caller, submit.Prepared]:
+def _accept_all(prepared: list[submit.Prepared], caller: Caller, base: int, change: Change) -> dict[str, Any]:
+    ids = []
+    for number, each in enumerate(prepared):
+        try:
+            ids.append(submit.accept(change, each, caller, base + number * 7919)["id"])
+        except StokerError as error:
+            raise submit.at_line(error, number + 1) from None
+    return {"ids": ids, "left_out": list(prepared[0].left_out), "warnings": []}
+
+
+def _read_rerun(room: Room, uid: int, target: Target, document: dict[str, Any]) -> tuple[Caller, submit.Prepared]:
     caller = rerun.caller_of(room.reader(), room.sealer, target, uid, room.account(uid))
-    return caller, rerun.prepare(room.reader(), target, document, room.envelope(caller))
+    return caller, rerun.prepare(room.reader(), target, document, room.envelope(caller, again=True))

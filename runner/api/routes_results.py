@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from runner.api.bridge import ask, body_of, keyed
+from runner.api import bodies
+from runner.api.bridge import Once, body_of
 from runner.api.room import Room, room_of, uid_of
 from runner.api.routes_jobs import SMALL_MAX, table
 from runner.core.documents import parse_json
-from runner.core.errors import UsageError
 from runner.service import metrics, models, outputs
+from runner.service.intake import absolute_path
 
 router = APIRouter(prefix="/v1")
 
@@ -27,20 +27,24 @@ def list_outputs(request: Request, ref: str) -> JSONResponse:
     return JSONResponse(outputs.listed(room.reader(), room.store, room.target(ref, uid_of(request))))
 
 
-@router.post("/jobs/{ref}/outputs/pull")
+@router.post("/jobs/{ref}/outputs/pull", openapi_extra=bodies.PULL)
 async def pull_outputs(request: Request, ref: str) -> JSONResponse:
     """Write the newest output of a job into a directory."""
     room, uid = room_of(request), uid_of(request)
-    document = table(parse_json(await body_of(request, SMALL_MAX), "the request"))
-    destination = document.get("destination")
-    if not isinstance(destination, str) or not destination.startswith("/") or "\0" in destination:
-        raise UsageError("destination is not an absolute path", hint="say where the files should go")
+    body = await body_of(request, SMALL_MAX)
+    document = table(parse_json(body, "the request"))
+    destination = Path(absolute_path(document.get("destination"), "destination"))
     overwrite = document.get("overwrite") is True
-    return JSONResponse(await run_in_threadpool(_pull, room, ref, uid, Path(destination), overwrite))
+    return JSONResponse(await Once(request, body).outside(partial(_pull, room, ref, uid, destination, overwrite)))
 
 
 @router.get("/jobs/{ref}/metrics")
-def job_metrics(request: Request, ref: str, name: str | None = None, tail: Annotated[int, Query(ge=1)] = 2000) -> JSONResponse:
+def job_metrics(
+    request: Request,
+    ref: str,
+    name: Annotated[str | None, Query(max_length=100)] = None,
+    tail: Annotated[int, Query(ge=1, le=1_000_000)] = 2000,
+) -> JSONResponse:
     """Return what a job measured of itself and what was measured of it."""
     room = room_of(request)
     return JSONResponse(metrics.series(room.reader(), room.target(ref, uid_of(request)), name, tail))
@@ -59,13 +63,11 @@ def show_model(request: Request, name: str) -> JSONResponse:
     return JSONResponse(models.shown(room.reader(), room.store, uid_of(request), name))
 
 
-@router.delete("/models/{name}")
+@router.delete("/models/{name}", openapi_extra={"parameters": bodies.NONE["parameters"]})
 async def remove_model(request: Request, name: str, confirmed: Annotated[int, Query(ge=0, le=1)] = 0) -> JSONResponse:
     """Remove one version of an artifact."""
-    room, uid = room_of(request), uid_of(request)
-    body_hash = room.sealer.keyed_hash(f"remove model {name} {confirmed}".encode())
-    work = partial(_remove_model, uid, name, bool(confirmed))
-    return JSONResponse(await ask(room.desk, keyed(request, uid, body_hash, work)))
+    work = partial(_remove_model, uid_of(request), name, bool(confirmed))
+    return JSONResponse(await Once(request, b"").ask(work))
 
 
 def _remove_model(uid: int, name: str, confirmed: bool, change: Any) -> dict[str, Any]:  # noqa: FBT001

@@ -34,8 +34,14 @@ class PeerProtocol(HttpToolsProtocol):
         peer = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         self.uid = struct.unpack("3i", peer)[1]
         if self.uid != os.geteuid():
+            # Closing with a request unread would throw the answer away; what comes now is dropped instead.
             transport.write(_REFUSAL)
-            transport.close()
+            transport.write_eof()
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, but not from a stranger."""
+        if self.uid == os.geteuid():
+            super().data_received(data)
 
     def on_message_begin(self) -> None:
         """Let the routes know who asks."""

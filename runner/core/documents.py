@@ -15,7 +15,7 @@ from runner.core.nearest import nearest
 
 DOCUMENT_MAX_BYTES = 1 << 20
 DEPTH_MAX = 32
-NODES_MAX = 10_000
+NODES_MAX = 150_000  # a command may have 100 000 words
 
 _BY_FLAG = {flag.flag: flag for flag in JOB_FLAGS}
 _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
@@ -34,7 +34,9 @@ def parse_json(text: str | bytes, what: str, most: int = DOCUMENT_MAX_BYTES) -> 
     except RecursionError:
         raise UsageError(f"{what} is nested too deeply", hint=f"at most {DEPTH_MAX} levels") from None
     except ValueError as error:
-        raise UsageError(f"{what} is not JSON: {error}"[:300], hint="`stoker schema job` describes the document") from None
+        raise UsageError(
+            f"{what} is not JSON: {error}"[:300], hint="`stoker schema job` describes the document"
+        ) from None
     check_shape(value, what)
     return value
 
@@ -48,7 +50,9 @@ def parse_toml(text: str, what: str) -> dict[str, Any]:
     except RecursionError:
         raise UsageError(f"{what} is nested too deeply", hint=f"at most {DEPTH_MAX} levels") from None
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{what} is not TOML: {error}"[:300], hint="`stoker schema job` describes the document") from None
+        raise UsageError(
+            f"{what} is not TOML: {error}"[:300], hint="`stoker schema job` describes the document"
+        ) from None
     check_shape(value, what)
     return value
 

@@ -29,7 +29,9 @@ JOB_FLAGS = (
     JobFlag("--env", "env", "NAME[=VALUE]", True, "Set a variable, or pass one of yours that looks secret."),
     JobFlag("--env-file", "env_file", "FILE", True, "Variables from a file of NAME=VALUE lines."),
     JobFlag("--cwd", "cwd", "DIR", False, "Working directory; yours when not given."),
-    JobFlag("--input", "input", "NAME=URI[,rw]", True, "Fetch URI before the job needs a GPU; rw gives a private copy."),
+    JobFlag(
+        "--input", "input", "NAME=URI[,rw]", True, "Fetch URI before the job needs a GPU; rw gives a private copy."
+    ),
     JobFlag("--output", "output", "DIR", False, "Make DIR the output directory; what lands there is saved."),
     JobFlag("--checkpoint", "checkpoint", "DIR", False, "Make DIR the checkpoint directory; it outlives attempts."),
     JobFlag("--requirements", "requirements", "FILE", False, "Run in a virtual environment built once from FILE."),

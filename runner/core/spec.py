@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import re
 import signal as signals
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+)
 
 from runner.core.errors import UsageError
 from runner.core.nearest import nearest
-from runner.core.units import parse_duration, parse_size
+from runner.core.units import DURATION_MAX_S, SIZE_MAX_BYTES, parse_duration, parse_size
 
 SPEC_VERSION = 1
 ARRAY_MAX = 100_000
 COMMAND_MAX_BYTES = 1 << 20
+MEMORY_MIN_BYTES = 1 << 20
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"
 _KEY = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
 _ARRAY = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?(?:%([0-9]{1,9}))?", re.ASCII)
 
-Text = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
 Variable = Annotated[str, StringConstraints(pattern=_VARIABLE)]
 Key = Annotated[str, StringConstraints(pattern=_KEY)]
@@ -29,22 +40,47 @@ Argument = Annotated[str, StringConstraints(max_length=131_072, pattern=r"^[^\x0
 
 
 def _size(value: object) -> object:
-    return parse_size(value, "mem") if isinstance(value, str) else value
+    return _as_stated(parse_size, value) if isinstance(value, str) else value
 
 
 def _duration(value: object) -> object:
-    if isinstance(value, str):
-        return parse_duration(value, "a duration")
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return _as_stated(parse_duration, value) if isinstance(value, str) else _number(value)
 
 
-def _cores(value: object) -> object:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+def _number(value: object) -> object:
+    """Let a whole number stand for a float; a bool is neither."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53 else value
 
 
-SizeBytes = Annotated[int, BeforeValidator(_size), Field(ge=1, le=1 << 60)]
-Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=10 * 365 * 86400)]
-Cores = Annotated[float, BeforeValidator(_cores), Field(ge=0, le=4096)]
+def _as_stated(parse: Callable[[str, str], object], text: str) -> object:
+    """Read a value with its unit; the fault is told with the key it was given for."""
+    try:
+        return parse(text, "it")
+    except UsageError as error:
+        raise ValueError(error.message.removeprefix("it is ").partition(":")[0]) from None
+
+
+def _schema(kind: str, least: float, most: float, text: str | None = None) -> WithJsonSchema:
+    number: dict[str, Any] = {"type": kind, "minimum": least, "maximum": most}
+    return WithJsonSchema({"anyOf": [number, {"type": "string", "pattern": text}]} if text else number)
+
+
+_SIZE_TEXT = r"^\s*[0-9]{1,15}(\.[0-9]{1,6})?\s*([KMGTP](i?B)?|B)?\s*$"
+_DURATION_TEXT = r"^\s*([0-9]{1,9}(\.[0-9]{1,6})?|([0-9]{1,9}(\.[0-9]{1,6})?[smhdw])+)\s*$"
+
+SizeBytes = Annotated[
+    int,
+    BeforeValidator(_size),
+    Field(ge=MEMORY_MIN_BYTES, le=SIZE_MAX_BYTES),
+    _schema("integer", MEMORY_MIN_BYTES, SIZE_MAX_BYTES, _SIZE_TEXT),
+]
+Seconds = Annotated[
+    float,
+    BeforeValidator(_duration),
+    Field(ge=0, le=DURATION_MAX_S),
+    _schema("number", 0, DURATION_MAX_S, _DURATION_TEXT),
+]
+Cores = Annotated[float, BeforeValidator(_number), Field(ge=0, le=4096), _schema("number", 0, 4096)]
 Parameter = Annotated[str, StringConstraints(max_length=4096)] | bool | int | float
 
 
@@ -62,7 +98,7 @@ class Input(_Document):
 class JobSpec(_Document):
     """What a user asks for. Values that are None were not stated; the runner's defaults fill them."""
 
-    version: Literal[1] = 1
+    version: Annotated[int, Field(ge=1, le=SPEC_VERSION)] = SPEC_VERSION
     kind: Literal["training", "inference", "notebook", "endpoint", "pipeline"] = "training"
     name: Name | None = None
     command: Annotated[list[Argument], Field(min_length=1, max_length=100_000)]
@@ -85,9 +121,16 @@ class JobSpec(_Document):
     retries: Annotated[int, Field(ge=0, le=1000)] = 0
     requeue: Literal["always", "never"] | None = None
     grace_s: Seconds | None = Field(default=None, alias="grace")
-    signal: str | None = None
+    signal: Annotated[str, Field(max_length=16)] | None = None
     executor: Literal["process"] = "process"
-    array: str | None = None
+    array: Annotated[str, Field(max_length=40)] | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_no_number(cls, name: str | None) -> str | None:
+        if name is not None and name.isdecimal():
+            raise ValueError("a number alone is a job's id")
+        return name
 
     @field_validator("command")
     @classmethod
@@ -141,6 +184,8 @@ def parse_array(text: str) -> tuple[int, int, int | None]:
 
 def validate(document: dict[str, Any], origins: dict[str, str] | None = None) -> JobSpec:
     """Return the spec that `document` states; `UsageError` names the first fault, where it came from and what is near."""
+    if not isinstance(document, dict):
+        raise UsageError("a job document is a table", hint=_SEE_SCHEMA)
     try:
         return JobSpec.model_validate(document)
     except ValidationError as error:
@@ -150,26 +195,38 @@ def validate(document: dict[str, Any], origins: dict[str, str] | None = None) ->
 def _usage(error: ValidationError, origins: dict[str, str]) -> UsageError:
     faults = error.errors(include_url=False, include_context=False)
     fault = next((each for each in faults if each["type"] == "extra_forbidden"), faults[0])
-    path = [str(part) for part in fault["loc"] if str(part) not in {"int", "float", "bool", "str"}]
+    path = [str(part) for part in fault["loc"]]
+    # The tail may name a branch of a union, or say that the key itself is at fault.
+    path = path[:2] if path[0] in {"param", "env", "metric"} else [part for part in path if part != "[key]"]
     key = ".".join(path)[:120]
-    origin = next((origins[name] for name in (key, path[0] if path else "") if name in origins), "")
+    origin = next((origins[name] for name in (key, path[0]) if name in origins), "")
     where = f" (from {origin})" if origin else ""
     if fault["type"] == "extra_forbidden":
-        known = [field.alias or name for name, field in JobSpec.model_fields.items()] if len(path) == 1 else ["uri", "rw"]
+        known = (
+            [field.alias or name for name, field in JobSpec.model_fields.items()] if len(path) == 1 else ["uri", "rw"]
+        )
         return UsageError(f"unknown key {key!r}{where}", hint=nearest(path[-1], known), key=key)
     if fault["type"] == "missing":
-        return UsageError(f"{key} is missing{where}", hint="a job needs a command: stoker run -- python train.py", key=key)
+        return UsageError(f"{key} is missing{where}", hint=_HINTS.get(path[-1], _SEE_SCHEMA), key=key)
     text = str(fault["msg"]).removeprefix("Value error, ")
-    shown = repr(fault.get("input"))[:80]
-    if path and path[0] == "env":  # a value may be a secret
-        shown = "its value"
-    message = f"{key} is wrong{where}: {text[0].lower()}{text[1:]}, not {shown}" if key else text
-    return UsageError(message, hint=_hint(path[0] if path else "", fault["type"]), key=key)
+    # A value of these may be a secret, in its right place or not.
+    shown = "" if path[0] in {"env", "pass_env"} else f", not {repr(fault.get('input'))[:80]}"
+    message = f"{key} is wrong{where}: {text[0].lower()}{text[1:]}{shown}"
+    return UsageError(message, hint=_HINTS.get(path[0], _SEE_SCHEMA), key=key)
 
 
-def _hint(key: str, kind: str) -> str:
-    if key == "gpus":
-        return "gpus is a whole number of devices, like 1"
-    if kind == "string_pattern_mismatch":
-        return "letters, digits, dot, dash and underscore; it begins with a letter or digit, 63 characters at most"
-    return "`stoker schema job` describes the document"
+_SEE_SCHEMA = "`stoker schema job` describes the document"
+_HINTS = {
+    "array": "first and last index, and how many at once: 0-99%8",
+    "command": "a job needs a command: stoker run -- python train.py",
+    "cpus": "cpus is a number of cores, like 4 or 0.25",
+    "env": "a name is letters, digits and underscore: --env NAME=VALUE",
+    "gpus": "gpus is a whole number of devices, like 1",
+    "grace": "write it as 90s, 30m, 1h30m or 2d",
+    "mem": "write it as 512M, 8G or 1.5T",
+    "name": "letters, digits, dot, dash and underscore; it begins with a letter or digit, 63 characters at most",
+    "pass_env": "a name is letters, digits and underscore: --env NAME",
+    "priority": "a whole number from -1000 to 1000",
+    "signal": "a name like TERM, INT or USR1",
+    "time": "write it as 90s, 30m, 1h30m or 2d",
+}

@@ -6,7 +6,7 @@ import re
 
 from runner.core.errors import UsageError
 
-_SIZE = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,6}))?\s*([KMGTP]?)(i?B)?", re.ASCII)
+_SIZE = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,6}))?\s*(?:([KMGTP])(?:i?B)?|B)?", re.ASCII)
 _DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,6})?[smhdw])+", re.ASCII)
 _PART = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhdw])", re.ASCII)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
@@ -21,8 +21,8 @@ def parse_size(text: str, what: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise UsageError(f"{what} is not a size: {text[:60]!r}", hint="write it as 512M, 8G or 1.5T")
-    whole, fraction, power, _ = match.groups()
-    unit: int = 1 << 10 * _POWERS[power]
+    whole, fraction, power = match.groups()
+    unit: int = 1 << 10 * _POWERS[power or ""]
     size_bytes = int(whole) * unit + (int(fraction) * unit // 10 ** len(fraction) if fraction else 0)
     if size_bytes > SIZE_MAX_BYTES:
         raise UsageError(f"{what} is absurd: {text[:60]!r}", hint="the most is 1024P")

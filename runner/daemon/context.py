@@ -7,6 +7,7 @@ import secrets
 import sqlite3
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from runner.config import Config
 from runner.core.spec import JobSpec
 from runner.daemon.board import Board
 from runner.daemon.launch import JobFacts
+from runner.daemon.steps import Step, pass_by
 from runner.executors.base import Executor
 from runner.executors.link import SpawnerLink
 from runner.identity.sealing import Sealer
@@ -62,6 +64,7 @@ class Context:
     ballast: Ballast
     clock: Clock = field(default_factory=Clock)
     admission: str = ""
+    step: Callable[[Step], None] = pass_by
     _facts: OrderedDict[int, JobFacts] = field(default_factory=OrderedDict)
 
     def change(self) -> Change:
@@ -73,6 +76,7 @@ class Context:
             inventory=self.board.inventory(),
             boot_id=self.boot_id,
             mounts_permitted=self.mounts_permitted,
+            jobs_dir=self.paths.jobs_dir,
             admission=self.admission,
         )
 
@@ -80,12 +84,16 @@ class Context:
         """Note that a turn was not written: on a full disk give the ballast back and stop admission."""
         if not isinstance(error, sqlite3.OperationalError) or "full" not in str(error):
             return f"the runner cannot write this down: {error}"
+        return self.disk_full()
+
+    def disk_full(self) -> str:
+        """Give the ballast back, so that exits and charges can be written, and stop admission; say why."""
         self.ballast.drop()
         self.admission = "the disk that holds the state is full"
         return self.admission
 
     def breathe(self) -> None:
-        """After a turn that was written: take the ballast again when there is room, and admit jobs again."""
+        """Take the ballast again when there is room, and admit jobs again."""
         if self.admission and self.ballast.take():
             self.admission = ""
 

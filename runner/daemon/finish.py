@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runner.core.job import Ref
 from runner.core.lifecycle import Event, State
-from runner.core.reasons import RETRYABLE, Becomes, Ending, becomes
+from runner.core.reasons import RETRYABLE, Becomes, Ending, becomes, stays_stopped
 from runner.daemon import verdict
 from runner.daemon.board import RunningAttempt
 from runner.daemon.context import Context
@@ -20,12 +20,13 @@ from runner.daemon.devices import Devices
 from runner.daemon.launch import attempt_dir
 from runner.daemon.loop import Loop
 from runner.daemon.measure import Measurer
-from runner.daemon.save import Saver
+from runner.daemon.save import Saver, has_files
 from runner.daemon.start import Starter
+from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
 from runner.executors.base import AttemptRecord
 from runner.ledger.metering import Instant, metered_ns, owed
-from runner.service.desk import Change, Enqueue
+from runner.service.desk import Change, Enqueue, Halt
 from runner.state import books, jobs
 from runner.telemetry.tail import LogTail
 
@@ -41,7 +42,16 @@ class Finisher:
     """The turn's second half of an attempt."""
 
     def __init__(
-        self, context: Context, loop: Loop, *, devices: Devices, starter: Starter, saver: Saver, measurer: Measurer, tail: LogTail, sweepers: ThreadPoolExecutor
+        self,
+        context: Context,
+        loop: Loop,
+        *,
+        devices: Devices,
+        starter: Starter,
+        saver: Saver,
+        measurer: Measurer,
+        tail: LogTail,
+        sweepers: ThreadPoolExecutor,
     ) -> None:
         self.context = context
         self.loop = loop
@@ -70,24 +80,30 @@ class Finisher:
         match record.fate:
             case "alive":
                 self.measurer.began(running.attempt, record)
-                self._keep_watching(running, record)
+                self._keep_watching(change, running, record)
             case "finished" if self._devices_seen(running, record):
+                self.context.step(Step.FINISH_READ)
                 self._end(change, running, record, self._judge(running, record))
             case "lost":
                 self._sweep(running, record)
             case "never_ran" if running.pidfd < 0:
                 self._never_ran(change, running, record)
 
-    def settle(self, change: Change, ref: Ref, ended: Ended, becomes_: Becomes) -> None:
-        """Move an element out of saving to where its last attempt leads."""
-        event = {Becomes.SUCCEEDED: Event.SUCCEED, Becomes.STOPPED: Event.STOP_SAVED, Becomes.FAILED: Event.FAIL}[becomes_]
+    def settle(self, change: Change, ref: Ref, ended: Ended, becomes_: Becomes, finished_us: int) -> None:
+        """Move an element out of saving to where its last attempt leads.
+
+        It finished when its attempt ended, however much later a runner came to write that down.
+        """
+        event = {Becomes.SUCCEEDED: Event.SUCCEED, Becomes.STOPPED: Event.STOP_SAVED, Becomes.FAILED: Event.FAIL}[
+            becomes_
+        ]
         jobs.move(
             change.connection,
             ref,
             State.SAVING,
             event,
             change.now_us,
-            finished_us=change.now_us,
+            finished_us=finished_us,
             ending=str(ended.ending),
             sentence=ended.sentence,
             exit_code=ended.exit_code,
@@ -99,6 +115,7 @@ class Finisher:
         """Take away the control directories of attempts that are in the database now, and launch again what never ran."""
         ingested, self._ingested = self._ingested, []
         for running in ingested:
+            self.context.step(Step.FINISH_COMMITTED)
             if running.pidfd >= 0:
                 self.loop.forget(running.pidfd)
                 os.close(running.pidfd)
@@ -126,10 +143,14 @@ class Finisher:
         running.attempt = dataclasses.replace(running.attempt, started_us=start.wall_us, start_ns=start.monotonic_ns)
         self.measurer.began(running.attempt, record)
         change.touched.add(running.ref)
+        self.context.step(Step.LAUNCH_BEGUN)
 
-    def _keep_watching(self, running: RunningAttempt, record: AttemptRecord) -> None:
-        """A watcher lives that we do not hold: its launch was not answered, or an earlier runner started it."""
-        if running.pidfd >= 0 or record.start is None:
+    def _keep_watching(self, change: Change, running: RunningAttempt, record: AttemptRecord) -> None:
+        """A watcher lives that we do not hold: its launch was not answered, or an earlier runner started it.
+
+        One that has not written its start yet may die without a word to us, so it is looked at again.
+        """
+        if running.pidfd >= 0:
             return
         pidfd = self.context.executor.reopen(record)
         if pidfd is None:
@@ -137,6 +158,10 @@ class Finisher:
             return
         running.pidfd = pidfd
         self.starter.watch(running)
+        if running.state is State.STOPPING:
+            # Whether an earlier runner came to tell it is not known; to be told twice changes nothing.
+            deadline_us = jobs.stop_deadline_of(change.connection, running.attempt_id)
+            change.effects.append(Halt(running.attempt_id, max(0.0, (deadline_us - change.now_us) / 1e6)))
 
     def _judge(self, running: RunningAttempt, record: AttemptRecord) -> Ended:
         rank = record.ranks[0] if record.ranks else None
@@ -166,12 +191,13 @@ class Finisher:
         """Close an attempt: its element goes to saving, its time is billed, its resources come back."""
         attempt, ref = running.attempt, running.ref
         end_ns = record.final.monotonic_ns if record.final is not None else None
+        ended_us = record.final.wall_us if record.final is not None else change.now_us
         rank = record.ranks[0] if record.ranks else None
         running.state = jobs.move(change.connection, ref, running.state, Event.END, change.now_us)
         jobs.close_attempt(
             change.connection,
             attempt.id,
-            record.final.wall_us if record.final is not None else change.now_us,
+            ended_us,
             end_ns=end_ns,
             ending=str(ended.ending),
             exit_code=ended.exit_code,
@@ -184,9 +210,10 @@ class Finisher:
         self.devices.leave(attempt)
         self._ingested.append(running)
         change.touched.add(ref)
-        self._next(change, running, ended)
+        self._next(change, running, ended, ended_us)
+        self.context.step(Step.FINISH_WRITTEN)
 
-    def _next(self, change: Change, running: RunningAttempt, ended: Ended) -> None:
+    def _next(self, change: Change, running: RunningAttempt, ended: Ended, ended_us: int) -> None:
         """Say where the element goes: back to the queue, to the end, or to the end by way of the store."""
         ref, facts = running.ref, self.context.facts(running.ref.job_id)
         earlier = jobs.spent_endings(change.connection, ref)[:-1]
@@ -197,6 +224,10 @@ class Finisher:
             retries_left=facts.spec.retries - tried,
             requeue=facts.spec.requeue,
         )
+        asked = jobs.stop_ending_of(change.connection, running.attempt_id)
+        if where is Becomes.PENDING and asked is not None and stays_stopped(Ending(asked)):
+            # Its watcher or the box died while it was being stopped: nobody wants it to run again.
+            where, ended = Becomes.STOPPED, dataclasses.replace(ended, ending=Ending(asked))
         if where is Becomes.PENDING:
             self._requeue(change, running, ended, len(earlier))
             return
@@ -205,14 +236,18 @@ class Finisher:
             jobs.set_saving(change.connection, running.attempt_id, str(where), ended.sentence)
             self.saver.save(running.attempt, output, ended, where)
         else:
-            self.settle(change, ref, ended, where)
+            self.settle(change, ref, ended, where, ended_us)
 
     def _requeue(self, change: Change, running: RunningAttempt, ended: Ended, earlier: int) -> None:
         ref, facts = running.ref, self.context.facts(running.ref.job_id)
         spec = facts.spec
         resumes = spec.requeue == "always" or (spec.checkpoint is not None and spec.requeue != "never")
         held = ended.ending is Ending.INTERRUPTED and not resumes
-        delay_s = 0.0 if ended.ending in {Ending.PREEMPTED, Ending.INTERRUPTED} else min(BACKOFF_MAX_S, BACKOFF_S * 2**earlier)
+        delay_s = (
+            0.0
+            if ended.ending in {Ending.PREEMPTED, Ending.INTERRUPTED}
+            else min(BACKOFF_MAX_S, BACKOFF_S * 2**earlier)
+        )
         not_before_us = change.now_us + int(delay_s * 1e6)
         jobs.move(
             change.connection,
@@ -230,13 +265,18 @@ class Finisher:
         element = jobs.element(change.connection, ref)
         assert element is not None
         prepares = any(writable for _, writable, _ in facts.inputs)
-        again = Enqueue(
-            ref.job_id, (ref.idx,), facts.request, facts.priority, element.queued_us, facts.array_limit, prepares
+        change.effects.append(
+            Enqueue(
+                ref.job_id,
+                (ref.idx,),
+                facts.request,
+                facts.priority,
+                element.queued_us,
+                facts.array_limit,
+                prepares,
+                not_before_us,
+            )
         )
-        if delay_s:
-            self.loop.after(delay_s, lambda: self.context.desk.put(lambda later: _still_pending(later, ref, again)))
-        else:
-            change.effects.append(again)
 
     def _bill(self, change: Change, running: RunningAttempt, record: AttemptRecord) -> None:
         attempt = running.attempt
@@ -310,22 +350,8 @@ def clear_control(context: Context, attempt_id: int) -> None:
             kept = Path(context.paths.job_log(attempt_id, int(file.name.partition(".")[2])))
             kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             file.rename(kept)
+    context.step(Step.FINISH_MOVED)
     shutil.rmtree(directory, ignore_errors=True)
-
-
-def has_files(directory: Path) -> bool:
-    """Say whether an output directory holds anything at all."""
-    try:
-        with os.scandir(directory) as found:
-            return next(found, None) is not None
-    except FileNotFoundError:
-        return False
-
-
-def _still_pending(change: Change, ref: Ref, again: Enqueue) -> None:
-    element = jobs.element(change.connection, ref)
-    if element is not None and element.state is State.PENDING and not element.held:
-        change.effects.append(again)
 
 
 def _record_document(record: AttemptRecord) -> dict[str, object]:
@@ -346,5 +372,3 @@ def _tail(path: Path) -> bytes:
             return file.read(LOG_TAIL_BYTES)
     except FileNotFoundError:
         return b""
-
-

@@ -13,6 +13,7 @@ from runner.core.plan import LaunchPlan, Link, Mount, WorkerPlan
 from runner.core.spec import JobSpec
 from runner.executors.environments import activate
 from runner.paths import Paths
+from runner.service import places
 from runner.service.desk import Change
 from runner.state import jobs
 from schedulers.decision import Start
@@ -106,6 +107,12 @@ def make_directories(paths: Paths, attempt: Attempt, facts: JobFacts, *, mounts_
         for input_name, writable, _ in facts.inputs:
             if not writable:
                 (directory / "input" / input_name).mkdir(exist_ok=True)
+    else:
+        job_dir = paths.job_dir(attempt.ref.job_id, None)
+        own = [(facts.spec.output, directory / "output"), (facts.spec.checkpoint, checkpoint_dir(paths, attempt.ref))]
+        for named, target in own:
+            if named:
+                places.point(str(Path(facts.spec.cwd or "/", named)), str(target), job_dir)
     (directory / "params.json").write_text(json.dumps(facts.spec.params))
 
 

@@ -19,7 +19,17 @@ from runner.service.desk import Change
 from runner.state import measurements
 from runner.telemetry.logs import read_log
 from runner.telemetry.metrics import Extractor, MetricsFile, Patterns, Point, Steps, compile_patterns, open_regular
-from runner.telemetry.samples import Energy, GpuReading, Peak, Sample, Usage, process_tree, read_cgroup, read_processes, sample
+from runner.telemetry.samples import (
+    Energy,
+    GpuReading,
+    Peak,
+    Sample,
+    Usage,
+    process_tree,
+    read_cgroup,
+    read_processes,
+    sample,
+)
 
 log = logging.getLogger("stoker.measure")
 Readings = Callable[[Sequence[str]], Sequence[GpuReading]]

@@ -18,8 +18,9 @@ from runner.core.units import format_size
 from runner.daemon.board import WaitingJob
 from runner.daemon.context import Context
 from runner.daemon.launch import JobFacts, attempt_dir
+from runner.daemon.loop import Loop
 from runner.executors.environments import BuildCancelled, Builder, probe
-from runner.service.desk import Change, Enqueue
+from runner.service.desk import Change, Enqueue, Salvage
 from runner.service.submit import interpreter_of, request_from
 from runner.state import jobs
 from runner.telemetry.tail import LogTail
@@ -52,8 +53,9 @@ class Preparation:
 class Preparer:
     """Turns queued jobs into ready ones. Methods belong to the turn's thread; the work is done by a few others."""
 
-    def __init__(self, context: Context, options: SourceOptions, tail: LogTail) -> None:
+    def __init__(self, context: Context, loop: Loop, options: SourceOptions, tail: LogTail) -> None:
         self.context = context
+        self.loop = loop
         self.tail = tail
         self.options = options
         self._jobs: dict[int, Preparation] = {}
@@ -63,7 +65,11 @@ class Preparer:
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="prepare")
 
     def enqueue(self, effect: Enqueue) -> None:
-        """Let elements wait: ready at once where there is nothing to prepare."""
+        """Let elements wait: ready at once where there is nothing to prepare, later where they were told to wait."""
+        delay_us = effect.not_before_us - self.context.clock.now_us()
+        if delay_us > 0:
+            self.loop.after(delay_us / 1e6, lambda: self.context.desk.put(lambda change: self._due(change, effect)))
+            return
         if not effect.prepares:
             self._ready(effect, effect.indices)
             return
@@ -76,6 +82,17 @@ class Preparer:
             preparation.attempts[element.ref.idx] = element.attempts
         self._jobs[effect.job_id] = preparation
         self._new.append(preparation)
+
+    def _due(self, change: Change, effect: Enqueue) -> None:
+        """Let those wait whose time has come, unless they were stopped or started meanwhile."""
+        due = []
+        for index in effect.indices:
+            element = jobs.element(change.connection, Ref(effect.job_id, index))
+            if element is not None and element.state is State.PENDING and not element.held:
+                if element.not_before_us == effect.not_before_us:
+                    due.append(index)
+        if due:
+            change.effects.append(replace(effect, indices=tuple(due), not_before_us=0))
 
     def withdraw(self, ref: Ref) -> None:
         """Take an element out, wherever it waits; the last one ends the preparation."""
@@ -98,6 +115,8 @@ class Preparer:
 
     def rolled_back(self) -> None:
         """Forget what a refused turn queued and take up everything that waits again."""
+        for preparation in self._new:
+            self._jobs.pop(preparation.enqueue.job_id, None)
         self._new.clear()
         self.load()
 
@@ -111,8 +130,18 @@ class Preparer:
             preparation = self._jobs.get(ref.job_id)
             if preparation is not None and ref.idx in preparation.waiting:
                 continue
-            again = Enqueue(ref.job_id, (ref.idx,), request_from(request), priority, element.queued_us, limit, prepares)
-            self.enqueue(again)
+            self.enqueue(
+                Enqueue(
+                    ref.job_id,
+                    (ref.idx,),
+                    request_from(request),
+                    priority,
+                    element.queued_us,
+                    limit,
+                    prepares,
+                    element.not_before_us,
+                )
+            )
 
     def reason(self, job_id: int) -> WaitReason | None:
         """Say what a job is being prepared with; may be asked from any thread."""
@@ -244,9 +273,17 @@ class Preparer:
         for name, (address, fetched) in staged.items():
             digest, size_bytes, files = fetched.tree_digest, fetched.size_bytes, fetched.files
             pins = json.dumps(dict(fetched.pins))
-            jobs.set_input(change.connection, job_id, name, digest=digest, size_bytes=size_bytes, files=files, pins=pins)
+            jobs.set_input(
+                change.connection, job_id, name, digest=digest, size_bytes=size_bytes, files=files, pins=pins
+            )
             jobs.set_source(
-                change.connection, address, digest=digest, size_bytes=size_bytes, files=files, pins=pins, now_us=change.now_us
+                change.connection,
+                address,
+                digest=digest,
+                size_bytes=size_bytes,
+                files=files,
+                pins=pins,
+                now_us=change.now_us,
             )
         if directory is not None:
             jobs.set_environment(change.connection, job_id, directory)
@@ -260,21 +297,11 @@ class Preparer:
             return
         for index in sorted(preparation.waiting):
             ref = Ref(job_id, index)
-            jobs.move(
-                change.connection,
-                ref,
-                State.PENDING,
-                Event.FAIL,
-                change.now_us,
-                finished_us=change.now_us,
-                ending=str(ending),
-                sentence=sentence[:1000],
-            )
+            if jobs.give_up(change.connection, ref, Event.FAIL, change.now_us, str(ending), sentence[:1000]):
+                change.effects.append(Salvage(ref))
             change.touched.add(ref)
 
 
 def environment_log(context: Context, job_id: int) -> Path:
     """Return where the output of a job's environment build goes."""
     return Path(context.paths.job_logs_dir, "environments", f"{job_id}.log")
-
-

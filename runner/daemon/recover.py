@@ -54,7 +54,7 @@ def _save_again(context: Context, saver: Saver, ref: Ref) -> None:
     assert attempt is not None, f"job {ref.label} is being saved without an attempt"
     output = attempt_dir(context.paths, ref, attempt.number) / "output"
     saving = jobs.saving_of(context.database.writer, attempt.id)
-    if saving is None:
+    if saving is None or jobs.last_word(context.database.writer, ref) is not None:
         saver.salvage(ref)
         return
     ending, code, number, sentence, destination = saving

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -15,6 +16,7 @@ from runner.daemon.context import Context
 from runner.daemon.devices import Devices
 from runner.daemon.launch import Order
 from runner.daemon.loop import Loop
+from runner.daemon.steps import Step
 from runner.ledger.pricing import rate_for
 from runner.service.desk import Change, Halt
 from runner.service.submit import request_from
@@ -22,7 +24,7 @@ from runner.state import jobs
 from schedulers.decision import Start
 from schedulers.resources import Allocation
 from storage.checkout import view
-from storage.errors import StorageError
+from storage.errors import DiskFull, StorageError
 
 RELAUNCH_S = 0.5
 LAUNCHES_MAX = 3
@@ -61,17 +63,22 @@ class Starter:
         running = self.context.board.running.get(order.attempt.id)
         if running is None:
             return
+        self.context.step(Step.LAUNCH_COMMITTED)
         running.launches += 1
         try:
             running.pidfd = self._launch(order)
         except (StokerError, StorageError, OSError) as error:
             log.warning("job %s was not launched: %s", order.attempt.ref.label, error)
             running.fault = str(error)
+            if isinstance(error, DiskFull) or getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT}:
+                self.context.disk_full()
+                running.launches -= 1  # a full disk is no fault of the launch: it is tried for as long as it takes
             if running.launches >= LAUNCHES_MAX:
                 self.loop.look_at(order.attempt.id)
             else:
                 self.loop.after(RELAUNCH_S, lambda: self.loop.look_at(order.attempt.id))
             return
+        self.context.step(Step.LAUNCH_SPAWNED)
         self.watch(running)
 
     def relaunch(self, running: RunningAttempt) -> None:
@@ -99,13 +106,12 @@ class Starter:
         if running is None:
             return
         running.state = State.STOPPING
+        self.context.step(Step.STOP_COMMITTED)
         spec = self.context.facts(running.ref.job_id).spec
-        grace_s = effect.grace_s if effect.grace_s is not None else spec.grace_s
-        if grace_s is None:
-            grace_s = self.context.config.defaults.grace_s
         control_dir = self.context.control_dir(effect.attempt_id)
-        if not self.context.executor.stop(control_dir, spec.stop_signal, grace_s):
+        if not self.context.executor.stop(control_dir, spec.stop_signal, effect.grace_s):
             self.loop.look_at(effect.attempt_id)
+        self.context.step(Step.STOP_SENT)
 
     def reload(self) -> None:
         """Rebuild what runs from the database, keeping hold of the watchers."""
@@ -139,6 +145,7 @@ class Starter:
             raise Unavailable("its device may have been another runner's meanwhile")
         facts = context.facts(attempt.ref.job_id)
         launch.make_directories(context.paths, attempt, facts, mounts_permitted=context.mounts_permitted)
+        context.step(Step.LAUNCH_DIRECTORIES)
         views = {
             name: view(context.store, digest)
             for name, writable, digest in facts.inputs
@@ -155,4 +162,5 @@ class Starter:
         )
         environment = launch.build_environment(order, facts, paths=context.paths, now_s=context.clock.now_us() / 1e6)
         prepared = context.executor.prepare(attempt.id, plan)
+        context.step(Step.LAUNCH_PREPARED)
         return context.executor.launch(prepared, [environment], locks).pidfd

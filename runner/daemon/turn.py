@@ -12,6 +12,7 @@ from typing import Any
 from runner.core.errors import StokerError, Unavailable
 from runner.daemon.context import Context
 from runner.daemon.devices import Devices
+from runner.daemon.expire import Expirer
 from runner.daemon.finish import Finisher
 from runner.daemon.launch import Order
 from runner.daemon.loop import Loop
@@ -20,6 +21,7 @@ from runner.daemon.meter import Meter
 from runner.daemon.prepare import Preparer
 from runner.daemon.save import Saver
 from runner.daemon.start import Starter
+from runner.daemon.steps import Step
 from runner.service.desk import AbortSaving, Change, Discard, Enqueue, Halt, Item, Leave, Salvage, Withdraw
 from runner.state.engine import savepoint
 from schedulers.decide import decide
@@ -27,6 +29,7 @@ from schedulers.decision import Start
 
 BATCH_MAX = 1000
 REFUSED_RETRY_S = 1.0
+ROOM_LOOK_S = 1.0
 
 log = logging.getLogger("stoker.turn")
 Answer = tuple[Any, BaseException | None]
@@ -46,6 +49,7 @@ class Turn:
         finisher: Finisher,
         saver: Saver,
         meter: Meter,
+        expirer: Expirer,
         measurer: Measurer,
     ) -> None:
         self.context = context
@@ -56,12 +60,15 @@ class Turn:
         self.finisher = finisher
         self.saver = saver
         self.meter = meter
+        self.expirer = expirer
         self.measurer = measurer
         self.leaving: Leave | None = None
+        self._looks_for_room = False
         loop.listen(context.desk.descriptor, lambda: None)
 
     def run(self) -> Leave:
         """Turn until someone asks the runner to leave."""
+        self._await_room()
         while self.leaving is None:
             self.loop.wait()
             self.once(self.context.desk.take(BATCH_MAX), self.loop.take_looks())
@@ -69,24 +76,35 @@ class Turn:
 
     def once(self, items: list[Item], looks: list[int]) -> None:
         """Run one turn over queued requests and the attempts that want a look."""
-        change = self.context.change()
+        change, step = self.context.change(), self.context.step
+        asked = any(item.done is not None for item in items)
+        if asked:
+            step(Step.SUBMIT_TAKEN)
         try:
             with self.context.database.transaction():
                 answers = [self._answer(change, item) for item in items]
                 for attempt_id in looks:
                     self.finisher.look(change, attempt_id)
                 self._queue(change)
+                if asked:
+                    step(Step.SUBMIT_WRITTEN)
                 orders = self._decide(change)
+                if orders:
+                    step(Step.LAUNCH_WRITTEN)
         except Exception as error:  # a full disk, or a bug of ours: nothing was written, and nobody else suffers
             self._refused(error, items, looks)
             return
-        self.context.breathe()
+        if asked:
+            step(Step.SUBMIT_COMMITTED)
         self._act(change, orders)
         for item, (answer, fault) in zip(items, answers, strict=True):
             if item.done is not None:
                 item.done(answer, fault)
             if item.committed is not None:
                 item.committed()
+        if asked:
+            step(Step.SUBMIT_ANSWERED)
+        self._await_room()
         self.context.hub.changed({ref.job_id for ref in change.touched})
 
     def _answer(self, change: Change, item: Item) -> Answer:
@@ -113,9 +131,9 @@ class Turn:
                 self.preparer.withdraw(effect.ref)
 
     def _decide(self, change: Change) -> list[Order]:
-        """Start what may start now, row by row."""
+        """Start what may start now, row by row; nothing on a full disk, where it could not even be launched."""
         orders: list[Order] = []
-        if self.context.board.waiting:
+        if self.context.board.waiting and not self.context.admission:
             self.devices.refresh()
             while not self._start_what_may(change, orders):
                 pass
@@ -155,7 +173,18 @@ class Turn:
         self.saver.proceed()
         self.finisher.after_commit()
         self.meter.arm()
+        self.expirer.arm()
         self.measurer.arm()
+
+    def _await_room(self) -> None:
+        """Nothing tells us when a full disk has room again: look now and then, for as long as it is full."""
+        if self.context.admission and not self._looks_for_room:
+            self._looks_for_room = True
+            self.loop.after(ROOM_LOOK_S, self._look_for_room)
+
+    def _look_for_room(self) -> None:
+        self._looks_for_room = False
+        self.context.breathe()
 
     def _refused(self, error: Exception, items: list[Item], looks: list[int]) -> None:
         """Nothing was written, as on a full disk: refuse what came in, keep what the daemon itself has to write."""

@@ -757,7 +757,7 @@ def run_worker(watcher: Watcher, worker: Worker, gate: int, trouble: int) -> NoR
     step = ["setup"]
     try:
         _enter(watcher, worker, step, gate, trouble)
-    except BaseException as error:
+    except BaseException as error:  # whatever it is, the parent must hear of it: nothing else of this child speaks
         number = getattr(error, "errno", None) or 0
         text = getattr(error, "strerror", None) or str(error)
         name = f": {os.fsdecode(error.filename)}" if isinstance(error, OSError) and error.filename else ""
@@ -871,7 +871,7 @@ def main(host: Host, request: dict[str, Any], descriptors: list[int]) -> NoRetur
         close_others({0, 1, 2, host.null, host.children, host.hints.fileno(), *descriptors})
         Watcher(host, request, descriptors).run()
         code = 0
-    except BaseException as error:
+    except BaseException as error:  # a bug of ours: the runner finds it beside the records
         with contextlib.suppress(OSError):
             _write(f"{request['control_dir']}/error", repr(error), os.O_CREAT)
     os._exit(code)

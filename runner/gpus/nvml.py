@@ -77,7 +77,7 @@ class Nvml:
                     (frozenset(pair), self._distance(handles[pair[0]], handles[pair[1]]))
                     for pair in combinations(uuids, 2)
                 ]
-            except Exception:
+            except Exception:  # a driver fails in many ways; without links devices are as good as unconnected
                 return ()
             return tuple(Link(pair, distance) for pair, distance in found if distance is not None)
 
@@ -93,7 +93,7 @@ class Nvml:
             return None
         try:
             return BoxReading(self._devices_at(index)).device(uuid)
-        except Exception:
+        except Exception:  # a driver fails in many ways, and all of them mean that it does not answer
             return None
 
     def _read(self) -> BoxReading:
@@ -103,7 +103,7 @@ class Nvml:
                 if not self._open():
                     return BoxReading()
                 return self._look()
-            except Exception as failure:
+            except Exception as failure:  # a driver fails in many ways; the look says which
                 error = _explain(failure)
                 self._close()
         return BoxReading(tuple(_failed(device, error) for device in self._last), self._driver_version, error)

@@ -14,8 +14,10 @@ from runner.core.errors import UsageError
 from runner.ledger.accounts import AccountKind
 from runner.ledger.money import format_credits
 from runner.paths import Paths
+from runner.service.intake import absolute_path
 from runner.service.views import iso
 from runner.state import books, listing
+from runner.state.engine import Database
 from runner.state.verify import verify
 
 
@@ -37,11 +39,10 @@ def history(connection: sqlite3.Connection, account_name: str, limit: int, befor
     """Return an account's entries, newest first."""
     account = books.find_account(connection, account_name, AccountKind.USER)
     found = books.history(connection, account.id, limit=limit, before=before) if account is not None else []
-    jobs_of = {
-        each.attempt_id: _job_of(connection, each.attempt_id) for each in found if each.attempt_id is not None
-    }
+    jobs_of = {each.attempt_id: _job_of(connection, each.attempt_id) for each in found if each.attempt_id is not None}
     entries = [
-        dataclasses.asdict(each) | {"at": iso(each.created_us), "job": jobs_of.get(each.attempt_id or -1)} for each in found
+        dataclasses.asdict(each) | {"at": iso(each.created_us), "job": jobs_of.get(each.attempt_id or -1)}
+        for each in found
     ]
     return {"version": 1, "account": account_name, "entries": entries}
 
@@ -72,7 +73,16 @@ def settings(config: Config) -> dict[str, Any]:
 
 def runner(connection: sqlite3.Connection, paths: Paths, *, version: str, started_us: int) -> dict[str, Any]:
     """Say who runs, since when, with what."""
-    names = ("state_dir", "database", "api_socket", "runner_log", "control_dir", "job_logs_dir", "jobs_dir", "store_dir")
+    names = (
+        "state_dir",
+        "database",
+        "api_socket",
+        "runner_log",
+        "control_dir",
+        "job_logs_dir",
+        "jobs_dir",
+        "store_dir",
+    )
     return {
         "version": version,
         "pid": os.getpid(),
@@ -94,19 +104,18 @@ def running(connection: sqlite3.Connection) -> list[str]:
     return [str(job_id) if index < 0 else f"{job_id}[{index}]" for job_id, index in rows]
 
 
-def backup_path(paths: Paths, named: Any, now_us: int) -> Path:
-    """Return where a backup goes: where the user says, else among the runner's own."""
+def backup(database: Database, paths: Paths, named: Any, now_us: int) -> dict[str, Any]:
+    """Copy the database, verified, to where the user says, else among the runner's own backups."""
     if named is None:
-        Path(paths.backup_dir).mkdir(mode=0o700, exist_ok=True)
-        return Path(paths.backup_dir, f"stoker-{now_us // 1_000_000}.db")
-    if not isinstance(named, str) or not named.startswith("/") or "\0" in named:
-        raise UsageError("the destination is not an absolute path", hint="say where the backup should go")
-    path = Path(named)
-    if path.exists():
-        raise UsageError(f"{named} exists", hint="name a new file")
-    if not path.parent.is_dir():
-        raise UsageError(f"there is no directory {path.parent}", hint="make it first")
-    return path
+        path = Path(paths.backup_dir, f"stoker-{now_us // 1_000_000}.db")
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+    else:
+        path = Path(absolute_path(named, "the destination"))
+        if os.path.lexists(path):
+            raise UsageError(f"{named} exists", hint="name a new file")
+        if not os.path.isdir(path.parent):
+            raise UsageError(f"there is no directory {path.parent}", hint="make it first")
+    return {"path": str(path), "bytes": database.backup(path), "verified": True}
 
 
 def complete(connection: sqlite3.Connection, word: str, owner_uid: int) -> list[str]:

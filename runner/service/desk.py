@@ -17,7 +17,7 @@ from schedulers.resources import Inventory, ResourceRequest
 
 @dataclass(frozen=True, slots=True)
 class Enqueue:
-    """Elements of a job wait from now on: to be prepared first (inputs, environment), or ready at once."""
+    """Elements of a job wait from now on, or from a later instant: to be prepared first, or ready at once."""
 
     job_id: int
     indices: tuple[int, ...]
@@ -26,6 +26,7 @@ class Enqueue:
     queued_us: int
     array_limit: int | None
     prepares: bool
+    not_before_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,10 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class Halt:
-    """Ask the watcher of an attempt to stop its tree. Grace in seconds; None is the job's own."""
+    """Ask the watcher of an attempt to stop its tree, and to kill it after the grace in seconds."""
 
     attempt_id: int
-    grace_s: float | None = None
+    grace_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class Change:
     inventory: Inventory
     boot_id: str
     mounts_permitted: bool
+    jobs_dir: str
     admission: str = ""
     effects: list[Effect] = field(default_factory=list)
     touched: set[Ref] = field(default_factory=set)

@@ -1,15 +1,18 @@
-"""Which job is meant: a number, an element, a name, the beginning of a name, `@last`, `@failed`."""
+"""Which job is meant: a number, a name, the beginning of one, `@last` or `@failed`, and which element of it."""
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from dataclasses import dataclass
 
 from runner.core.errors import NotFound, UsageError
 from runner.core.job import PLAIN, Ref
-from runner.service.submit import parse_ref
 
 REF_MAX = 100
+ID_DIGITS = 18
+
+_REF = re.compile(r"(@last|@failed|[A-Za-z0-9][A-Za-z0-9._-]{0,62})(?:\[([0-9]{1,9})\])?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +38,17 @@ def resolve(connection: sqlite3.Connection, text: str, owner_uid: int) -> Target
     """Return what `text` means to this user; `NotFound` for another's job as for none."""
     if not text or len(text) > REF_MAX:
         raise UsageError(f"{text[:20]!r} is no job", hint="give a number, a name, @last or @failed")
-    parsed = parse_ref(text)
-    if parsed is not None:
-        return _numbered(connection, parsed[0], parsed[1], owner_uid)
-    if text in {"@last", "@failed"}:
-        return _numbered(connection, _newest(connection, text, owner_uid), None, owner_uid)
-    return _numbered(connection, _named(connection, text, owner_uid), None, owner_uid)
+    match = _REF.fullmatch(text)
+    if match is None or (match[1].isdecimal() and len(match[1]) > ID_DIGITS):
+        raise NotFound(f"there is no job {text!r}", hint="`stoker ps -a` lists them")
+    word, index = match[1], int(match[2]) if match[2] else None
+    if word.isdecimal():
+        job_id = int(word)
+    elif word.startswith("@"):
+        job_id = _newest(connection, word, owner_uid)
+    else:
+        job_id = _named(connection, word, owner_uid)
+    return _numbered(connection, job_id, index, owner_uid)
 
 
 def _numbered(connection: sqlite3.Connection, job_id: int, index: int | None, owner_uid: int) -> Target:

@@ -6,7 +6,9 @@ import sqlite3
 from typing import Any
 
 from runner.core.errors import Conflict, UsageError
+from runner.core.units import DURATION_MAX_S
 from runner.service.desk import Change, Discard
+from runner.service.intake import seconds
 from runner.service.refs import resolve
 from runner.state import artifacts
 
@@ -44,7 +46,8 @@ class NotConfirmed(Conflict):
 
 
 def _meant(connection: sqlite3.Connection, document: dict[str, Any], owner_uid: int, now_us: int) -> list[int]:
-    refs, older_than_s = document.get("refs") or [], document.get("older_than_s")
+    refs = document.get("refs") or []
+    older_than_s = seconds(document.get("older_than_s"), "older_than_s", "--older-than 30d", DURATION_MAX_S)
     if not isinstance(refs, list) or not all(isinstance(each, str) for each in refs):
         raise UsageError("refs is not a list of jobs", hint='send {"refs": ["42"]}')
     job_ids = []
@@ -59,8 +62,6 @@ def _meant(connection: sqlite3.Connection, document: dict[str, Any], owner_uid: 
             raise Conflict(f"job {target.label} is {unfinished[0]}", hint=f"stop it first: stoker stop {target.label}")
         job_ids.append(target.job_id)
     if older_than_s is not None:
-        if isinstance(older_than_s, bool) or not isinstance(older_than_s, int | float) or older_than_s < 0:
-            raise UsageError("older_than_s is not a number of seconds", hint="--older-than 30d")
         job_ids += older_than(connection, now_us - int(older_than_s * 1e6), owner_uid)
     if not refs and older_than_s is None:
         raise UsageError("no job is named", hint="stoker rm JOB…, or --older-than 30d")

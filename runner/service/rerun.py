@@ -9,8 +9,9 @@ from typing import Any
 from runner.core import documents
 from runner.core.errors import UsageError
 from runner.identity.sealing import Sealer
+from runner.service.intake import Caller, flags_of
 from runner.service.refs import Target
-from runner.service.submit import Caller, Envelope, Prepared, split_environment
+from runner.service.submit import Envelope, Prepared, split_environment
 from runner.service.submit import prepare as prepare_job
 from runner.state import jobs
 
@@ -30,16 +31,13 @@ def prepare(connection: sqlite3.Connection, target: Target, body: dict[str, Any]
     row = jobs.job_facts(connection, target.job_id)
     assert row is not None
     document = json.loads(row[1])
-    # The sealed environment already holds stated values and what was asked for by name.
-    document.pop("env", None)
-    document.pop("pass_env", None)
+    # The document keeps the names of stated variables, the sealed environment their values.
+    document["env"] = {
+        name: envelope.caller.env[name] for name in document.get("env", {}) if name in envelope.caller.env
+    }
     if target.is_array and target.index is not None:
         document["array"] = str(target.index)
-    merged, origins = documents.merge(
-        [(f"job {target.label}", document), *documents.from_flags(body.get("flags", ()), "")]
-    )
+    merged, origins = documents.merge([(f"job {target.label}", document), *flags_of(body)])
     if body.get("command"):
         merged["command"] = body["command"]
-    # What looked secret was asked for then; leaving it out now would change the job.
-    merged["pass_env"] = sorted({*merged.get("pass_env", []), *envelope.caller.env})
     return prepare_job(merged, origins, envelope)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from runner.core.job import Element
+from runner.core.job import Element, Ref
 from runner.core.lifecycle import ACTIVE, FINISHED, Event, State
 from runner.core.reasons import Ending
+from runner.core.spec import JobSpec
 from runner.service.desk import AbortSaving, Change, Halt, Salvage, Withdraw
 from runner.service.refs import resolve
 from runner.state import jobs
@@ -42,28 +44,25 @@ def stop_element(change: Change, element: Element, ending: Ending, grace_s: floa
     attempt = jobs.open_attempt_of(change.connection, ref)
     assert attempt is not None and element.state in ACTIVE
     jobs.move(change.connection, ref, element.state, Event.STOP, now_us)
-    jobs.ask_stop(change.connection, attempt.id, str(ending))
+    if grace_s is None:
+        grace_s = _own_grace_s(change, ref)
+    jobs.ask_stop(change.connection, attempt.id, str(ending), now_us + int(grace_s * 1e6))
     change.effects.append(Halt(attempt.id, grace_s))
     return "stopping"
 
 
+def _own_grace_s(change: Change, ref: Ref) -> float:
+    facts = jobs.job_facts(change.connection, ref.job_id)
+    assert facts is not None
+    stated = JobSpec.model_validate(json.loads(facts[1])).grace_s
+    return change.config.defaults.grace_s if stated is None else stated
+
+
 def _stop_pending(change: Change, element: Element, ending: Ending) -> str:
     """Leave the queue; what an earlier attempt left is saved first."""
-    ref = element.ref
-    change.effects.append(Withdraw(ref))
-    if element.attempts and jobs.left_output(change.connection, ref):
-        jobs.move(change.connection, ref, State.PENDING, Event.SALVAGE, change.now_us, held=0)
-        change.effects.append(Salvage(ref))
+    change.effects.append(Withdraw(element.ref))
+    sentence = "it was stopped before it ran" if not element.attempts else "it was stopped while it waited"
+    if jobs.give_up(change.connection, element.ref, Event.CANCEL, change.now_us, str(ending), sentence):
+        change.effects.append(Salvage(element.ref))
         return "it will not run again; what its last attempt left is being saved"
-    jobs.move(
-        change.connection,
-        ref,
-        State.PENDING,
-        Event.CANCEL,
-        change.now_us,
-        held=0,
-        finished_us=change.now_us,
-        ending=str(ending),
-        sentence="it was stopped before it ran" if not element.attempts else "it was stopped while it waited",
-    )
     return "stopped"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,8 +16,10 @@ from runner.core.job import PLAIN, Ref
 from runner.core.spec import JobSpec, parse_array, validate
 from runner.identity.sealing import Sealer
 from runner.ledger.pricing import rate_for
+from runner.service import places
 from runner.service.desk import Change, Enqueue
-from runner.state import jobs
+from runner.service.intake import Caller, flags_of
+from runner.state import jobs, listing
 from runner.state.books import list_prices
 from runner.telemetry.metrics import compile_patterns
 from schedulers.decide import explain
@@ -27,20 +29,6 @@ from schedulers.resources import Inventory, ResourceRequest
 from schedulers.snapshot import Candidate, Entry, Snapshot
 from storage import uri as uris
 from storage.errors import StorageError
-
-BATCH_MAX = 100_000
-ENVIRONMENT_MAX_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who submits, from where: the working directory and environment that a job inherits."""
-
-    uid: int
-    account: str
-    cwd: str
-    env: Mapping[str, str]
-    umask: int = 0o022
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,45 +44,10 @@ class Prepared:
     input_uris: tuple[tuple[str, str, bool], ...]
 
 
-def read_caller(document: Any, uid: int, account: str) -> Caller:
-    """Read the `caller` part of a request."""
-    if not isinstance(document, dict):
-        raise UsageError("the request says nothing of its caller", hint="send caller.cwd and caller.env")
-    cwd, env, umask = document.get("cwd"), document.get("env", {}), document.get("umask", 0o022)
-    if not isinstance(cwd, str) or not cwd.startswith("/") or "\0" in cwd:
-        raise UsageError("caller.cwd is not an absolute path", hint="send the directory you are in")
-    if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
-        raise UsageError("caller.env is not a table of text", hint="send names and values")
-    if sum(len(name) + len(value) for name, value in env.items()) > ENVIRONMENT_MAX_BYTES:
-        raise UsageError("the environment is larger than 1 MiB", hint="unset what the job does not need")
-    if not isinstance(umask, int) or isinstance(umask, bool) or not 0 <= umask <= 0o777:
-        raise UsageError("caller.umask is not a file mode", hint="send a number up to 511")
-    clean = {name: value for name, value in env.items() if name and "=" not in name and "\0" not in name + value}
-    return Caller(uid, account, cwd, clean, umask)
-
-
-def merge(body: Mapping[str, Any], caller: Caller) -> tuple[dict[str, Any], dict[str, str]]:
-    """Lay file, script directives, document and flags over each other; return the document and each value's origin."""
-    layers: list[documents.Layer] = []
-    file, script = body.get("file"), body.get("script")
-    if file is not None:
-        layers.append((file["path"], documents.parse_toml(file["text"], file["path"])))
-    if script is not None:
-        layers += documents.from_directives(script["text"], PurePath(script["path"]).name)
-    if body.get("spec") is not None:
-        layers.append(("the request", body["spec"]))
-    layers += documents.from_flags(body.get("flags", ()), "")
-    if body.get("command"):
-        layers.append(("the command line", {"command": body["command"]}))
-    document, origins = documents.merge(layers)
-    document.setdefault("cwd", caller.cwd)
-    return document, origins
-
-
 class Envelope:
     """Seals what jobs of one caller inherit; jobs of one batch that state the same share one sealed environment."""
 
-    def __init__(self, caller: Caller, sealer: Sealer, pass_env: Sequence[str]) -> None:
+    def __init__(self, caller: Caller, sealer: Sealer, pass_env: Iterable[str]) -> None:
         self.caller = caller
         self._sealer = sealer
         self._pass_env = tuple(pass_env)
@@ -112,8 +65,11 @@ class Envelope:
         """Return the job's working directory, which must be there."""
         cwd = Path(self.caller.cwd, spec.cwd or ".")
         if str(cwd) not in self._directories:
-            if not cwd.is_dir():
-                raise UsageError(f"there is no directory {str(cwd)!r} to run in", hint="give --cwd a directory that exists")
+            # os.path answers False where pathlib would raise: no permission, a name too long.
+            if not os.path.isdir(cwd):
+                raise UsageError(
+                    f"there is no directory {str(cwd)!r} to run in", hint="give --cwd a directory that exists"
+                )
             self._directories.add(str(cwd))
         return cwd
 
@@ -158,7 +114,7 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
 
 def prepare_batch(head: dict[str, Any], lines: Sequence[dict[str, Any]], envelope: Envelope) -> list[Prepared]:
     """Check every job of a batch; an error names its line. Flags of the first line lie over each document."""
-    flags = documents.from_flags(head.get("flags", ()), "")
+    flags = flags_of(head)
     prepared = []
     for number, document in enumerate(lines, 1):
         try:
@@ -175,7 +131,9 @@ def dry_run(change: Change, prepared: Prepared) -> dict[str, Any]:
     request = request_of(prepared.spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
     if refusal:
-        raise NeverFits(f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has")
+        raise NeverFits(
+            f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has"
+        )
     entry = Entry(prepared.spec.priority, request, (Candidate(0, change.now_us),))
     decision = explain(Snapshot(change.now_us, change.inventory, (entry,)), 0)
     devices = decision.allocation.devices if isinstance(decision, Start) else ()
@@ -230,7 +188,9 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
     request = request_of(spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
     if refusal:
-        raise NeverFits(f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has")
+        raise NeverFits(
+            f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has"
+        )
     name = spec.name or names.made_up(number)
     first, last, limit = parse_array(spec.array) if spec.array else (PLAIN, PLAIN, None)
     indices = tuple(range(first, last + 1))
@@ -248,6 +208,14 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         indices=indices,
         now_us=change.now_us,
     )
+    if not change.mounts_permitted:
+        places.reserve(
+            spec,
+            job_id,
+            jobs_dir=change.jobs_dir,
+            is_array=spec.array is not None,
+            is_unfinished=lambda other: listing.is_unfinished(change.connection, other, None),
+        )
     for input_name, address, writable in prepared.input_uris:
         jobs.insert_input(change.connection, job_id, input_name, address, writable=writable)
     jobs.note(change.connection, change.now_us, "submitted", Ref(job_id, PLAIN), {"name": name})
@@ -264,25 +232,6 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
     }
 
 
-def read_batch(body: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Read JSON lines: the first says who calls, each other is a job document."""
-    lines = [line for line in body.split(b"\n") if line.strip()]
-    if not lines:
-        raise UsageError("there is nothing on standard input", hint="one JSON job document a line")
-    if len(lines) - 1 > BATCH_MAX:
-        raise UsageError(f"more than {BATCH_MAX} jobs in one call", hint="send them in several calls, or as one --array")
-    head = documents.parse_json(lines[0], "the first line")
-    parsed = []
-    for number, line in enumerate(lines[1:], 1):
-        document = documents.parse_json(line, f"line {number}")
-        if not isinstance(document, dict):
-            raise UsageError(f"line {number} is no job document", hint='write {"command": ["python", "train.py"]}')
-        parsed.append(document)
-    if not isinstance(head, dict) or not parsed:
-        raise UsageError("there is no job on standard input", hint="one JSON job document a line")
-    return head, parsed
-
-
 def at_line(error: StokerError, number: int) -> StokerError:
     """Say in which line of a batch an error was found."""
     error.message = f"line {number}: {error.message}"
@@ -295,7 +244,9 @@ def _inside(directory: str | None, cwd: Path, flag: str) -> str | None:
         return None
     parts = PurePath(directory).parts
     if not parts or PurePath(directory).is_absolute() or ".." in parts or parts == (".",):
-        raise UsageError(f"{flag} {directory!r} is not a directory below {str(cwd)!r}", hint=f"give a relative one: {flag} out")
+        raise UsageError(
+            f"{flag} {directory!r} is not a directory below {str(cwd)!r}", hint=f"give a relative one: {flag} out"
+        )
     return str(PurePath(directory))
 
 
@@ -303,7 +254,7 @@ def _requirements(file: str | None, cwd: Path) -> str | None:
     if file is None:
         return None
     path = cwd / file
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"there is no requirements file {str(path)!r}", hint="give --requirements a file that exists")
     return str(path)
 
@@ -313,8 +264,10 @@ def _source(text: str, cwd: Path) -> str:
         parsed = uris.parse(text, cwd)
     except StorageError as error:
         raise UsageError(f"--input: {error.message}", hint=error.hint) from None
-    if parsed.scheme == "file" and not Path(parsed.path).exists():
-        raise UsageError(f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory")
+    if parsed.scheme == "file" and not os.path.exists(parsed.path):
+        raise UsageError(
+            f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory"
+        )
     return parsed.text
 
 
@@ -322,7 +275,9 @@ def interpreter_of(env: Mapping[str, str], cwd: str) -> str:
     """Return the Python that a caller means: `python3` or `python` on its PATH."""
     found = shutil.which("python3", path=env.get("PATH")) or shutil.which("python", path=env.get("PATH"))
     if found is None:
-        raise UsageError("there is no python3 on your PATH to build an environment with", hint="install Python or set PATH")
+        raise UsageError(
+            "there is no python3 on your PATH to build an environment with", hint="install Python or set PATH"
+        )
     return str(Path(cwd, found))
 
 
@@ -335,12 +290,3 @@ def split_environment(payload: bytes) -> tuple[int, dict[str, str]]:
 def request_from(text: str) -> ResourceRequest:
     """Return the request as it was stored with its job."""
     return ResourceRequest(*json.loads(text))
-
-
-_REF = re.compile(r"([0-9]{1,18})(?:\[([0-9]{1,9})\])?", re.ASCII)
-
-
-def parse_ref(text: str) -> tuple[int, int | None] | None:
-    """Return (job, index) of `42` or `42[7]`; None when it is a name."""
-    match = _REF.fullmatch(text)
-    return (int(match[1]), int(match[2]) if match[2] else None) if match else None

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-BALLAST_BYTES = 64 << 20
-SPARE_BYTES = 16 << 20
-
 
 class Ballast:
     """A preallocated file beside the database."""
 
-    def __init__(self, path: str, size_bytes: int = BALLAST_BYTES) -> None:
+    def __init__(self, path: str, size_bytes: int) -> None:
         self.path = Path(path)
         self.size_bytes = size_bytes
 
@@ -21,11 +18,11 @@ class Ballast:
         self.path.unlink(missing_ok=True)
 
     def take(self) -> bool:
-        """Take the room, where as much again is free; say whether it is held."""
+        """Take the room, where a quarter more than that is free; say whether it is held."""
         if self.path.exists() and self.path.stat().st_size == self.size_bytes:
             return True
         free = os.statvfs(self.path.parent)
-        if free.f_bavail * free.f_frsize < self.size_bytes + SPARE_BYTES:
+        if free.f_bavail * free.f_frsize < self.size_bytes * 5 // 4:
             return False
         descriptor = os.open(self.path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:

@@ -130,7 +130,9 @@ def pending_elements(connection: sqlite3.Connection) -> Iterator[tuple[Element, 
 
 def saving_elements(connection: sqlite3.Connection) -> list[Element]:
     """Return the elements whose output is being saved."""
-    return [_element(row) for row in connection.execute(_ELEMENT + "WHERE e.finished_us IS NULL AND e.state = 'saving'")]
+    return [
+        _element(row) for row in connection.execute(_ELEMENT + "WHERE e.finished_us IS NULL AND e.state = 'saving'")
+    ]
 
 
 def set_held(connection: sqlite3.Connection, ref: Ref, *, held: bool) -> None:
@@ -196,9 +198,7 @@ def open_attempts(connection: sqlite3.Connection) -> list[Attempt]:
 
 def open_attempt_of(connection: sqlite3.Connection, ref: Ref) -> Attempt | None:
     """Return the attempt of an element that is under way."""
-    row = connection.execute(
-        _ATTEMPT + "WHERE a.job_id = ? AND a.idx = ? AND a.ended_us IS NULL", ref
-    ).fetchone()
+    row = connection.execute(_ATTEMPT + "WHERE a.job_id = ? AND a.idx = ? AND a.ended_us IS NULL", ref).fetchone()
     return _attempt(connection, row) if row else None
 
 
@@ -209,11 +209,19 @@ def begin_attempt(connection: sqlite3.Connection, attempt_id: int, started_us: i
     )
 
 
-def ask_stop(connection: sqlite3.Connection, attempt_id: int, ending: str) -> None:
-    """Remember why an attempt is being stopped; the first reason stays."""
+def ask_stop(connection: sqlite3.Connection, attempt_id: int, ending: str, deadline_us: int) -> None:
+    """Remember why an attempt is being stopped and when it is killed; the first reason and the earliest time stay."""
     connection.execute(
-        "UPDATE attempts SET stop_ending = ? WHERE id = ? AND stop_ending IS NULL", (ending, attempt_id)
+        "UPDATE attempts SET stop_ending = coalesce(stop_ending, ?1),"
+        " stop_deadline_us = min(coalesce(stop_deadline_us, ?2), ?2) WHERE id = ?3",
+        (ending, deadline_us, attempt_id),
     )
+
+
+def stop_deadline_of(connection: sqlite3.Connection, attempt_id: int) -> int:
+    """Return when an attempt that is being stopped is killed."""
+    row = connection.execute("SELECT stop_deadline_us FROM attempts WHERE id = ?", (attempt_id,)).fetchone()
+    return int(row[0] or 0)
 
 
 def stop_ending_of(connection: sqlite3.Connection, attempt_id: int) -> str | None:
@@ -234,6 +242,11 @@ def close_attempt(connection: sqlite3.Connection, attempt_id: int, ended_us: int
         raise AssertionError(f"attempt {attempt_id} was closed before")
 
 
+def ended_us(connection: sqlite3.Connection, attempt_id: int) -> int:
+    """Return when a closed attempt ended."""
+    return int(connection.execute("SELECT ended_us FROM attempts WHERE id = ?", (attempt_id,)).fetchone()[0])
+
+
 def left_output(connection: sqlite3.Connection, ref: Ref) -> bool:
     """Say whether the last attempt of an element ran and was not published."""
     row = connection.execute(
@@ -247,6 +260,23 @@ def left_output(connection: sqlite3.Connection, ref: Ref) -> bool:
 def set_saving(connection: sqlite3.Connection, attempt_id: int, becomes: str, sentence: str) -> None:
     """Remember where an element goes once the output of its last attempt is saved."""
     connection.execute("UPDATE attempts SET becomes = ?, sentence = ? WHERE id = ?", (becomes, sentence, attempt_id))
+
+
+def last_word(connection: sqlite3.Connection, ref: Ref) -> tuple[str, str] | None:
+    """Return (ending, sentence) that an element has or will end with; None while nothing is settled."""
+    row: tuple[str, str] | None = connection.execute(
+        "SELECT ending, COALESCE(sentence, '') FROM elements WHERE job_id = ? AND idx = ? AND ending IS NOT NULL", ref
+    ).fetchone()
+    return row
+
+
+def give_up(connection: sqlite3.Connection, ref: Ref, event: Event, now_us: int, ending: str, sentence: str) -> bool:
+    """Let a pending element wait no more; True where its last attempt left output that must be saved before it ends."""
+    if left_output(connection, ref):
+        move(connection, ref, State.PENDING, Event.SALVAGE, now_us, held=0, ending=ending, sentence=sentence)
+        return True
+    move(connection, ref, State.PENDING, event, now_us, held=0, finished_us=now_us, ending=ending, sentence=sentence)
+    return False
 
 
 def saving_of(connection: sqlite3.Connection, attempt_id: int) -> tuple[str, int | None, int | None, str, str] | None:

@@ -38,11 +38,12 @@ def scripts() -> list[str]:
     return found
 
 
-
 def _run(runner: Box, script: str, tmp_path: Path) -> None:
     """Run a script of the page with this box's directories in the place of the example's."""
     script = script.replace("~/.local/state/stoker", str(runner.state_dir)).replace(
         "/mnt/backup/stoker", str(tmp_path / "copy")
     )
-    done = subprocess.run(["bash", "-eu", "-c", script], env=runner.environ, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-eu", "-c", script], env=runner.environ, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tests.kit import Box, wait_until
+from tests.kit import Box
 
 
 def test_run_follows_a_job_and_ends_with_its_code(box: Box) -> None:
@@ -31,7 +31,7 @@ def test_a_killed_runner_comes_back_and_its_job_goes_on(runner: Box) -> None:
     job = runner.submit("--", "sh", "-c", f"until [ -e {go} ]; do sleep 0.05; done; exit 7")
     runner.wait_state(job, "running")
     killed = runner.kill_runner()
-    assert wait_until(runner.runner_pid, what="the runner to come back") != killed
+    runner.wait_runner(other_than=killed)
     go.touch()
     document = runner.wait(job)
     assert (document["state"], document["exit_code"], len(document["attempts"])) == ("failed", 7, 1)

@@ -27,6 +27,7 @@ from runner.paths import Paths
 
 SOAK = os.environ.get("STOKER_SOAK") == "1"
 WITHIN_S = 60.0
+RESULTS: dict[str, str] = {}
 
 
 def count(full: int) -> int:
@@ -41,12 +42,10 @@ def seeded() -> tuple[int, random.Random]:
 
 
 def report(name: str, **counts: object) -> None:
-    """Print what a campaign counted; a line of it goes to the file that STOKER_SOAK_RESULTS names."""
-    sys.stdout.write(f"{name}: " + " ".join(f"{key}={value}" for key, value in counts.items()) + "\n")
-    results = os.environ.get("STOKER_SOAK_RESULTS")
-    if results:
-        with Path(results).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"name": name, **counts}) + "\n")
+    """Print what a campaign counted; a full run is recorded at its end."""
+    text = " ".join(f"{key}={value}" for key, value in counts.items())
+    sys.stdout.write(f"{name}: {text}\n")
+    RESULTS[name] = text
 
 
 def until(condition: Callable[[], Any], within_s: float = WITHIN_S, what: str = "the condition") -> Any:

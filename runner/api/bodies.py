@@ -1,0 +1,77 @@
+"""What the routes read from a request's body, described for OpenAPI; the use cases check it by hand, with hints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runner.core.spec import JobSpec
+
+
+def _body(required: list[str], media: str = "application/json", **properties: Any) -> dict[str, Any]:
+    schema = {"type": "object", "properties": properties, "required": required}
+    key = {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "required": False,
+        "schema": {"type": "string", "minLength": 1, "maxLength": 200},
+        "description": "The same key and request are answered once and for ever the same; another request gets 409.",
+    }
+    return {"parameters": [key], "requestBody": {"required": bool(required), "content": {media: {"schema": schema}}}}
+
+
+def _whole(schema: dict[str, Any]) -> dict[str, Any]:
+    """Put definitions where they are referred to: a reference would be looked up from the root of the whole document."""
+    definitions = schema.pop("$defs", {})
+
+    def put(value: Any) -> Any:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                return put(definitions[value["$ref"].rpartition("/")[2]])
+            return {key: put(item) for key, item in value.items()}
+        return [put(item) for item in value] if isinstance(value, list) else value
+
+    whole: dict[str, Any] = put(schema)
+    return whole
+
+
+_TEXT = {"type": "string"}
+_REFS = {
+    "type": "array",
+    "items": _TEXT,
+    "minItems": 1,
+    "description": "ids, elements, names, prefixes, @last, @failed",
+}
+_FILE = {"type": "object", "properties": {"path": _TEXT, "text": _TEXT}, "required": ["path", "text"]}
+_FLAGS = {"type": "array", "items": {"type": "array", "items": _TEXT, "minItems": 2, "maxItems": 2}}
+_COMMAND = {"type": "array", "items": _TEXT}
+_SECONDS = {"type": "number", "minimum": 0}
+_TRUE = {"type": "boolean", "default": False}
+_CALLER = {
+    "type": "object",
+    "description": "where the caller stands; a job inherits it",
+    "properties": {
+        "cwd": _TEXT,
+        "env": {"type": "object", "additionalProperties": _TEXT},
+        "umask": {"type": "integer", "minimum": 0, "maximum": 0o777},
+    },
+    "required": ["cwd"],
+}
+
+NONE = _body([])
+SUBMISSION = _body(
+    ["caller"],
+    caller=_CALLER,
+    file=_FILE,
+    script=_FILE,
+    spec=_whole(JobSpec.model_json_schema(by_alias=True)),
+    flags=_FLAGS,
+    command=_COMMAND,
+    dry_run=_TRUE,
+)
+BATCH = _body(["caller"], "application/jsonl", caller=_CALLER, flags=_FLAGS)
+RERUN = _body([], flags=_FLAGS, command=_COMMAND)
+REFS = _body(["refs"], refs=_REFS)
+STOP = _body(["refs"], refs=_REFS, grace_s=_SECONDS)
+REMOVE = _body([], refs=_REFS, older_than_s=_SECONDS, keep_outputs=_TRUE, confirmed=_TRUE)
+PULL = _body(["destination"], destination=_TEXT, overwrite=_TRUE)
+BACKUP = _body([], destination=_TEXT)
