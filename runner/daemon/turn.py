@@ -69,6 +69,8 @@ class Turn:
     def run(self) -> Leave:
         """Turn until someone asks the runner to leave."""
         self._await_room()
+        # What an earlier runner left waiting may start now, and nothing else would say so.
+        self.once([], self.loop.take_looks())
         while self.leaving is None:
             self.loop.wait()
             self.once(self.context.desk.take(BATCH_MAX), self.loop.take_looks())
