@@ -63,7 +63,7 @@ class DeviceLocks:
             os.close(descriptor)
 
     def drop_all_but(self, uuids: Collection[str]) -> None:
-        """Let go of all other devices, those included that a killed runner had only claimed and left with the spawner."""
+        """Let go of all others, those included that a killed runner had only claimed and left with the spawner."""
         with suppress(StokerError):
             for uuid in self.context.link.names():
                 if uuid not in uuids and uuid not in self._descriptors:

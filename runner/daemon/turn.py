@@ -143,7 +143,7 @@ class Turn:
         return orders
 
     def _start_what_may(self, change: Change, orders: list[Order]) -> bool:
-        """Decide once; False when a device turned out to be another runner's, so that the decision is to be made again."""
+        """Decide once; False when a device turned out to be another runner's: then it is to be decided again."""
         final = True
         for decision in decide(self.context.board.snapshot(change.now_us)):
             if not isinstance(decision, Start):
