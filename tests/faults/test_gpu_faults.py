@@ -217,6 +217,7 @@ def test_a_leftover_is_seen_between_two_looks(make_runner: MakeRunner, fake: Fak
     assert runner.wait(later)["state"] == "succeeded"
 
 
+@pytest.mark.timeout(3600)
 def test_two_users_never_share_a_device(fake_driver: Path) -> None:
     """Two private runners of two uids want one device again and again, and now and then one of them is killed."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
