@@ -13,8 +13,8 @@ from runner.core.job import PLAIN, Attempt, Ref
 from runner.core.lifecycle import Event, State
 from runner.core.plan import LaunchPlan, Link, Mount, WorkerPlan
 from runner.core.spec import JobSpec
-from runner.executors.spares import Spares
 from runner.executors.environments import activate
+from runner.executors.spares import Spares
 from runner.paths import Paths
 from runner.service import places
 from runner.service.desk import Change
@@ -25,7 +25,10 @@ from schedulers.resources import Allocation, ResourceRequest
 
 @dataclass(frozen=True, slots=True)
 class JobFacts:
-    """What every attempt of a job shares; `variables` and `secret_sources` (by input) are in clear and never leave this process but for the job's own."""
+    """What every attempt of a job shares; `variables` and `secret_sources` (by input) are in clear.
+
+    Both leave this process for the job's own alone.
+    """
 
     job_id: int
     name: str

@@ -23,7 +23,6 @@ from runner.executors.spares import Spares
 from runner.executors.sweep import sweep_attempt
 from runner.executors.watcher import blank_record, write_whole
 
-
 # What the next attempt may use again. A log is never among them: somebody may still read it.
 _REUSED = frozenset({"record", "plan.json", "control"})
 

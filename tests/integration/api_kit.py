@@ -202,7 +202,7 @@ class Box:
                 try:
                     with self.database.transaction(), savepoint(change.connection):
                         answer = item.work(change)
-                except Exception as error:  # noqa: BLE001 - as the turn does: a bug fails its own request alone
+                except Exception as error:
                     fault = error
                 self.effects += change.effects if fault is None else []
                 if item.done is not None:
