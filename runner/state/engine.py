@@ -126,7 +126,7 @@ def open_database(path: str, *, backup_dir: str, allow_network_filesystem: bool)
 
 def refuse_network(directory: str, kind: str) -> None:
     """Refuse a file system on which SQLite files are known to break (D6)."""
-    if kind.split(".")[0] in NETWORK_FILESYSTEMS:
+    if kind.split(".", maxsplit=1)[0] in NETWORK_FILESYSTEMS:
         raise NoRunner(
             f"the state directory {directory} is on {kind}, where SQLite files are known to break",
             hint="set STOKER_STATE_DIR to a local disk, or [storage] allow_network_filesystem = true",

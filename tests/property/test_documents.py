@@ -223,7 +223,7 @@ def test_no_text_breaks_a_parser(text: str) -> None:
         try:
             parse()
         except UsageError as error:
-            assert error.message  # noqa: PT017
+            assert error.message
 
 
 LAYERS = st.lists(
