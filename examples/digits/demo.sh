@@ -15,6 +15,7 @@ show() {
     stoker "$@"
 }
 
+stoker service start >/dev/null
 if [ "$(stoker gpu ls --format name)" ]; then
     requirements=requirements-gpu.txt training=(train_gpu.py) device=(--gpus 1)
 else

@@ -65,7 +65,7 @@ def _schema(kind: str, least: float, most: float, text: str | None = None) -> Wi
     return WithJsonSchema({"anyOf": [number, {"type": "string", "pattern": text}]} if text else number)
 
 
-_SIZE_TEXT = r"^\s*[0-9]{1,15}(\.[0-9]{1,6})?\s*([KMGTP](i?B)?|B)?\s*$"
+_SIZE_TEXT = r"^\s*[0-9]{1,19}(\.[0-9]{1,6})?\s*([KMGTP](i?B)?|B)?\s*$"
 _DURATION_TEXT = r"^\s*([0-9]{1,9}(\.[0-9]{1,6})?|([0-9]{1,9}(\.[0-9]{1,6})?[smhdw])+)\s*$"
 
 SizeBytes = Annotated[

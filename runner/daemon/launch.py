@@ -26,7 +26,10 @@ from storage import files
 
 @dataclass(frozen=True, slots=True)
 class JobFacts:
-    """What every attempt of a job shares; `variables` and `secret_sources` (by input) are in clear and never leave this process but for the job's own."""
+    """What every attempt of a job shares; `variables` and `secret_sources` (by input) are in clear.
+
+    Both leave this process for the job's own alone.
+    """
 
     job_id: int
     name: str

@@ -8,7 +8,8 @@ from typing import Any
 from runner.core.reasons import Waiting, WaitReason
 from runner.core.units import format_size
 from runner.daemon.context import Context
-from runner.daemon.devices import Devices, process_name
+from runner.daemon.devices import Devices
+from runner.daemon.gpu_use import process_name
 from runner.daemon.prepare import Preparer
 from runner.daemon.save import Saver
 from runner.executors.cgroups import CgroupRoots

@@ -230,7 +230,13 @@ class Preparer:
         self.context.desk.insist(lambda change: self._failed(change, preparation, fault))
 
     def _staged(
-        self, change: Change, preparation: Preparation, staged: Mapping[str, Staged], directory: str | None, *, ready: bool
+        self,
+        change: Change,
+        preparation: Preparation,
+        staged: Mapping[str, Staged],
+        directory: str | None,
+        *,
+        ready: bool,
     ) -> None:
         """Write down what was staged and built; `ready` lets every element go that waits for it."""
         job_id = preparation.job_id

@@ -79,7 +79,7 @@ class Saver:
             self.context.desk.put(lambda change: self._saved(change, saving, None))
 
     def abort(self, ref: Ref) -> None:
-        """Wait no longer for room on the disk; what can be saved goes to the store alone and is finished in any case."""
+        """Wait no longer for room on the disk; what can be saved goes to the store and is finished in any case."""
         saving = self._saving.get(ref)
         if saving is not None:
             saving.given_up = True

@@ -1,4 +1,4 @@
-"""What one job needs before it can start, made in a worker's thread: inputs in the store, its environment, its copies."""
+"""What one job needs before it can start, made in a worker's thread: its inputs, its environment, its copies."""
 
 from __future__ import annotations
 
@@ -161,7 +161,9 @@ class Stager:
         except EnvironmentFailed as error:
             lines = tuple(error.details.get("lines", ()))
             last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-            raise Failed(Ending.ENVIRONMENT_FAILED, f"{error.message}: {last}" if last else error.message, lines=lines) from error
+            raise Failed(
+                Ending.ENVIRONMENT_FAILED, f"{error.message}: {last}" if last else error.message, lines=lines
+            ) from error
         except (StokerError, OSError) as error:
             raise Failed(Ending.ENVIRONMENT_FAILED, str(error)) from error
         finally:

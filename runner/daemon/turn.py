@@ -70,6 +70,8 @@ class Turn:
     def run(self) -> Leave:
         """Turn until someone asks the runner to leave."""
         self._await_room()
+        # What an earlier runner left waiting may start now, and nothing else would say so.
+        self.once([], self.loop.take_looks())
         while self.leaving is None:
             self.loop.wait()
             self.once(self.context.desk.take(BATCH_MAX), self.loop.take_looks())
@@ -145,7 +147,7 @@ class Turn:
         return orders
 
     def _start_what_may(self, change: Change, orders: list[Order]) -> bool:
-        """Decide once; False when a device turned out to be another runner's: the decision is to be made again."""
+        """Decide once; False when a device turned out to be another runner's: then it is to be decided again."""
         final = True
         for decision in decide(self.context.board.snapshot(change.now_us)):
             if not isinstance(decision, Start):

@@ -17,7 +17,7 @@ Environments = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A control directory whose record is locked; `document` is the plan as JSON; `record_fd` and `fifo_fd` are closed by launch or abandon."""
+    """A control directory whose record is locked, and the plan as JSON; launch or abandon closes both descriptors."""
 
     control_dir: Path
     plan: LaunchPlan

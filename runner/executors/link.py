@@ -74,7 +74,7 @@ class SpawnerLink:
         return self._ask({"op": "ping"})[0]
 
     def spawn(self, request: str, descriptors: Sequence[int]) -> tuple[int, int]:
-        """Have a watcher started on `request`, a JSON object that the spawner passes on unread; return its pid and pidfd."""
+        """Have a watcher started on `request`, JSON that the spawner passes on unread; return its pid and pidfd."""
         answer, pidfd = self._ask({"op": "spawn", "descriptors": len(descriptors)}, descriptors, request.encode())
         return int(answer["pid"]), pidfd
 

@@ -55,7 +55,7 @@ class Envelope:
         self._directories: set[str] = set()
 
     def seal(self, spec: JobSpec, sources: Mapping[str, str]) -> tuple[bytes, bytes, tuple[str, ...]]:
-        """Return (digest, sealed, names left out) of a job's environment; `sources` are addresses that hold a secret."""
+        """Return (digest, sealed, names left out) of a job's environment; `sources` are addresses with a secret."""
         key = (tuple(sorted(spec.env.items())), tuple(spec.pass_env), tuple(sorted(sources.items())))
         if key not in self._sealed:
             self._sealed[key] = self._seal(spec, sources)

@@ -340,7 +340,7 @@ def inputs(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, str, 
 def staged(
     connection: sqlite3.Connection, job_id: int
 ) -> list[tuple[str, str, str | None, int, int, str]]:
-    """Return (name, URI, tree digest, bytes, files, pins) of a job's inputs; the last four count once there is a digest."""
+    """Return (name, URI, tree digest, bytes, files, pins) of a job's inputs; the last four count with a digest."""
     return connection.execute(
         "SELECT name, uri, tree_digest, size_bytes, files, pins FROM inputs WHERE job_id = ? ORDER BY name", (job_id,)
     ).fetchall()

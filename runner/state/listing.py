@@ -76,7 +76,8 @@ def unfinished(connection: sqlite3.Connection, limit: int) -> list[int]:
     """Return the oldest jobs that have not finished, skipping from one to the next over the elements of arrays."""
     rows = connection.execute(
         "WITH RECURSIVE open (id) AS (SELECT MIN(job_id) FROM elements WHERE finished_us IS NULL UNION ALL SELECT"
-        " (SELECT MIN(job_id) FROM elements WHERE finished_us IS NULL AND job_id > open.id) FROM open WHERE id IS NOT NULL)"
+        " (SELECT MIN(job_id) FROM elements WHERE finished_us IS NULL AND job_id > open.id)"
+        " FROM open WHERE id IS NOT NULL)"
         " SELECT id FROM open WHERE id IS NOT NULL LIMIT ?",
         (limit,),
     )
@@ -102,7 +103,7 @@ def page(
     name: str | None,
     limit: int,
 ) -> list[int]:
-    """Return jobs older than `before`, newest first: those with an element in one of `states`, those named like `name`."""
+    """Return jobs older than `before`, newest first: with an element in one of `states`, named like `name`."""
     where = ["j.removed_us IS NULL", "j.id < ?"]
     values: list[Any] = [before if before is not None else 1 << 62]
     if states:
@@ -131,7 +132,8 @@ def is_unfinished(connection: sqlite3.Connection, job_id: int, index: int | None
 def pending(connection: sqlite3.Connection, job_id: int, index: int | None, now_us: int, limit: int) -> list[Row]:
     """Return one pending element for each way in which elements of a job wait."""
     rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM (SELECT job_id, MIN(idx) AS idx FROM elements WHERE job_id = ? AND (? IS NULL OR idx = ?)"  # noqa: S608
+        f"SELECT {_COLUMNS} FROM (SELECT job_id, MIN(idx) AS idx"  # noqa: S608
+        " FROM elements WHERE job_id = ? AND (? IS NULL OR idx = ?)"
         " AND finished_us IS NULL AND state = 'pending' GROUP BY held, not_before_us > ?, sentence LIMIT ?) g"
         " JOIN elements e ON e.job_id = g.job_id AND e.idx = g.idx JOIN jobs j ON j.id = g.job_id ORDER BY e.idx",
         (job_id, index, index, now_us, limit),
@@ -147,9 +149,10 @@ _ATTEMPT = (
 
 
 def attempts_of(connection: sqlite3.Connection, job_id: int, index: int | None, limit: int) -> list[dict[str, Any]]:
-    """Return the newest attempts of a job or an element, oldest first, with their devices and what they were charged."""
+    """Return the newest attempts of a job or an element, oldest first, with their devices and charges."""
     rows = connection.execute(
-        f"SELECT {', '.join(_ATTEMPT)} FROM attempts WHERE job_id = ? AND (? IS NULL OR idx = ?) ORDER BY id DESC LIMIT ?",  # noqa: S608
+        f"SELECT {', '.join(_ATTEMPT)} FROM attempts"  # noqa: S608
+        " WHERE job_id = ? AND (? IS NULL OR idx = ?) ORDER BY id DESC LIMIT ?",
         (job_id, index, index, limit),
     ).fetchall()
     found = [dict(zip(_ATTEMPT, row, strict=True)) for row in reversed(rows)]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 
 
 class Timeout(Exception):

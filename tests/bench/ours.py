@@ -101,6 +101,9 @@ class Ours:
     def close(self) -> None:
         """End the runner and whatever still runs."""
         with contextlib.suppress(StokerError):
-            self.free()
+            left = self.client.get("/v1/jobs?state=pending,starting,running&limit=1000")["jobs"]
+            if left:
+                self.client.post("/v1/jobs/stop", {"refs": [each["id"] for each in left], "grace_s": 1})
+        self.held.clear()
         self.client.close()
         call([STOKER, "service", "stop"], self.environment)

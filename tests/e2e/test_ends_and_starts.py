@@ -50,7 +50,7 @@ def test_a_job_stopped_in_its_back_off_can_be_started_at_once(runner: Box) -> No
 
 
 def test_a_stop_before_a_back_off_ends_saves_what_is_there(runner: Box) -> None:
-    """What the last attempt left is published when its job is stopped while it waits; nothing left makes no artifact."""
+    """What the last attempt left is published when its waiting job is stopped; nothing left makes no artifact."""
     command = 'echo "$1" > "$STOKER_OUTPUT_DIR/kept"; exit 1'
     full = runner.submit("--retries", "9", "--", "sh", "-c", command, "x", "weights")
     empty = runner.submit("--retries", "9", "--", "false")

@@ -395,7 +395,7 @@ def test_without_mounts_a_directory_is_a_link(box: Box) -> None:
 
 
 def test_without_mounts_nobody_shares_a_directory(box: Box) -> None:
-    """A DIR that exists, or that an unfinished job has, is refused with what to do; nothing is queued or left behind."""
+    """A DIR that exists, or that an unfinished job has, is refused with what to do; nothing is queued or left."""
     box.mounts_permitted = False
     first = box.submit(flags=[("--output", "out")])
     (box.work / "there").mkdir()

@@ -48,7 +48,9 @@ def fill(directory: Path) -> Path:
 def hashes(directory: Path) -> str:
     """Return what a job says that has the same tree as its input."""
     environ = {"STOKER_INPUT_data": str(directory), "PATH": os.environ["PATH"]}
-    return subprocess.run(["sh", "-c", HASH_ALL], env=environ, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["sh", "-c", HASH_ALL], env=environ, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def succeeds(runner: Box, *args: str) -> str:
@@ -94,7 +96,7 @@ def test_local_files_and_directories_reach_the_job_as_they_are(runner: Box, tmp_
 def test_read_only_inputs_stay_so_and_writable_ones_are_private(runner: Box, tmp_path: Path) -> None:
     """No job changes what another one sees; a writable copy lives for one attempt of one job."""
     tree = fill(tmp_path / "tree")
-    spoil = 'echo x > "$STOKER_INPUT_data/new"; echo x >> "$STOKER_INPUT_data/empty"; rm -f "$STOKER_INPUT_data/run.sh"; true'
+    spoil = 'cd "$STOKER_INPUT_data"; echo x > new; echo x >> empty; rm -f run.sh; true'
     before = hashes(tree)
     succeeds(runner, "--input", f"data={tree}/", "--", "sh", "-c", spoil)
     assert succeeds(runner, "--input", f"data={tree}/", "--", "sh", "-c", HASH_ALL) == before
@@ -113,7 +115,9 @@ def test_where_mounts_are_not_permitted_inputs_are_links(box: Box, tmp_path: Pat
     tree = fill(tmp_path / "tree")
     weaker = ["setpriv", "--bounding-set", "-sys_admin,-dac_override,-dac_read_search", "--inh-caps", "-all"]
     subprocess.run([*weaker, *box.command("service", "start")], env=box.environ, check=True, capture_output=True)
-    assert succeeds(box, "--input", f"data={tree}/", "--", "sh", "-c", HASH_ALL.replace("find .", "find -L .")) == hashes(tree)
+    assert succeeds(
+        box, "--input", f"data={tree}/", "--", "sh", "-c", HASH_ALL.replace("find .", "find -L .")
+    ) == hashes(tree)
     spoil = 'echo x > "$STOKER_INPUT_data/new" || echo refused; echo x >> "$STOKER_INPUT_data/empty" || echo refused'
     assert succeeds(box, "--input", f"data={tree}/", "--", "sh", "-c", spoil).count("\nrefused") == 2
     assert succeeds(box, "--input", f"data={tree}/,rw", "--", "sh", "-c", spoil) == ""
@@ -152,7 +156,9 @@ def test_a_web_tree_and_file_are_staged_and_then_cost_no_request(runner: Box, we
     """`http://` serves a file, or with a trailing slash a listing; the second job of an address asks nothing."""
     tree = fill(web.root / "set")
     address = f"data={web.url}/set/"
-    assert succeeds(runner, "--input", address, "--", "sh", "-c", HASH_ALL).split("\n")[:1] == hashes(tree).split("\n")[:1]
+    assert (
+        succeeds(runner, "--input", address, "--", "sh", "-c", HASH_ALL).split("\n")[:1] == hashes(tree).split("\n")[:1]
+    )
     one = ("--input", f"data={web.url}/set/empty", "--", "sh", "-c", 'ls "$STOKER_INPUT_data"')
     assert succeeds(runner, *one) == "empty"
     asked = len(web.requests)
@@ -171,12 +177,19 @@ def test_two_jobs_that_ask_for_one_address_fetch_it_once(runner: Box, web: Web) 
     go = held(web, "/big", after=1000)
     waiting = [runner.submit("--input", f"data={web.url}/big", "--", "sh", "-c", HASH_ALL) for _ in range(6)]
     wait_until(lambda: web.gets("/big") >= 2)
-    assert succeeds(runner, "--input", f"data={web.url}/other", "--", "sh", "-c", "cat $STOKER_INPUT_data/other") == "other"
+    assert (
+        succeeds(runner, "--input", f"data={web.url}/other", "--", "sh", "-c", "cat $STOKER_INPUT_data/other")
+        == "other"
+    )
     assert {runner.show(job)["state"] for job in waiting} == {"pending"}
     go.set()
     assert {runner.wait(job)["state"] for job in waiting} == {"succeeded"}
     # Broken off in the middle by the server, the one fetch goes on from there.
-    assert [asked.get("range") for _, path, asked in web.requests if path == "/big"] == ["bytes=0-0", None, "bytes=1000-"]
+    assert [asked.get("range") for _, path, asked in web.requests if path == "/big"] == [
+        "bytes=0-0",
+        None,
+        "bytes=1000-",
+    ]
 
 
 def test_staging_shows_its_progress_and_costs_nothing(runner: Box, web: Web) -> None:
@@ -336,7 +349,9 @@ def test_a_runner_killed_while_it_stages_goes_on(runner: Box, web: Web) -> None:
 def test_array_elements_share_what_is_staged_and_have_copies_of_their_own(runner: Box, web: Web) -> None:
     """One fetch for all elements; each has its own writable copy, and a stopped element costs no other one."""
     (web.root / "f").write_text("data")
-    command = 'cat "$STOKER_INPUT_data/f"; echo "$STOKER_ARRAY_INDEX" >> "$STOKER_INPUT_data/f"; cat "$STOKER_INPUT_data/f"'
+    command = (
+        'cat "$STOKER_INPUT_data/f"; echo "$STOKER_ARRAY_INDEX" >> "$STOKER_INPUT_data/f"; cat "$STOKER_INPUT_data/f"'
+    )
     job = runner.submit("--array", "0-5", "--input", f"data={web.url}/f,rw", "--", "sh", "-c", command)
     runner.wait(job)
     for index in range(6):

@@ -148,7 +148,7 @@ def test_where_mounts_are_not_permitted_the_output_directory_is_a_link(box: Box,
     refused = box.cli("submit", "--cwd", str(tmp_path), "--output", "there", "--", "true")
     assert refused.returncode == 2, refused
     assert "hint: " in refused.stderr
-    command = 'ls a/out; echo $STOKER_ATTEMPT > a/out/f; exit 1'
+    command = "ls a/out; echo $STOKER_ATTEMPT > a/out/f; exit 1"
     again, document = done(box, "--cwd", str(tmp_path), "--output", "a/out", "--retries", "1", "--", "sh", "-c", command)
     assert (document["exit_code"], len(document["attempts"])) == (1, 2), document["reason"]
     assert box.ok("logs", again) == ""
