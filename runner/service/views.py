@@ -185,7 +185,8 @@ def _listed(
     if all(each.first.finished_us is not None for each in groups):
         finished = max(each.finished_us for each in groups if each.finished_us is not None)
     attempted = any(each.attempted for each in groups)
-    reasons = (wait_reason(each.first, live, now_us) for each in groups if each.first.state in {State.PENDING, State.SAVING})
+    waiting = (each.first for each in groups if each.first.state in {State.PENDING, State.SAVING})
+    reasons = (wait_reason(row, live, now_us) for row in waiting)
     reason = next((each for each in reasons if each is not None), None)
     shown: dict[str, Any] | None = reason.document() if reason else None
     if shown is None and finished is not None:

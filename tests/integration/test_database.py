@@ -117,14 +117,14 @@ def test_network_file_systems() -> None:
     lines = [
         "1 0 0:1 / / rw - ext4 /dev/sda rw",
         "2 1 0:2 / /home rw - nfs4 box:/home rw",
-        "3 2 0:3 / /home/eve/local\\040disk rw - xfs /dev/sdb rw",
+        "3 2 0:3 / /srv/eve/local\\040disk rw - xfs /dev/sdb rw",
         "4 1 0:4 / /mnt/ssh rw - fuse.sshfs eve@box:/ rw",
     ]
     text = "\n".join(lines)
     kinds = {
         "/var/lib": "ext4",
-        "/home/eve": "nfs4",
-        "/home/eve/local disk/state": "xfs",
+        "/srv/eve": "nfs4",
+        "/srv/eve/local disk/state": "xfs",
         "/homes": "ext4",
         "/mnt/ssh/x": "fuse.sshfs",
     }

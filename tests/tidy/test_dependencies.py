@@ -15,8 +15,11 @@ NOT_IMPORTED = {
     "httptools": "uvicorn's parser of that name",
 }
 # Agreed upon for the product; nothing needs them so far.
-AGREED = {"psutil", "rich", "sqlmodel"}
-BROUGHT = {"starlette": "fastapi is built on it and hands out its types"}
+AGREED = {"psutil", "rich"}
+BROUGHT = {
+    "starlette": "fastapi is built on it and hands out its types",
+    "sqlalchemy": "sqlmodel is built on it and hands out its types",
+}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
