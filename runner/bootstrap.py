@@ -96,7 +96,7 @@ def _serve(paths: Paths) -> int:
     tail = LogTail()
     s3 = config.sources.s3
     options = SourceOptions(s3_endpoint=s3.endpoint or None, s3_region=s3.region or None)
-    preparer = Preparer(context, options, tail)
+    preparer = Preparer(context, loop, options, tail)
     measurer = Measurer(context, loop, devices.usage)
     finisher = Finisher(
         context,

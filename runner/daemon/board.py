@@ -42,6 +42,7 @@ class RunningAttempt:
     state: State = State.STARTING
     pidfd: int = -1
     launches: int = 0
+    sweeps: int = 0
     fault: str = ""
 
     @property
@@ -104,7 +105,9 @@ class Board:
         present = self.waiting.get(job.job_id)
         if present is not None:
             for index in job.indices:
-                bisect.insort(present.indices, index)
+                at = bisect.bisect_left(present.indices, index)
+                if present.indices[at : at + 1] != [index]:
+                    present.indices.insert(at, index)
             return
         self.waiting[job.job_id] = job
         key = (job.priority, job.request)

@@ -32,6 +32,7 @@ from runner.telemetry.tail import LogTail
 
 LOG_TAIL_BYTES = 65536
 RELOOK_S = 0.2
+SWEEPS_MAX = 12  # of 5 s each: what then lives is past killing
 BACKOFF_S = 1.0
 BACKOFF_MAX_S = 60.0
 
@@ -246,13 +247,18 @@ class Finisher:
         element = jobs.element(change.connection, ref)
         assert element is not None
         prepares = any(writable for _, writable, _ in facts.inputs)
-        again = Enqueue(
-            ref.job_id, (ref.idx,), facts.request, facts.priority, element.queued_us, facts.array_limit, prepares
+        change.effects.append(
+            Enqueue(
+                ref.job_id,
+                (ref.idx,),
+                facts.request,
+                facts.priority,
+                element.queued_us,
+                facts.array_limit,
+                prepares,
+                not_before_us,
+            )
         )
-        if delay_s:
-            self.loop.after(delay_s, lambda: self.context.desk.put(lambda later: _still_pending(later, ref, again)))
-        else:
-            change.effects.append(again)
 
     def _bill(self, change: Change, running: RunningAttempt, record: AttemptRecord) -> None:
         attempt = running.attempt
@@ -279,8 +285,12 @@ class Finisher:
         self._sweeping.add(running.attempt_id)
 
         def work() -> None:
-            swept = self.context.executor.sweep(record)
-            self.context.desk.put(lambda change: self._swept(change, running.attempt_id, record, empty=swept.empty))
+            empty = False
+            try:
+                empty = self.context.executor.sweep(record).empty
+            except OSError:
+                log.exception("job %s could not be cleared up", running.ref.label)
+            self.context.desk.put(lambda change: self._swept(change, running.attempt_id, record, empty=empty))
 
         self._sweepers.submit(work)
 
@@ -289,8 +299,8 @@ class Finisher:
         running = self.context.board.running.get(attempt_id)
         if running is None:
             return
-        if not empty and running.launches < 3:
-            running.launches += 1
+        if not empty and running.sweeps < SWEEPS_MAX:
+            running.sweeps += 1
             self._sweep(running, record)
             return
         self._end(change, running, record, verdict.LOST)
@@ -337,12 +347,6 @@ def has_files(directory: Path) -> bool:
             return next(found, None) is not None
     except FileNotFoundError:
         return False
-
-
-def _still_pending(change: Change, ref: Ref, again: Enqueue) -> None:
-    element = jobs.element(change.connection, ref)
-    if element is not None and element.state is State.PENDING and not element.held:
-        change.effects.append(again)
 
 
 def _record_document(record: AttemptRecord) -> dict[str, object]:

@@ -8,6 +8,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePath
 
 from runner.core.errors import StokerError
@@ -18,6 +19,7 @@ from runner.core.units import format_size
 from runner.daemon.board import WaitingJob
 from runner.daemon.context import Context
 from runner.daemon.launch import JobFacts, attempt_dir
+from runner.daemon.loop import Loop
 from runner.executors.environments import BuildCancelled, Builder, probe
 from runner.service.desk import Change, Enqueue
 from runner.service.submit import interpreter_of, request_from
@@ -52,8 +54,9 @@ class Preparation:
 class Preparer:
     """Turns queued jobs into ready ones. Methods belong to the turn's thread; the work is done by a few others."""
 
-    def __init__(self, context: Context, options: SourceOptions, tail: LogTail) -> None:
+    def __init__(self, context: Context, loop: Loop, options: SourceOptions, tail: LogTail) -> None:
         self.context = context
+        self.loop = loop
         self.tail = tail
         self.options = options
         self._jobs: dict[int, Preparation] = {}
@@ -63,7 +66,11 @@ class Preparer:
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="prepare")
 
     def enqueue(self, effect: Enqueue) -> None:
-        """Let elements wait: ready at once where there is nothing to prepare."""
+        """Let elements wait: ready at once where there is nothing to prepare and no time to wait for."""
+        delay_us = effect.not_before_us - self.context.clock.now_us()
+        if delay_us > 0:
+            self.loop.after(delay_us / 1e6, lambda: self.context.desk.put(partial(_due, effect)))
+            return
         if not effect.prepares:
             self._ready(effect, effect.indices)
             return
@@ -112,7 +119,7 @@ class Preparer:
             if preparation is not None and ref.idx in preparation.waiting:
                 continue
             again = Enqueue(ref.job_id, (ref.idx,), request_from(request), priority, element.queued_us, limit, prepares)
-            self.enqueue(again)
+            self.enqueue(replace(again, not_before_us=element.not_before_us))
 
     def reason(self, job_id: int) -> WaitReason | None:
         """Say what a job is being prepared with; may be asked from any thread."""
@@ -271,6 +278,18 @@ class Preparer:
                 sentence=sentence[:1000],
             )
             change.touched.add(ref)
+
+
+def _due(effect: Enqueue, change: Change) -> None:
+    """Its time has come: what has not been stopped, held or started meanwhile waits from now on."""
+    found = [jobs.element(change.connection, Ref(effect.job_id, index)) for index in effect.indices]
+    waiting = tuple(
+        each.ref.idx
+        for each in found
+        if each is not None and each.state is State.PENDING and not each.held and each.not_before_us <= effect.not_before_us
+    )
+    if waiting:
+        change.effects.append(replace(effect, indices=waiting, not_before_us=0))
 
 
 def environment_log(context: Context, job_id: int) -> Path:

@@ -65,12 +65,12 @@ class Turn:
         loop.listen(context.desk.descriptor, lambda: None)
 
     def run(self) -> Leave:
-        """Turn until someone asks the runner to leave."""
-        self._await_room()
-        while self.leaving is None:
-            self.loop.wait()
+        """Turn until someone asks the runner to leave; first over what was recovered, before anything happens."""
+        while True:
             self.once(self.context.desk.take(BATCH_MAX), self.loop.take_looks())
-        return self.leaving
+            if self.leaving is not None:
+                return self.leaving
+            self.loop.wait()
 
     def once(self, items: list[Item], looks: list[int]) -> None:
         """Run one turn over queued requests and the attempts that want a look."""

@@ -17,7 +17,7 @@ from schedulers.resources import Inventory, ResourceRequest
 
 @dataclass(frozen=True, slots=True)
 class Enqueue:
-    """Elements of a job wait from now on: to be prepared first (inputs, environment), or ready at once."""
+    """Elements of a job wait: to be prepared first (inputs, environment), or ready at once; not before an instant."""
 
     job_id: int
     indices: tuple[int, ...]
@@ -26,6 +26,7 @@ class Enqueue:
     queued_us: int
     array_limit: int | None
     prepares: bool
+    not_before_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
