@@ -25,6 +25,7 @@ from runner.core.errors import NoRunner, StokerError
 from runner.daemon.board import Board
 from runner.daemon.context import Clock, Context
 from runner.daemon.devices import Devices
+from runner.daemon.expire import Expirer
 from runner.daemon.finish import Finisher
 from runner.daemon.live import live_facts
 from runner.daemon.loop import Loop
@@ -33,6 +34,7 @@ from runner.daemon.meter import Meter
 from runner.daemon.prepare import Preparer
 from runner.daemon.recover import recover
 from runner.daemon.save import Saver
+from runner.daemon.stage import Stager
 from runner.daemon.start import Starter
 from runner.daemon.steps import stepper
 from runner.daemon.turn import Turn
@@ -41,6 +43,7 @@ from runner.executors.cgroups import CgroupRoots, find_cgroups
 from runner.executors.link import SpawnerLink
 from runner.executors.marks import this_box
 from runner.executors.process import ProcessExecutor
+from runner.executors.spares import Spares
 from runner.gpus.nvml import Nvml
 from runner.identity.sealing import Sealer
 from runner.ledger.accounts import AccountKind
@@ -96,7 +99,7 @@ def _serve(paths: Paths) -> int:
     tail = LogTail()
     s3 = config.sources.s3
     options = SourceOptions(s3_endpoint=s3.endpoint or None, s3_region=s3.region or None)
-    preparer = Preparer(context, loop, options, tail)
+    preparer = Preparer(context, loop, Stager(context, options, tail))
     measurer = Measurer(context, loop, devices.usage)
     finisher = Finisher(
         context,
@@ -117,6 +120,7 @@ def _serve(paths: Paths) -> int:
         finisher=finisher,
         saver=saver,
         meter=Meter(context, loop),
+        expirer=Expirer(context, loop, saver),
         measurer=measurer,
     )
     watch = Watch(context, loop, starter)
@@ -132,9 +136,9 @@ def _serve(paths: Paths) -> int:
         hub=context.hub,
         sealer=context.sealer,
         store=context.store,
-        live=live_facts(context, devices, preparer, executor.cgroups),
+        live=live_facts(context, devices, preparer, saver, executor.cgroups),
         tail=tail,
-        account=lambda uid: account_name(uid),
+        account=account_name,
         started_us=context.clock.now_us(),
     )
     report = Report(Path(paths.reports_dir), context.clock.now_us)
@@ -184,6 +188,7 @@ def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context,
         prices=prices,
         account_ids={name: account.id},
         ballast=ballast,
+        trees=Spares(paths.jobs_dir),
         clock=clock,
         step=stepper(os.environ),
     )
@@ -217,7 +222,8 @@ def _make_state(paths: Paths) -> int:
         raise NoRunner(message, hint="set STOKER_STATE_DIR to a directory of yours") from None
     if state.st_uid != os.geteuid() or state.st_mode & 0o022:
         raise NoRunner(
-            f"the state directory {paths.state_dir} is not yours alone", hint=f"chmod 700 {paths.state_dir}, or choose another"
+            f"the state directory {paths.state_dir} is not yours alone",
+            hint=f"chmod 700 {paths.state_dir}, or choose another",
         )
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -77,8 +77,7 @@ class Client:
         status, data = self._again(lambda wire: wire.exchange(method, path, sent, payload, timeout_s), retries=retries)
         if status >= 400:
             raise _problem(status, data)
-        document = loads(data) if data else None
-        return document
+        return loads(data) if data else None
 
     def read(self, path: str) -> Iterator[bytes]:
         """Yield the raw bytes of a long answer in pieces; a runner lost before the first is asked again."""

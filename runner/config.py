@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -22,8 +23,16 @@ def _size(text: str, what: str) -> int:
     return parse_size(text, what)
 
 
-def _setting(default: Any, help: str, parse: Callable[[str, str], Any] | None = None) -> Any:  # noqa: A002
-    metadata = {"help": help, "parse": parse, "shown": default}
+def _setting(
+    default: Any,
+    help: str,  # noqa: A002
+    parse: Callable[[str, str], Any] | None = None,
+    *,
+    least: float = 0,
+    most: float = math.inf,
+    among: tuple[str, ...] = (),
+) -> Any:
+    metadata = {"help": help, "parse": parse, "shown": default, "least": least, "most": most, "among": among}
     if parse is not None:
         default = parse(default, "a default")
     if isinstance(default, list | dict):
@@ -35,7 +44,7 @@ def _setting(default: Any, help: str, parse: Callable[[str, str], Any] | None = 
 class Defaults:
     """What a job gets that says nothing."""
 
-    gpus: int = _setting(1, "GPUs of a job that does not say, where the box has any")
+    gpus: int = _setting(1, "GPUs of a job that does not say, where the box has any", most=64)
     grace_s: float = _setting("120s", "between the stop signal and SIGKILL", parse_duration)
     pass_env: list[str] = _setting([], "variables that look secret and are passed all the same")
 
@@ -44,7 +53,7 @@ class Defaults:
 class Box:
     """What the box has, where the runner should not count for itself."""
 
-    cpus: float = _setting(0.0, "cores to give away; 0 counts them")
+    cpus: float = _setting(0.0, "cores to give away; 0 counts them", most=100_000)
     cgroup: bool = _setting(True, "a cgroup for every job, where one can be made; without, limits are not enforced")
 
 
@@ -53,7 +62,9 @@ class Gpu:
     """Which devices to use and when one is free."""
 
     exclude: list[str] = _setting([], "UUIDs that are never given to a job")
-    free_below_bytes: int = _setting("1GiB", "a device with less in use, and no foreign compute process, is free", _size)
+    free_below_bytes: int = _setting(
+        "1GiB", "a device with less in use, and no foreign compute process, is free", _size
+    )
     quarantine_after_s: float = _setting(
         "60s", "a device not empty this long after its job is quarantined, and checked as often", parse_duration
     )
@@ -68,7 +79,9 @@ class Storage:
     cache_limit_bytes: int = _setting("200GiB", "staged inputs beyond this give way, oldest first", _size)
     min_free_bytes: int = _setting("1GiB", "no staging below this much free disk", _size)
     keep_finished_s: float = _setting("90d", "logs and directories of finished jobs", parse_duration)
-    log_limit_bytes: int = _setting("1GiB", "a longer log keeps its first MiB and its newest half", _size)
+    log_limit_bytes: int = _setting(
+        "1GiB", "a longer log keeps its first MiB and its newest half", _size, least=4 << 20
+    )
     ballast_bytes: int = _setting("64MiB", "kept free for exits and charges on a day when the disk is full", _size)
     allow_network_filesystem: bool = _setting(False, "keep the state on NFS, CIFS or FUSE at your own risk")
 
@@ -95,21 +108,21 @@ class Credits:
     gpu_hour: str = _setting("1", "credits for an hour of one GPU")
     cpu_hour: str = _setting("0", "credits for an hour of one core")
     models: dict[str, str] = _setting({}, "credits for a GPU-hour by model, the longest match wins")
-    post_every_s: float = _setting("10m", "running jobs are charged this often", parse_duration)
+    post_every_s: float = _setting("10m", "running jobs are charged this often", parse_duration, least=1)
 
 
 @dataclass(frozen=True)
 class Metrics:
     """What is read from running jobs."""
 
-    interval_s: float = _setting("5s", "between two samples of a running job", parse_duration)
+    interval_s: float = _setting("5s", "between two samples of a running job", parse_duration, least=0.1)
 
 
 @dataclass(frozen=True)
 class Log:
     """The runner's own log."""
 
-    level: str = _setting("info", "debug, info, warning or error")
+    level: str = _setting("info", "debug, info, warning or error", among=("debug", "info", "warning", "error"))
 
 
 @dataclass(frozen=True)
@@ -200,7 +213,9 @@ def _scalar(keys: list[str], text: str, name: str) -> Any:
     hint: Any = Config
     metadata: Mapping[str, Any] = {}
     for key in keys:
-        fields = {shown_name(each.name): each for each in dataclasses.fields(hint)} if dataclasses.is_dataclass(hint) else {}
+        fields = (
+            {shown_name(each.name): each for each in dataclasses.fields(hint)} if dataclasses.is_dataclass(hint) else {}
+        )
         if key not in fields:
             raise UsageError(f"unknown setting {name}", hint=nearest(key, fields))
         metadata = fields[key].metadata
@@ -228,8 +243,19 @@ def _build(section: type, values: dict[str, Any], origins: dict[str, str], prefi
                 raise UsageError(f"{name} is a section (from {origin})", hint="see config.example.toml")
             built[each.name] = _build(hints[each.name], value, origins, f"{name}.")
         else:
-            built[each.name] = _value(hints[each.name], each.metadata.get("parse"), value, f"{name} (from {origin})")
+            what = f"{name} (from {origin})"
+            built[each.name] = _bounded(each, _value(hints[each.name], each.metadata.get("parse"), value, what), what)
     return section(**built)
+
+
+def _bounded(setting: dataclasses.Field[Any], value: Any, what: str) -> Any:
+    least, most, among = (setting.metadata[name] for name in ("least", "most", "among"))
+    if among and value not in among:
+        raise UsageError(f"{what} is unknown: {value[:40]!r}", hint=nearest(value, among))
+    if isinstance(value, int | float) and not least <= value <= most:
+        limit = f"the least is {least:g}" if value < least else f"the most is {most:g}"
+        raise UsageError(f"{what} is out of bounds: {str(value)[:40]}", hint=limit)
+    return value
 
 
 def _value(hint: Any, parse: Callable[[str, str], Any] | None, value: Any, what: str) -> Any:
@@ -240,12 +266,17 @@ def _value(hint: Any, parse: Callable[[str, str], Any] | None, value: Any, what:
     if hint is float and isinstance(value, int | Decimal) and not isinstance(value, bool):
         if not Decimal(value).is_finite():
             raise UsageError(f"{what} is not a number", hint="NaN and infinity are refused")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise UsageError(f"{what} is absurd", hint="see config.example.toml") from None
     if hint in (bool, int, str) and type(value) is hint:
         return value
     if hint == list[str] and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return value
     if hint == dict[str, str] and isinstance(value, dict) and all(isinstance(item, str) for item in value.values()):
         return value
-    kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(hint, "a list or table of text")
+    kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(
+        hint, "a list or table of text"
+    )
     raise UsageError(f"{what} is not {kind}: {str(value)[:60]!r}", hint="see config.example.toml")

@@ -1,4 +1,4 @@
-"""Where everything of one runner lies. Standard library and next to no imports: the client reads it on every command."""
+"""Where everything of one runner lies. Next to no imports: the client reads it on every command."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Paths:
 
 
 def state_dir(environ: Mapping[str, str]) -> str:
-    """Return the state directory that `environ` names: STOKER_STATE_DIR, XDG_STATE_HOME/stoker or ~/.local/state/stoker."""
+    """Return what `environ` names: STOKER_STATE_DIR, XDG_STATE_HOME/stoker or ~/.local/state/stoker."""
     named = environ.get("STOKER_STATE_DIR")
     if named:
         if not named.startswith("/"):

@@ -129,6 +129,5 @@ def _link(store: Store, entry: Entry, path: Path) -> None:
 
 
 def _make_directories(root: Path, manifest: Manifest) -> None:
-    root.mkdir(mode=0o755)
-    for parent in sorted({entry.path.rpartition("/")[0] for entry in manifest.entries} - {""}):
-        (root / parent).mkdir(mode=0o755, parents=True, exist_ok=True)
+    for parent in sorted({entry.path.rpartition("/")[0] for entry in manifest.entries} | {""}):
+        files.make_directories(root / parent)

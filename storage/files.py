@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from storage.errors import Cancelled, SourceRefused
@@ -145,6 +146,18 @@ def open_regular(root_fd: int, relative: str) -> tuple[int, os.stat_result]:
 def signature(facts: os.stat_result) -> str:
     """Return what changes whenever a file's bytes do, as far as the kernel tells."""
     return f"{facts.st_dev}-{facts.st_ino}-{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ctime_ns}"
+
+
+def make_directories(path: Path, mode: int = 0o755) -> None:
+    """Make a directory and the parents it lacks, each with exactly this mode: the process's umask is the runner's."""
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for each in reversed(missing):
+        with suppress(FileExistsError):
+            each.mkdir(mode=0o700)
+            each.chmod(mode)
 
 
 def remove_directory(path: Path) -> None:

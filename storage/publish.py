@@ -88,14 +88,14 @@ def export(store: Store, digest: str, dest: Path, *, overwrite: bool = False) ->
     """
     manifest = store.manifest(digest)
     if not os.path.lexists(dest):
-        dest.parent.mkdir(parents=True, exist_ok=True)
+        files.make_directories(dest.parent)
         checkout.copy_out(store, manifest, dest)
         return len(manifest.entries)
     _check_room(manifest, dest, overwrite=overwrite)
     with store.lease("export"), disk_errors(dest):
         for entry in manifest.entries:
             target = dest / entry.path
-            target.parent.mkdir(parents=True, exist_ok=True)
+            files.make_directories(target.parent)
             temp = target.parent / f".stoker-{secrets.token_hex(6)}"
             try:
                 checkout.copy_object(store, entry, temp)

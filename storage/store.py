@@ -122,6 +122,15 @@ class Store:
         finally:
             lease.release()
 
+    def keep(self, lease: leases.Lease, digest: str) -> bool:
+        """Have the lease protect a tree from now on; false where it is not there.
+
+        Under the lock: a sweep either reads the lease with this tree in it, or took the tree before we looked.
+        """
+        with self._lock(fcntl.LOCK_SH):
+            lease.keep(digest)
+            return self.has_tree(digest)
+
     @contextmanager
     def batch(self) -> Iterator[Batch]:
         """Take in objects; those complete are published at the end, also when the work broke off for another reason.
@@ -222,10 +231,11 @@ class Store:
     def sweep(self, roots: Iterable[str]) -> Swept:
         """Remove all trees but the roots and those that leases name, then all objects that no tree holds.
 
-        Nothing as young as the oldest live lease is touched, nor anything made after the sweep began.
+        Nothing as young as the oldest live lease is touched, nor anything made after the sweep began. The roots are
+        read after the leases: who writes down a root and then ends its lease is seen by one or the other.
         """
         with self._lock(fcntl.LOCK_EX):
-            return _Sweep(self, frozenset(roots)).run()
+            return _Sweep(self, roots).run()
 
     def usage(self) -> Usage:
         """Count objects, trees and bytes."""
@@ -406,8 +416,8 @@ class Batch:
 class _Sweep:
     """One mark and sweep, under the store's exclusive lock."""
 
-    def __init__(self, store: Store, roots: frozenset[str]) -> None:
-        self.store, self.roots = store, set(roots)
+    def __init__(self, store: Store, roots: Iterable[str]) -> None:
+        self.store, self.roots = store, set[str]()
         marker = store.temp_path()
         marker.touch()
         self.now_ns = self.horizon_ns = marker.stat().st_ctime_ns
@@ -419,6 +429,7 @@ class _Sweep:
             else:
                 self.horizon_ns = min(self.horizon_ns, held.since_ns)
                 self.roots |= held.keeps
+        self.roots.update(roots)
 
     def run(self) -> Swept:
         """Trees first, so that no manifest is left without its objects."""

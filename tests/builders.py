@@ -70,7 +70,7 @@ class Box:
         )
         return self
 
-    def job(  # noqa: PLR0913 - each is one word of the language
+    def job(
         self,
         job_id: int,
         *,

@@ -68,7 +68,7 @@ class Box:
     def cli(
         self,
         *args: str,
-        input: str | bytes | None = None,  # noqa: A002 - as subprocess calls it
+        input: str | bytes | None = None,
         timeout: float = 60,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
@@ -97,7 +97,7 @@ class Box:
         """Return the argv of a command line, as the console script has it."""
         return [str(Path(sys.executable).with_name("stoker")), *args]
 
-    def ok(self, *args: str, input: str | bytes | None = None, timeout: float = 60) -> str:  # noqa: A002
+    def ok(self, *args: str, input: str | bytes | None = None, timeout: float = 60) -> str:
         """Run one command line that must end with 0; return its stdout without the last newline."""
         done = self.cli(*args, input=input, timeout=timeout)
         assert done.returncode == 0, f"{args} ended with {done.returncode}\n{done.stdout}{done.stderr}"

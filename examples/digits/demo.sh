@@ -15,6 +15,7 @@ show() {
     stoker "$@"
 }
 
+stoker service start >/dev/null
 if [ "$(stoker gpu ls --format name)" ]; then
     requirements=requirements-gpu.txt training=(train_gpu.py) device=(--gpus 1)
 else
@@ -22,8 +23,8 @@ else
 fi
 
 show run --name digits "${device[@]}" --requirements "$requirements" --input digits=data -- python "${training[@]}"
-show metrics digits --name loss --plot
-show outputs ls digits
-show show digits
-show credit history --limit 3
+show metrics @last --name loss --plot
+show outputs ls @last
+show show @last
+show credit balance
 printf '\nThe private runner stays up for the next job. Stop it with: %s service stop\n' "$root/.venv/bin/stoker"

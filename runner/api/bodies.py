@@ -20,7 +20,7 @@ def _body(required: list[str], media: str = "application/json", **properties: An
 
 
 def _whole(schema: dict[str, Any]) -> dict[str, Any]:
-    """Put definitions where they are referred to: a reference would be looked up from the root of the whole document."""
+    """Put definitions where they are referred to: a reference is looked up from the root of the whole document."""
     definitions = schema.pop("$defs", {})
 
     def put(value: Any) -> Any:

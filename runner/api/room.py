@@ -1,4 +1,4 @@
-"""What the routes work with: the desk, the readers, the daemon's answers. Built by bootstrap, found on the app's state."""
+"""What the routes work with: the desk, the readers, the daemon's answers. Bootstrap builds it, the app carries it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from runner.identity.sealing import Sealer
 from runner.paths import Paths
 from runner.service.desk import Desk, Hub
 from runner.service.facts import LiveFacts
-from runner.service.refs import Target, resolve
 from runner.service.intake import Caller, read_caller
+from runner.service.refs import Target, resolve
 from runner.service.submit import Envelope
 from runner.state.engine import Database
 from runner.telemetry.tail import LogTail
@@ -58,7 +58,7 @@ class Room:
         return read_caller(document, uid, self.account(uid))
 
     def envelope(self, caller: Caller, *, again: bool = False) -> Envelope:
-        """Return what seals the environment of a caller's jobs; `again` passes all of it, as what was left out is out."""
+        """Return what seals the environment of a caller's jobs; `again` passes all: what was left out is out."""
         return Envelope(caller, self.sealer, caller.env if again else self.config.defaults.pass_env)
 
     def body_hash(self, request: Request, body: bytes) -> bytes:

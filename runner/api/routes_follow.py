@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -116,7 +116,7 @@ class Ear:
         loop = asyncio.get_running_loop()
         self._forget: Callable[[], None] = room.hub.listen(job_id, lambda: loop.call_soon_threadsafe(self._event.set))
 
-    def __enter__(self) -> Ear:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -167,9 +167,7 @@ async def _follow(
             await ear.hear()
 
 
-async def _log(
-    room: Room, found: LogOf, mask: Mask, offset: int, tail: int | None, rank: int
-) -> AsyncIterator[bytes]:
+async def _log(room: Room, found: LogOf, mask: Mask, offset: int, tail: int | None, rank: int) -> AsyncIterator[bytes]:
     """Yield the frames of one attempt's log until it has ended; one that never wrote has no file."""
     for path in (found.path, room.paths.job_log(found.attempt_id, rank)):
         try:

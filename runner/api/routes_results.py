@@ -70,9 +70,9 @@ async def remove_model(request: Request, name: str, confirmed: Annotated[int, Qu
     return JSONResponse(await Once(request, b"").ask(work))
 
 
-def _remove_model(uid: int, name: str, confirmed: bool, change: Any) -> dict[str, Any]:  # noqa: FBT001
+def _remove_model(uid: int, name: str, confirmed: bool, change: Any) -> dict[str, Any]:
     return models.removed(change, uid, name, confirmed=confirmed)
 
 
-def _pull(room: Room, ref: str, uid: int, destination: Path, overwrite: bool) -> dict[str, Any]:  # noqa: FBT001
+def _pull(room: Room, ref: str, uid: int, destination: Path, overwrite: bool) -> dict[str, Any]:
     return outputs.pulled(room.reader(), room.store, room.target(ref, uid), destination, overwrite=overwrite)

@@ -82,7 +82,7 @@ def client_for(args: Args, out: Out) -> Client:
         out.note(f"the runner's socket is {paths.api_socket}")
     starts = args.verb.starts if args.verb else "never"
 
-    def start(reviving: bool) -> None:  # noqa: FBT001
+    def start(reviving: bool) -> None:
         from runner.cli.starting import ensure_runner, spawner_command  # only where no runner answers
 
         # A follower whose runner was stopped under it must not bring it back.

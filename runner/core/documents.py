@@ -1,4 +1,4 @@
-"""Text into job documents: strict JSON and TOML, flags, `#STOKER` lines, and the merge that keeps each value's origin."""
+"""Text into job documents: strict JSON and TOML, flags, `#STOKER` lines; and the merge that keeps the origins."""
 
 from __future__ import annotations
 
@@ -100,11 +100,12 @@ def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
     origins: dict[str, str] = {}
     for origin, document in layers:
         for key, value in document.items():
-            if isinstance(value, dict) and isinstance(merged.get(key, {}), dict):
-                merged[key] = {**merged.get(key, {}), **value}
+            below = merged.get(key)
+            if isinstance(value, dict):
+                merged[key] = {**(below if isinstance(below, dict) else {}), **value}
                 origins.update((f"{key}.{name}", origin) for name in value)
-            elif key == "pass_env" and isinstance(value, list) and isinstance(merged.get(key, []), list):
-                merged[key] = [*merged.get(key, []), *value]
+            elif key == "pass_env" and isinstance(value, list) and isinstance(below, list):
+                merged[key] = [*below, *value]
             else:
                 merged[key] = value
             origins[key] = origin

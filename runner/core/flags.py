@@ -11,7 +11,7 @@ class JobFlag:
 
     __slots__ = ("flag", "help", "key", "metavar", "repeats")
 
-    def __init__(self, flag: str, key: str, metavar: str, repeats: bool, help: str) -> None:  # noqa: A002, FBT001
+    def __init__(self, flag: str, key: str, metavar: str, repeats: bool, help: str) -> None:  # noqa: A002
         self.flag = flag
         self.key = key
         self.metavar = metavar

@@ -94,6 +94,11 @@ RETRYABLE = {
 }
 
 
+def stays_stopped(ending: Ending) -> bool:
+    """Say whether a stop for this reason is the end of the job, and not of its attempt alone."""
+    return ending in _STOPPED
+
+
 def becomes(ending: Ending, *, requeues_spent: int, retries_left: int, requeue: str | None) -> Becomes:
     """Say where a job goes after `ending`.
 

@@ -65,7 +65,7 @@ def _schema(kind: str, least: float, most: float, text: str | None = None) -> Wi
     return WithJsonSchema({"anyOf": [number, {"type": "string", "pattern": text}]} if text else number)
 
 
-_SIZE_TEXT = r"^\s*[0-9]{1,15}(\.[0-9]{1,6})?\s*([KMGTP](i?B)?|B)?\s*$"
+_SIZE_TEXT = r"^\s*[0-9]{1,19}(\.[0-9]{1,6})?\s*([KMGTP](i?B)?|B)?\s*$"
 _DURATION_TEXT = r"^\s*([0-9]{1,9}(\.[0-9]{1,6})?|([0-9]{1,9}(\.[0-9]{1,6})?[smhdw])+)\s*$"
 
 SizeBytes = Annotated[
@@ -183,7 +183,7 @@ def parse_array(text: str) -> tuple[int, int, int | None]:
 
 
 def validate(document: dict[str, Any], origins: dict[str, str] | None = None) -> JobSpec:
-    """Return the spec that `document` states; `UsageError` names the first fault, where it came from and what is near."""
+    """Return the spec that `document` states; `UsageError` names the first fault, its origin and what is near."""
     if not isinstance(document, dict):
         raise UsageError("a job document is a table", hint=_SEE_SCHEMA)
     try:

@@ -6,7 +6,7 @@ import re
 
 from runner.core.errors import UsageError
 
-_SIZE = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,6}))?\s*(?:([KMGTP])(?:i?B)?|B)?", re.ASCII)
+_SIZE = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,6}))?\s*(?:([KMGTP])(?:i?B)?|B)?", re.ASCII)
 _DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,6})?[smhdw])+", re.ASCII)
 _PART = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhdw])", re.ASCII)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}

@@ -106,7 +106,7 @@ class Board:
         if present is not None:
             for index in job.indices:
                 at = bisect.bisect_left(present.indices, index)
-                if present.indices[at : at + 1] != [index]:
+                if present.indices[at : at + 1] != [index]:  # twice in the queue would be started twice
                     present.indices.insert(at, index)
             return
         self.waiting[job.job_id] = job
@@ -198,7 +198,5 @@ class Board:
     def snapshot(self, now_us: int) -> Snapshot:
         """Return what a decision may look at."""
         if self._entries is None:
-            self._entries = tuple(
-                Entry(priority, request, line) for (priority, request), line in self._lines.items()
-            )
+            self._entries = tuple(Entry(priority, request, line) for (priority, request), line in self._lines.items())
         return Snapshot(now_us, self.inventory(), self._entries)

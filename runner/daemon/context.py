@@ -18,17 +18,21 @@ from runner.daemon.launch import JobFacts
 from runner.daemon.steps import Step, pass_by
 from runner.executors.base import Executor
 from runner.executors.link import SpawnerLink
+from runner.executors.spares import Spares
 from runner.identity.sealing import Sealer
 from runner.ledger.pricing import Price
 from runner.paths import Paths
 from runner.service.desk import Change, Desk, Hub
-from runner.service.submit import request_from, split_environment
+from runner.service.submit import request_from, secret_sources, split_environment
 from runner.state import jobs
 from runner.state.ballast import Ballast
 from runner.state.engine import Database
 from storage.store import Store
 
 FACTS_KEPT = 256
+
+Unsealed = tuple[int, dict[str, str], dict[str, str]]
+ENVIRONMENTS_KEPT = 64
 
 
 class Clock:
@@ -62,9 +66,11 @@ class Context:
     prices: tuple[Price, ...]
     account_ids: dict[str, int]
     ballast: Ballast
+    trees: Spares
     clock: Clock = field(default_factory=Clock)
     admission: str = ""
     step: Callable[[Step], None] = pass_by
+    _environments: dict[tuple[int, bytes], Unsealed] = field(default_factory=dict)
     _facts: OrderedDict[int, JobFacts] = field(default_factory=OrderedDict)
 
     def change(self) -> Change:
@@ -76,6 +82,7 @@ class Context:
             inventory=self.board.inventory(),
             boot_id=self.boot_id,
             mounts_permitted=self.mounts_permitted,
+            jobs_dir=self.paths.jobs_dir,
             admission=self.admission,
         )
 
@@ -116,6 +123,17 @@ class Context:
             self._facts.popitem(last=False)
         return facts
 
+    def unsealed(self, owner_uid: int, sealed: bytes) -> Unsealed:
+        """Return (umask, variables, secret sources) of a sealed environment; jobs of one caller mostly share theirs."""
+        known = self._environments.get((owner_uid, sealed))
+        if known is None:
+            payload = self.sealer.unseal(owner_uid, "environment", "variables", sealed)
+            known = (*split_environment(payload), secret_sources(payload))
+            if len(self._environments) >= ENVIRONMENTS_KEPT:
+                self._environments.clear()
+            self._environments[owner_uid, sealed] = known
+        return known
+
     def forget_facts(self, job_id: int) -> None:
         """Read a job again the next time: its inputs or environment changed."""
         self._facts.pop(job_id, None)
@@ -130,8 +148,9 @@ def read_facts(context: Context, job_id: int) -> JobFacts:
     sealed = jobs.variables_of(connection, job_id)
     umask = 0o022
     variables: dict[str, str] = {}
+    sources: dict[str, str] = {}
     if sealed is not None:
-        umask, variables = split_environment(context.sealer.unseal(owner_uid, "environment", "variables", sealed))
+        umask, variables, sources = context.unsealed(owner_uid, sealed)
     staged = jobs.inputs(connection, job_id)
     built = jobs.environment_of(connection, job_id)
     return JobFacts(
@@ -147,4 +166,5 @@ def read_facts(context: Context, job_id: int) -> JobFacts:
         variables=variables,
         inputs=tuple((input_name, writable, digest or "") for input_name, _, writable, digest in staged),
         environment_dir=built,
+        secret_sources=sources,
     )

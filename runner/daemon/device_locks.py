@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,6 +61,16 @@ class DeviceLocks:
             with suppress(StokerError):
                 self.context.link.drop(uuid)
             os.close(descriptor)
+
+    def drop_all_but(self, uuids: Collection[str]) -> None:
+        """Let go of all others, those included that a killed runner had only claimed and left with the spawner."""
+        with suppress(StokerError):
+            for uuid in self.context.link.names():
+                if uuid not in uuids and uuid not in self._descriptors:
+                    self.context.link.drop(uuid)
+        for uuid in self:
+            if uuid not in uuids:
+                self.drop(uuid)
 
     def keep_all(self) -> None:
         """Leave every lock with a spawner that has just come up."""

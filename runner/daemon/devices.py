@@ -7,8 +7,6 @@ twice: whoever had it before us may have died and left something on it.
 from __future__ import annotations
 
 import logging
-import os
-import pwd
 import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -20,7 +18,7 @@ from runner.core.lifecycle import State
 from runner.core.reasons import Ending
 from runner.daemon.context import Context
 from runner.daemon.device_locks import DeviceLocks
-from runner.daemon.gpu_use import GpuUse
+from runner.daemon.gpu_use import GpuUse, process_name
 from runner.daemon.loop import Loop
 from runner.executors.marks import belongs
 from runner.gpus.reading import BoxReading, GpuReading, foreign_use
@@ -110,7 +108,7 @@ class Devices:
         ]
 
     def refresh(self) -> None:
-        """While a job waits for a device, look now and then: who is on it from outside may leave, and nothing tells us."""
+        """While a job waits for a device, look now and then: nothing tells us that somebody outside has left one."""
         board = self.context.board
         if self._relook_armed or not board.known or not board.waits_for_devices():
             return
@@ -120,7 +118,7 @@ class Devices:
         self.loop.after(self.context.config.gpu.look_every_s, self._relook)
 
     def claim(self, uuids: Sequence[str]) -> Claim:
-        """Take devices for a job, all or none: `ours` may be given now; `looking` brings a turn when they are seen empty.
+        """Take devices for a job, all or none: `ours` may be given now; `looking` brings a turn once they were seen.
 
         `taken` by another runner: the board says so from now on, and the decision is to be made again.
         """
@@ -189,9 +187,7 @@ class Devices:
         self._use.reload(attempt for attempt in running.values() if attempt.devices)
         for uuid, (attempt_id, _) in held.items():
             self.locks.regain(uuid, attempt_id)
-        for uuid in self.locks:
-            if uuid not in held:
-                self.locks.drop(uuid)
+        self.locks.drop_all_but(held)
         if self._left:
             self.look()
         self._show()
@@ -253,8 +249,8 @@ class Devices:
         for each in self.reading.devices:
             if each.uuid not in known and not each.error and not self._is_excluded(each):
                 change.connection.execute(
-                    "INSERT INTO devices (uuid, model, memory_bytes, first_seen_us, last_seen_us) VALUES (?, ?, ?, ?, ?)"
-                    " ON CONFLICT (uuid) DO UPDATE SET last_seen_us = excluded.last_seen_us",
+                    "INSERT INTO devices (uuid, model, memory_bytes, first_seen_us, last_seen_us)"
+                    " VALUES (?, ?, ?, ?, ?) ON CONFLICT (uuid) DO UPDATE SET last_seen_us = excluded.last_seen_us",
                     (each.uuid, each.model, each.memory_bytes, change.now_us, change.now_us),
                 )
         rows = change.connection.execute(
@@ -394,17 +390,3 @@ class Devices:
         if not use.used:
             return None
         return ", ".join(process_name(each.pid) for each in use.holders) or "memory that no process explains"
-
-
-def process_name(pid: int) -> str:
-    """Return a process as a person knows it: `pid 812 (ollama) of alice`."""
-    directory = Path(f"/proc/{pid}")
-    try:
-        name, uid = (directory / "comm").read_text(errors="replace").strip(), directory.stat().st_uid
-    except OSError:
-        return f"pid {pid}"
-    try:
-        user = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        user = f"uid {uid}"
-    return f"pid {pid} ({name}) of {user}"

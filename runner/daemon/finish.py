@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from runner.core.job import Ref
 from runner.core.lifecycle import Event, State
-from runner.core.reasons import RETRYABLE, Becomes, Ending, becomes
-from runner.daemon import verdict
+from runner.core.reasons import RETRYABLE, Becomes, Ending, becomes, stays_stopped
+from runner.daemon import launch, verdict
 from runner.daemon.board import RunningAttempt
 from runner.daemon.context import Context
 from runner.daemon.devices import Devices
-from runner.daemon.launch import attempt_dir
 from runner.daemon.loop import Loop
 from runner.daemon.measure import Measurer
-from runner.daemon.save import Saver
+from runner.daemon.save import Saver, has_files
 from runner.daemon.start import Starter
 from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
@@ -43,7 +42,16 @@ class Finisher:
     """The turn's second half of an attempt."""
 
     def __init__(
-        self, context: Context, loop: Loop, *, devices: Devices, starter: Starter, saver: Saver, measurer: Measurer, tail: LogTail, sweepers: ThreadPoolExecutor
+        self,
+        context: Context,
+        loop: Loop,
+        *,
+        devices: Devices,
+        starter: Starter,
+        saver: Saver,
+        measurer: Measurer,
+        tail: LogTail,
+        sweepers: ThreadPoolExecutor,
     ) -> None:
         self.context = context
         self.loop = loop
@@ -55,6 +63,7 @@ class Finisher:
         self._sweepers = sweepers
         self._sweeping: set[int] = set()
         self._ingested: list[RunningAttempt] = []
+        self._emptied: list[Ref] = []
         self._relaunch: list[RunningAttempt] = []
         saver.settle = self.settle
 
@@ -86,7 +95,9 @@ class Finisher:
 
         It finished when its attempt ended, however much later a runner came to write that down.
         """
-        event = {Becomes.SUCCEEDED: Event.SUCCEED, Becomes.STOPPED: Event.STOP_SAVED, Becomes.FAILED: Event.FAIL}[becomes_]
+        event = {Becomes.SUCCEEDED: Event.SUCCEED, Becomes.STOPPED: Event.STOP_SAVED, Becomes.FAILED: Event.FAIL}[
+            becomes_
+        ]
         jobs.move(
             change.connection,
             ref,
@@ -102,7 +113,7 @@ class Finisher:
         change.touched.add(ref)
 
     def after_commit(self) -> None:
-        """Take away the control directories of attempts that are in the database now, and launch again what never ran."""
+        """Take away the control directories of attempts that the database has now; launch again what never ran."""
         ingested, self._ingested = self._ingested, []
         for running in ingested:
             self.context.step(Step.FINISH_COMMITTED)
@@ -113,6 +124,9 @@ class Finisher:
             self.measurer.ended(running.attempt_id)
             self.tail.finish(str(self.context.control_dir(running.attempt_id) / "log.0"))
             clear_control(self.context, running.attempt_id)
+        emptied, self._emptied = self._emptied, []
+        for ref in emptied:
+            launch.give_tree(self.context.paths, self.context.trees, ref)
         relaunch, self._relaunch = self._relaunch, []
         for running in relaunch:
             self.starter.relaunch(running)
@@ -120,6 +134,7 @@ class Finisher:
     def rolled_back(self) -> None:
         """Forget what a refused turn wanted done."""
         self._ingested.clear()
+        self._emptied.clear()
         self._relaunch.clear()
 
     def _begin(self, change: Change, running: RunningAttempt, record: AttemptRecord) -> None:
@@ -214,22 +229,32 @@ class Finisher:
             retries_left=facts.spec.retries - tried,
             requeue=facts.spec.requeue,
         )
+        asked = jobs.stop_ending_of(change.connection, running.attempt_id)
+        if where is Becomes.PENDING and asked is not None and stays_stopped(Ending(asked)):
+            # Its watcher or the box died while it was being stopped: nobody wants it to run again.
+            where, ended = Becomes.STOPPED, dataclasses.replace(ended, ending=Ending(asked))
         if where is Becomes.PENDING:
             self._requeue(change, running, ended, len(earlier))
             return
-        output = attempt_dir(self.context.paths, ref, running.attempt.number) / "output"
+        output = launch.attempt_dir(self.context.paths, ref, running.attempt.number) / "output"
         if has_files(output):
             jobs.set_saving(change.connection, running.attempt_id, str(where), ended.sentence)
             self.saver.save(running.attempt, output, ended, where)
         else:
             self.settle(change, ref, ended, where, ended_us)
+            if not facts.spec.output and not facts.spec.checkpoint:
+                self._emptied.append(ref)
 
     def _requeue(self, change: Change, running: RunningAttempt, ended: Ended, earlier: int) -> None:
         ref, facts = running.ref, self.context.facts(running.ref.job_id)
         spec = facts.spec
         resumes = spec.requeue == "always" or (spec.checkpoint is not None and spec.requeue != "never")
         held = ended.ending is Ending.INTERRUPTED and not resumes
-        delay_s = 0.0 if ended.ending in {Ending.PREEMPTED, Ending.INTERRUPTED} else min(BACKOFF_MAX_S, BACKOFF_S * 2**earlier)
+        delay_s = (
+            0.0
+            if ended.ending in {Ending.PREEMPTED, Ending.INTERRUPTED}
+            else min(BACKOFF_MAX_S, BACKOFF_S * 2**earlier)
+        )
         not_before_us = change.now_us + int(delay_s * 1e6)
         jobs.move(
             change.connection,
@@ -329,24 +354,33 @@ class Finisher:
 def clear_control(context: Context, attempt_id: int) -> None:
     """Move an ingested attempt's logs away and remove its control directory; may be repeated after a crash."""
     directory = context.control_dir(attempt_id)
-    if not directory.exists():
-        return
-    for file in directory.glob("log.*"):
-        if file.stat().st_size:
-            kept = Path(context.paths.job_log(attempt_id, int(file.name.partition(".")[2])))
-            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file.rename(kept)
-    context.step(Step.FINISH_MOVED)
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-def has_files(directory: Path) -> bool:
-    """Say whether an output directory holds anything at all."""
     try:
-        with os.scandir(directory) as found:
-            return next(found, None) is not None
+        logs = [name for name in os.listdir(directory) if name.startswith("log.")]
     except FileNotFoundError:
-        return False
+        return
+    for name in logs:
+        if (directory / name).stat().st_size:
+            kept = Path(context.paths.job_log(attempt_id, int(name.partition(".")[2])))
+            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (directory / name).rename(kept)
+        else:
+            (directory / name).unlink()
+    if not context.mounts_permitted:
+        _unlink(directory / "plan.json", below=context.paths.jobs_dir)
+    context.step(Step.FINISH_MOVED)
+    context.executor.clear(directory)
+
+
+def _unlink(plan: Path, *, below: str) -> None:
+    """Take away the links by which an attempt saw its directories, where they still lead there."""
+    try:
+        links = json.loads(plan.read_bytes()).get("links", ())
+    except (OSError, ValueError):
+        return
+    for link in links:
+        with contextlib.suppress(OSError):
+            if link["target"].startswith(f"{below}/") and os.readlink(link["path"]) == link["target"]:
+                os.unlink(link["path"])
 
 
 def _record_document(record: AttemptRecord) -> dict[str, object]:
@@ -367,5 +401,3 @@ def _tail(path: Path) -> bytes:
             return file.read(LOG_TAIL_BYTES)
     except FileNotFoundError:
         return b""
-
-

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pwd
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from runner.core.job import Attempt
 from runner.daemon.context import Context
@@ -79,6 +81,20 @@ class GpuUse:
             tally.seen_on.add(uuid)
             data = {"device": uuid, "pids": mine}
             jobs.note(change.connection, change.now_us, "verified", tally.attempt.ref, data)
+
+
+def process_name(pid: int) -> str:
+    """Return a process as a person knows it: `pid 812 (ollama) of alice`."""
+    directory = Path(f"/proc/{pid}")
+    try:
+        name, uid = (directory / "comm").read_text(errors="replace").strip(), directory.stat().st_uid
+    except OSError:
+        return f"pid {pid}"
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = f"uid {uid}"
+    return f"pid {pid} ({name}) of {user}"
 
 
 def _counters(reading: BoxReading, uuids: Iterable[str]) -> dict[str, int]:

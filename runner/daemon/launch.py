@@ -1,10 +1,12 @@
-"""From a decision to a running watcher: open the attempt in the turn's transaction, then build its plan and start it."""
+"""From a decision to a running watcher: open the attempt in the turn's transaction, build its plan, start it."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.core.job import PLAIN, Attempt, Ref
@@ -12,16 +14,22 @@ from runner.core.lifecycle import Event, State
 from runner.core.plan import LaunchPlan, Link, Mount, WorkerPlan
 from runner.core.spec import JobSpec
 from runner.executors.environments import activate
+from runner.executors.spares import Spares
 from runner.paths import Paths
+from runner.service import places
 from runner.service.desk import Change
 from runner.state import jobs
 from schedulers.decision import Start
 from schedulers.resources import Allocation, ResourceRequest
+from storage import files
 
 
 @dataclass(frozen=True, slots=True)
 class JobFacts:
-    """What every attempt of a job shares; `variables` are in clear and never leave this process but for the job's own."""
+    """What every attempt of a job shares; `variables` and `secret_sources` (by input) are in clear.
+
+    Both leave this process for the job's own alone.
+    """
 
     job_id: int
     name: str
@@ -35,6 +43,7 @@ class JobFacts:
     variables: Mapping[str, str]
     inputs: tuple[tuple[str, bool, str], ...]
     environment_dir: str | None
+    secret_sources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +100,68 @@ def checkpoint_dir(paths: Paths, ref: Ref) -> Path:
     return Path(paths.job_dir(ref.job_id, None if ref.idx == PLAIN else ref.idx), "checkpoint")
 
 
-def make_directories(paths: Paths, attempt: Attempt, facts: JobFacts, *, mounts_permitted: bool) -> None:
+def make_directories(
+    paths: Paths, spares: Spares, attempt: Attempt, facts: JobFacts, *, mounts_permitted: bool
+) -> None:
     """Make what an attempt expects to find; may be repeated."""
     directory = attempt_dir(paths, attempt.ref, attempt.number)
-    for name in ("output", "scratch"):
-        (directory / name).mkdir(parents=True, exist_ok=True)
-    checkpoint_dir(paths, attempt.ref).mkdir(exist_ok=True)
+    if attempt.number > 1 or not _take_tree(spares, directory.parent):
+        for each in ("output", "scratch"):
+            (directory / each).mkdir(parents=True, exist_ok=True)
+        checkpoint_dir(paths, attempt.ref).mkdir(exist_ok=True)
+        (directory / "params.json").write_text("{}")
     if facts.inputs:
         (directory / "input").mkdir(exist_ok=True)
+    for name in (facts.spec.output, facts.spec.checkpoint):
+        if name:
+            place = Path(facts.spec.cwd or "/", name)
+            files.make_directories(place if mounts_permitted else place.parent, mode=0o777 & ~facts.umask)
     if mounts_permitted:
-        for place in (facts.spec.output, facts.spec.checkpoint):
-            if place:
-                Path(facts.spec.cwd or "/", place).mkdir(parents=True, exist_ok=True)
         for input_name, writable, _ in facts.inputs:
             if not writable:
                 (directory / "input" / input_name).mkdir(exist_ok=True)
-    (directory / "params.json").write_text(json.dumps(facts.spec.params))
+    else:
+        job_dir = paths.job_dir(attempt.ref.job_id, None)
+        own = [(facts.spec.output, directory / "output"), (facts.spec.checkpoint, checkpoint_dir(paths, attempt.ref))]
+        for named, target in own:
+            if named:
+                places.point(str(Path(facts.spec.cwd or "/", named)), str(target), job_dir)
+    if facts.spec.params:
+        (directory / "params.json").write_text(json.dumps(facts.spec.params))
+
+
+def give_tree(paths: Paths, spares: Spares, ref: Ref) -> None:
+    """Let the directories of a job that left nothing behind serve the next one."""
+    tree = str(attempt_dir(paths, ref, 1).parent)
+    try:
+        if _names(tree) == {"attempt-1", "checkpoint"} and not any(_names(f"{tree}/{name}") for name in _EMPTY):
+            with open(tree + "/attempt-1/params.json", "rb") as file:
+                plain = file.read(3) == b"{}"
+            if plain and _names(tree + "/attempt-1") == {"output", "scratch", "params.json"}:
+                spares.give(tree)
+    except OSError:  # gone, or of another shape: it stays as it is
+        return
+
+
+_EMPTY = ("checkpoint", "attempt-1/output", "attempt-1/scratch")
+
+
+def _names(directory: str) -> set[str]:
+    return set(os.listdir(directory))
+
+
+def _take_tree(spares: Spares, tree: Path) -> bool:
+    """Make a spare the tree of an element whose directories were never made."""
+    spare = spares.take()
+    if spare is None:
+        return False
+    try:
+        os.makedirs(tree.parent, exist_ok=True)
+        os.rename(spare, tree)
+    except OSError:
+        shutil.rmtree(spare, ignore_errors=True)
+        return False
+    return True
 
 
 def build_plan(

@@ -8,8 +8,10 @@ from typing import Any
 from runner.core.reasons import Waiting, WaitReason
 from runner.core.units import format_size
 from runner.daemon.context import Context
-from runner.daemon.devices import Devices, process_name
+from runner.daemon.devices import Devices
+from runner.daemon.gpu_use import process_name
 from runner.daemon.prepare import Preparer
+from runner.daemon.save import Saver
 from runner.executors.cgroups import CgroupRoots
 from runner.gpus.reading import GpuReading
 from runner.service.facts import LiveFacts
@@ -19,10 +21,13 @@ from schedulers.placement import short
 from schedulers.resources import Device
 
 
-def live_facts(context: Context, devices: Devices, preparer: Preparer, cgroups: CgroupRoots) -> LiveFacts:
+def live_facts(
+    context: Context, devices: Devices, preparer: Preparer, saver: Saver, cgroups: CgroupRoots
+) -> LiveFacts:
     """Bind the questions to the daemon's parts."""
     return LiveFacts(
         preparing=preparer.reason,
+        saving=saver.reason,
         explain=lambda job_id: _explain(context, devices, job_id),
         inventory=context.board.inventory,
         devices=lambda: _devices(context, devices),
@@ -53,7 +58,11 @@ def _sentence(decision: Start | Wait, absent: Mapping[str, str]) -> WaitReason:
     if reason.kind == "array_limit":
         return WaitReason(Waiting.ARRAY_LIMIT, "as many elements of its array run as may at once", data)
     if reason.behind:
-        return WaitReason(Waiting(reason.kind), f"waits behind job {reason.behind}" + (f" for {reason.lacks}" if reason.lacks else ""), data)
+        return WaitReason(
+            Waiting(reason.kind),
+            f"waits behind job {reason.behind}" + (f" for {reason.lacks}" if reason.lacks else ""),
+            data,
+        )
     who = list(reason.holders[:3])
     if "GPU" in reason.lacks:
         who += [f"{short(uuid)} is {why}" for uuid, why in list(absent.items())[:3]]

@@ -1,4 +1,4 @@
-"""Look at running jobs now and then, on a thread of its own: what they use, and the metrics they report. Asleep when none runs."""
+"""What running jobs use and report, read now and then on a thread of its own, which sleeps while none runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ from runner.service.desk import Change
 from runner.state import measurements
 from runner.telemetry.logs import read_log
 from runner.telemetry.metrics import Extractor, MetricsFile, Patterns, Point, Steps, compile_patterns, open_regular
-from runner.telemetry.samples import Energy, GpuReading, Peak, Sample, Usage, process_tree, read_cgroup, read_processes, sample
+from runner.telemetry.samples import (
+    Energy,
+    GpuReading,
+    Peak,
+    Sample,
+    Usage,
+    process_tree,
+    read_cgroup,
+    read_processes,
+    sample,
+)
 
 log = logging.getLogger("stoker.measure")
 Readings = Callable[[Sequence[str]], Sequence[GpuReading]]
@@ -27,7 +37,7 @@ Readings = Callable[[Sequence[str]], Sequence[GpuReading]]
 
 @dataclass(slots=True)
 class _Subject:
-    """One attempt being measured. A restarted runner reads its files from the beginning: points are known by their step."""
+    """One attempt being measured. A restarted runner reads its files anew: points are known by their step."""
 
     attempt_id: int
     ref: Ref

@@ -1,88 +1,84 @@
-"""Get a job's inputs and environment ready while it waits: no device, no charge, in the order the queue would start it."""
+"""Get a job's inputs and environment ready while it waits: no device, no charge, in the order the queue would start it.
+
+A job that lacks nothing is let through at once by a thread of its own. The others are taken in order, a few at a
+time; of those that lack the same thing one works and the rest stand by, taking up no place.
+"""
 
 from __future__ import annotations
 
+import bisect
 import json
 import logging
-import os
 import threading
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path, PurePath
 
-from runner.core.errors import StokerError
 from runner.core.job import PLAIN, Ref
 from runner.core.lifecycle import Event, State
-from runner.core.reasons import Ending, Waiting, WaitReason
-from runner.core.units import format_size
+from runner.core.reasons import Ending, WaitReason
+from runner.daemon import cache
 from runner.daemon.board import WaitingJob
 from runner.daemon.context import Context
-from runner.daemon.launch import JobFacts, attempt_dir
+from runner.daemon.launch import JobFacts
 from runner.daemon.loop import Loop
-from runner.executors.environments import BuildCancelled, Builder, probe
-from runner.service.desk import Change, Enqueue
-from runner.service.submit import interpreter_of, request_from
+from runner.daemon.stage import Failed, NoRoom, Preparation, Staged, Stager
+from runner.executors.environments import BuildCancelled
+from runner.service.desk import Change, Enqueue, Salvage
+from runner.service.submit import request_from
 from runner.state import jobs
-from runner.telemetry.tail import LogTail
-from storage.checkout import checkout, view
-from storage.download import Fetched, fetch
-from storage.errors import Cancelled, StorageError
-from storage.sources.base import SourceOptions
-from storage.uri import parse
+from storage.errors import Cancelled, DiskFull
+from storage.leases import Lease
 
 WORKERS = 4
-QUIET_NS = 200_000_000
+LINES_KEPT = 15
 
 log = logging.getLogger("stoker.prepare")
-
-
-@dataclass(slots=True)
-class Preparation:
-    """One job being prepared. Counters are written by its thread and only shown."""
-
-    enqueue: Enqueue
-    waiting: set[int]
-    attempts: dict[int, int] = field(default_factory=dict)
-    step: str = "waiting for its turn"
-    kind: Waiting = Waiting.STAGING
-    done_bytes: int = 0
-    total_bytes: int | None = None
-    cancelled: bool = False
 
 
 class Preparer:
     """Turns queued jobs into ready ones. Methods belong to the turn's thread; the work is done by a few others."""
 
-    def __init__(self, context: Context, loop: Loop, options: SourceOptions, tail: LogTail) -> None:
+    def __init__(self, context: Context, loop: Loop, stager: Stager) -> None:
         self.context = context
         self.loop = loop
-        self.tail = tail
-        self.options = options
+        self.stager = stager
         self._jobs: dict[int, Preparation] = {}
         self._new: list[Preparation] = []
         self._lock = threading.Lock()
         self._queue: list[Preparation] = []
+        self._busy: set[str] = set()
+        self._lookers = ThreadPoolExecutor(1, thread_name_prefix="prepare-look")
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="prepare")
 
     def enqueue(self, effect: Enqueue) -> None:
-        """Let elements wait: ready at once where there is nothing to prepare and no time to wait for."""
+        """Let elements wait: ready at once where there is nothing to prepare, later where they were told to wait."""
         delay_us = effect.not_before_us - self.context.clock.now_us()
         if delay_us > 0:
-            self.loop.after(delay_us / 1e6, lambda: self.context.desk.put(partial(_due, effect)))
+            self.loop.after(delay_us / 1e6, lambda: self.context.desk.put(lambda change: self._due(change, effect)))
             return
         if not effect.prepares:
             self._ready(effect, effect.indices)
             return
-        known = self._jobs.get(effect.job_id)
-        if known is not None:
-            known.waiting.update(effect.indices)
-            return
-        preparation = Preparation(effect, set(effect.indices))
+        preparation = self._jobs.get(effect.job_id)
+        if preparation is None:
+            preparation = self._jobs[effect.job_id] = Preparation(effect, set())
+            self._new.append(preparation)
         for element in jobs.elements(self.context.database.writer, effect.job_id):
             preparation.attempts[element.ref.idx] = element.attempts
-        self._jobs[effect.job_id] = preparation
-        self._new.append(preparation)
+        preparation.waiting.update(effect.indices)
+
+    def _due(self, change: Change, effect: Enqueue) -> None:
+        """Let those wait whose time has come, unless they were stopped or started meanwhile."""
+        due = []
+        for index in effect.indices:
+            element = jobs.element(change.connection, Ref(effect.job_id, index))
+            if element is not None and element.state is State.PENDING and not element.held:
+                if element.not_before_us == effect.not_before_us:
+                    due.append(index)
+        if due:
+            change.effects.append(replace(effect, indices=tuple(due), not_before_us=0))
 
     def withdraw(self, ref: Ref) -> None:
         """Take an element out, wherever it waits; the last one ends the preparation."""
@@ -98,13 +94,13 @@ class Preparer:
         """Begin what the committed turn queued."""
         new, self._new = self._new, []
         for preparation in new:
-            with self._lock:
-                self._queue.append(preparation)
-                self._queue.sort(key=lambda each: (-each.enqueue.priority, each.enqueue.queued_us, each.enqueue.job_id))
-            self._pool.submit(self._work)
+            self._lookers.submit(self._look, preparation)
 
     def rolled_back(self) -> None:
         """Forget what a refused turn queued and take up everything that waits again."""
+        for preparation in self._new:
+            if self._jobs.get(preparation.job_id) is preparation:
+                del self._jobs[preparation.job_id]
         self._new.clear()
         self.load()
 
@@ -118,21 +114,23 @@ class Preparer:
             preparation = self._jobs.get(ref.job_id)
             if preparation is not None and ref.idx in preparation.waiting:
                 continue
-            again = Enqueue(ref.job_id, (ref.idx,), request_from(request), priority, element.queued_us, limit, prepares)
-            self.enqueue(replace(again, not_before_us=element.not_before_us))
+            self.enqueue(
+                Enqueue(
+                    ref.job_id,
+                    (ref.idx,),
+                    request_from(request),
+                    priority,
+                    element.queued_us,
+                    limit,
+                    prepares,
+                    element.not_before_us,
+                )
+            )
 
     def reason(self, job_id: int) -> WaitReason | None:
         """Say what a job is being prepared with; may be asked from any thread."""
         preparation = self._jobs.get(job_id)
-        if preparation is None:
-            return None
-        if preparation.kind is Waiting.ENVIRONMENT:
-            return WaitReason(Waiting.ENVIRONMENT, preparation.step, {"step": preparation.step})
-        done, total = preparation.done_bytes, preparation.total_bytes
-        sentence = f"{preparation.step}: {format_size(done)}"
-        if total:
-            sentence = f"{preparation.step}: {100 * done // total}% of {format_size(total)}"
-        return WaitReason(Waiting.STAGING, sentence, {"done_bytes": done, "total_bytes": total})
+        return preparation.reason if preparation is not None else None
 
     def _ready(self, effect: Enqueue, indices: tuple[int, ...]) -> None:
         self.context.board.wait(
@@ -141,159 +139,154 @@ class Preparer:
             )
         )
 
-    def _work(self) -> None:
-        """Prepare the first of the queue, off the turn's thread."""
+    def _look(self, preparation: Preparation) -> None:
+        """Let a job through that lacks nothing; let the others queue up for what they lack."""
+        if self._attempt(preparation, self._let_through):
+            self._queue_up(preparation)
+
+    def _let_through(self, preparation: Preparation, facts: JobFacts, lease: Lease) -> bool:
+        preparation.needs = self.stager.needs(facts, lease)
+        if preparation.needs or any(writable for _, writable, _ in facts.inputs):
+            return True
+        return self._run(preparation, facts, lease)
+
+    def _queue_up(self, preparation: Preparation) -> None:
         with self._lock:
-            preparation = self._queue.pop(0)
-        job_id = preparation.enqueue.job_id
-        ending = Ending.INPUT_FAILED
+            bisect.insort(self._queue, preparation, key=lambda each: each.order)
+        self._pool.submit(self._work)
+
+    def _work(self) -> None:
+        """Prepare, off the turn's thread, the first of the queue whose needs nobody is at work on; then the next."""
+        while (preparation := self._pick()) is not None:
+            try:
+                self._attempt(preparation, self._run)
+            finally:
+                with self._lock:
+                    self._busy -= preparation.needs
+
+    def _attempt(self, preparation: Preparation, work: Callable[[Preparation, JobFacts, Lease], bool]) -> bool:
+        """Work on a job under a lease and return whether more is to be done; where it fails, see to what follows."""
+        if preparation.cancelled:
+            return False
         try:
-            # Until the rows that lead to them are committed, the lease keeps what was staged.
-            with self.context.store.lease(f"job {job_id}"):
-                facts = self._facts(job_id)
-                staged = self._stage(preparation, facts)
-                ending = Ending.ENVIRONMENT_FAILED
-                directory = self._build(preparation, facts)
-                ending = Ending.INPUT_FAILED
-                self._hand_out(preparation, facts, staged)
-                self.context.desk.insist(lambda change: self._prepared(change, job_id, staged, directory))
+            with self.context.store.lease(f"job {preparation.job_id}") as lease:
+                return work(preparation, self._facts(preparation), lease)
         except (Cancelled, BuildCancelled):
+            return False
+        except (NoRoom, DiskFull) as error:
+            self._wait_for_room(preparation, error)
+        except Exception as error:  # whatever it is, the job must hear of it
+            self._give_up(preparation, error)
+        return False
+
+    def _pick(self) -> Preparation | None:
+        with self._lock:
+            for place, preparation in enumerate(self._queue):
+                if self._busy.isdisjoint(preparation.needs):
+                    del self._queue[place]
+                    self._busy |= preparation.needs
+                    return preparation
+        return None
+
+    def _run(self, preparation: Preparation, facts: JobFacts, lease: Lease) -> bool:
+        """Prepare a job. Until the rows that lead to it are committed, the lease keeps what was staged."""
+        staged = self.stager.stage(preparation, facts, lease)
+        directory = self.stager.build(preparation, facts)
+        copies = any(writable for _, writable, _ in facts.inputs)
+        self.context.desk.insist(lambda change: self._staged(change, preparation, staged, directory, ready=not copies))
+        while copies and (left := sorted(preparation.waiting)) and not preparation.cancelled:
+            self.stager.copy(preparation, facts, staged, left[0])
+            self.context.desk.insist(partial(self._copied, preparation=preparation, index=left[0]))
+        return False
+
+    def _facts(self, preparation: Preparation) -> JobFacts:
+        found: list[JobFacts] = []
+        self.context.desk.insist(lambda _: found.append(self.context.facts(preparation.job_id)))
+        if not found:
+            raise Failed(Ending.INPUT_FAILED, "its description cannot be read; the runner's log says why")
+        return found[0]
+
+    def _wait_for_room(self, preparation: Preparation, error: NoRoom | DiskFull) -> None:
+        """Give up cached inputs for a job that found no room, and try it again until there is some."""
+        if not isinstance(error, NoRoom):
+            error = NoRoom("it", self.context.config.storage.min_free_bytes, cache.room_on_disk(self.context))
+        self.stager.tell(preparation, error.reason)
+        cache.make_room(self.context, error.need_bytes)
+        cache.when_room(
+            self.context,
+            need_bytes=error.need_bytes,
+            free_bytes=error.free_bytes,
+            wanted=lambda: not preparation.cancelled,
+            then=partial(self._queue_up, preparation),
+        )
+
+    def _give_up(self, preparation: Preparation, error: Exception) -> None:
+        if preparation.cancelled:
             return
-        except (StorageError, StokerError, OSError) as error:
-            if preparation.cancelled:
-                return
-            sentence = str(getattr(error, "message", "") or error)
-            self.context.desk.insist(lambda change: self._failed(change, job_id, ending, sentence))
+        if not isinstance(error, Failed):
+            log.exception("preparing job %d met a bug", preparation.job_id)
+            error = Failed(Ending.INPUT_FAILED, f"{type(error).__name__}: {error}")
+        fault = error
+        self.context.desk.insist(lambda change: self._failed(change, preparation, fault))
 
-    def _facts(self, job_id: int) -> JobFacts:
-        facts: JobFacts = self.context.desk.call(lambda _: self.context.facts(job_id))
-        return facts
-
-    def _stage(self, preparation: Preparation, facts: JobFacts) -> dict[str, tuple[str, Fetched]]:
-        staged: dict[str, tuple[str, Fetched]] = {}
-        base = 0
-        for name, address, _, _ in jobs.inputs(self.context.database.reader(), facts.job_id):
-            preparation.step = f"input {name}"
-            fetched = self._warm(address) or self._fetch(preparation, facts, address, base)
-            base += fetched.size_bytes
-            view(self.context.store, fetched.tree_digest)
-            staged[name] = (address, fetched)
-        return staged
-
-    def _warm(self, address: str) -> Fetched | None:
-        """Return what an address is already known to be; a local path may have changed, so it is read again."""
-        if parse(address, PurePath("/")).scheme == "file":
-            return None
-        row = jobs.source(self.context.database.reader(), address)
-        if row is None or not self.context.store.has_tree(row[0]):
-            return None
-        return Fetched(row[0], row[1], row[2], json.loads(row[3]))
-
-    def _fetch(self, preparation: Preparation, facts: JobFacts, address: str, base: int) -> Fetched:
-        told_ns = 0
-
-        def progress(done: int, total: int | None) -> None:
-            nonlocal told_ns
-            preparation.done_bytes = base + done
-            preparation.total_bytes = None if total is None else base + total
-            now_ns = self.context.clock.monotonic_ns()
-            if now_ns - told_ns > QUIET_NS:
-                told_ns = now_ns
-                self.context.hub.changed({facts.job_id})
-
-        home = facts.variables.get("HOME")
-        options = replace(self.options, aws_dir=Path(home, ".aws") if home else None)
-        uri = parse(address, PurePath("/"))
-        return fetch(self.context.store, uri, options, progress=progress, cancelled=lambda: preparation.cancelled)
-
-    def _build(self, preparation: Preparation, facts: JobFacts) -> str | None:
-        if facts.spec.requirements is None:
-            return None
-        preparation.kind = Waiting.ENVIRONMENT
-        preparation.step = "building its environment"
-        self.context.hub.changed({facts.job_id})
-        cwd = facts.spec.cwd or "/"
-        path = environment_log(self.context, facts.job_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            built = Builder(Path(self.context.paths.environments_dir)).build(
-                Path(facts.spec.requirements),
-                interpreter=probe(interpreter_of(facts.variables, cwd), environ=facts.variables, cwd=Path(cwd)),
-                environ=facts.variables,
-                log_fd=descriptor,
-                cancelled=lambda: preparation.cancelled,
-            )
-        finally:
-            os.close(descriptor)
-            self.tail.finish(str(path))
-        return str(built)
-
-    def _hand_out(self, preparation: Preparation, facts: JobFacts, staged: dict[str, tuple[str, Fetched]]) -> None:
-        """Make the private copies of writable inputs, for the attempt that comes next."""
-        for name, writable, _ in facts.inputs:
-            if not writable:
-                continue
-            for index in sorted(preparation.waiting):
-                number = preparation.attempts.get(index, 0) + 1
-                target = attempt_dir(self.context.paths, Ref(facts.job_id, index), number) / "input" / name
-                if not target.exists():
-                    preparation.step = f"copying input {name}"
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    checkout(self.context.store, staged[name][1].tree_digest, target, writable=True)
-
-    def _prepared(
-        self, change: Change, job_id: int, staged: dict[str, tuple[str, Fetched]], directory: str | None
+    def _staged(
+        self,
+        change: Change,
+        preparation: Preparation,
+        staged: Mapping[str, Staged],
+        directory: str | None,
+        *,
+        ready: bool,
     ) -> None:
-        preparation = self._jobs.pop(job_id, None)
-        if preparation is None:
+        """Write down what was staged and built; `ready` lets every element go that waits for it."""
+        job_id = preparation.job_id
+        if self._jobs.get(job_id) is not preparation:
             return
-        for name, (address, fetched) in staged.items():
+        for name, (key, fetched) in ((name, (each.key, each.fetched)) for name, each in staged.items()):
             digest, size_bytes, files = fetched.tree_digest, fetched.size_bytes, fetched.files
             pins = json.dumps(dict(fetched.pins))
-            jobs.set_input(change.connection, job_id, name, digest=digest, size_bytes=size_bytes, files=files, pins=pins)
+            jobs.set_input(
+                change.connection, job_id, name, digest=digest, size_bytes=size_bytes, files=files, pins=pins
+            )
             jobs.set_source(
-                change.connection, address, digest=digest, size_bytes=size_bytes, files=files, pins=pins, now_us=change.now_us
+                change.connection,
+                key,
+                digest=digest,
+                size_bytes=size_bytes,
+                files=files,
+                pins=pins,
+                now_us=change.now_us,
             )
         if directory is not None:
             jobs.set_environment(change.connection, job_id, directory)
+        cache.trim(change)
         self.context.forget_facts(job_id)
-        self._ready(preparation.enqueue, tuple(sorted(preparation.waiting)))
+        if ready:
+            del self._jobs[job_id]
+            self._ready(preparation.enqueue, tuple(sorted(preparation.waiting)))
         change.touched.add(Ref(job_id, PLAIN))
 
-    def _failed(self, change: Change, job_id: int, ending: Ending, sentence: str) -> None:
-        preparation = self._jobs.pop(job_id, None)
-        if preparation is None:
+    def _copied(self, change: Change, preparation: Preparation, index: int) -> None:
+        """Let one element go whose copies are made; the last one ends the preparation."""
+        if self._jobs.get(preparation.job_id) is not preparation or index not in preparation.waiting:
             return
+        preparation.waiting.discard(index)
+        if not preparation.waiting:
+            del self._jobs[preparation.job_id]
+        self._ready(preparation.enqueue, (index,))
+        change.touched.add(Ref(preparation.job_id, index))
+
+    def _failed(self, change: Change, preparation: Preparation, fault: Failed) -> None:
+        if self._jobs.get(preparation.job_id) is not preparation:
+            return
+        del self._jobs[preparation.job_id]
+        sentence = fault.sentence[:1000]
+        if fault.name is not None:
+            jobs.set_fault(change.connection, preparation.job_id, fault.name, sentence)
         for index in sorted(preparation.waiting):
-            ref = Ref(job_id, index)
-            jobs.move(
-                change.connection,
-                ref,
-                State.PENDING,
-                Event.FAIL,
-                change.now_us,
-                finished_us=change.now_us,
-                ending=str(ending),
-                sentence=sentence[:1000],
-            )
+            ref = Ref(preparation.job_id, index)
+            if fault.lines:
+                jobs.note(change.connection, change.now_us, "environment", ref, {"lines": fault.lines[-LINES_KEPT:]})
+            if jobs.give_up(change.connection, ref, Event.FAIL, change.now_us, str(fault.ending), sentence):
+                change.effects.append(Salvage(ref))
             change.touched.add(ref)
-
-
-def _due(effect: Enqueue, change: Change) -> None:
-    """Its time has come: what has not been stopped, held or started meanwhile waits from now on."""
-    found = [jobs.element(change.connection, Ref(effect.job_id, index)) for index in effect.indices]
-    waiting = tuple(
-        each.ref.idx
-        for each in found
-        if each is not None and each.state is State.PENDING and not each.held and each.not_before_us <= effect.not_before_us
-    )
-    if waiting:
-        change.effects.append(replace(effect, indices=waiting, not_before_us=0))
-
-
-def environment_log(context: Context, job_id: int) -> Path:
-    """Return where the output of a job's environment build goes."""
-    return Path(context.paths.job_logs_dir, "environments", f"{job_id}.log")
-
-

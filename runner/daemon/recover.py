@@ -35,6 +35,10 @@ def recover(context: Context, loop: Loop, *, starter: Starter, preparer: Prepare
     for element in jobs.saving_elements(context.database.writer):
         _save_again(context, saver, element.ref)
     saver.proceed()
+    saver.tidy()
+    preparer.proceed()
+    # What is ready must not wait for something else to happen.
+    context.desk.put(lambda _: None)
     if open_ids:
         log.info("took up %d attempts", len(open_ids))
     return len(open_ids)
@@ -54,7 +58,7 @@ def _save_again(context: Context, saver: Saver, ref: Ref) -> None:
     assert attempt is not None, f"job {ref.label} is being saved without an attempt"
     output = attempt_dir(context.paths, ref, attempt.number) / "output"
     saving = jobs.saving_of(context.database.writer, attempt.id)
-    if saving is None:
+    if saving is None or jobs.last_word(context.database.writer, ref) is not None:
         saver.salvage(ref)
         return
     ending, code, number, sentence, destination = saving

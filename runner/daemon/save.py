@@ -1,30 +1,52 @@
-"""Save what attempts left: a directory into the store and an artifact row, off the turn's thread, retried across restarts."""
+"""Save what attempts left: a directory into the store, an artifact row; off the turn's thread, redone by a restart."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import shutil
-import threading
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from runner.core.job import Attempt, Ref
-from runner.core.reasons import Becomes, Ending
+from runner.core.reasons import Becomes, Ending, Waiting, WaitReason, stays_stopped
+from runner.core.units import format_size
+from runner.daemon import cache
 from runner.daemon.context import Context
 from runner.daemon.launch import attempt_dir
 from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
+from runner.paths import Paths
 from runner.service.desk import Change, Discard
-from runner.state import artifacts, jobs
+from runner.service.outputs import printable
+from runner.state import artifacts, jobs, listing
 from storage.errors import Cancelled, DiskFull, StorageError
+from storage.files import remove_directory
 from storage.publish import Published, publish
 
 WORKERS = 2
-RETRY_S = 5.0
+SKIPPED_KEPT = 100
 
 log = logging.getLogger("stoker.save")
 Settle = Callable[[Change, Ref, Ended, Becomes, int], None]
+
+
+@dataclasses.dataclass(slots=True)
+class Saving:
+    """One output on its way into the store.
+
+    `salvaged`: it is of an earlier attempt. `reason` says what it waits for; `given_up` that nobody wants to wait.
+    """
+
+    attempt: Attempt
+    output: Path
+    ended: Ended
+    becomes: Becomes
+    salvaged: bool = False
+    reason: WaitReason | None = None
+    given_up: bool = False
 
 
 class Saver:
@@ -34,65 +56,120 @@ class Saver:
         self.context = context
         self.settle: Settle = _not_wired
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="save")
-        self._new: list[Callable[[], None]] = []
-        self._saving: set[int] = set()
+        self._new: list[Saving] = []
+        self._saving: dict[Ref, Saving] = {}
 
-    def save(self, attempt: Attempt, output: Path, ended: Ended, becomes: Becomes) -> None:
+    def save(self, attempt: Attempt, output: Path, ended: Ended, becomes_: Becomes) -> None:
         """Publish an attempt's output once the turn is committed; then its element goes where it leads."""
-        if attempt.id not in self._saving:
-            self._new.append(lambda: self._begin(attempt, output, ended, becomes))
+        if attempt.ref not in self._saving:
+            self._new.append(Saving(attempt, output, ended, becomes_))
 
     def salvage(self, ref: Ref) -> None:
-        """Publish what the last attempt of an element left that will not run again."""
-        attempt = jobs.last_attempt(self.context.database.writer, ref)
-        assert attempt is not None
+        """Publish what the last attempt of an element left that will not run again; its row says why it will not."""
+        connection = self.context.database.writer
+        attempt, word = jobs.last_attempt(connection, ref), jobs.last_word(connection, ref)
+        assert attempt is not None and word is not None, f"job {ref.label} is salvaged without a reason"
+        ended = Ended(Ending(word[0]), None, None, word[1])
+        leads_to = Becomes.STOPPED if stays_stopped(ended.ending) else Becomes.FAILED
         output = attempt_dir(self.context.paths, ref, attempt.number) / "output"
-        self._begin(attempt, output, SALVAGED, Becomes.STOPPED)
+        saving = Saving(attempt, output, ended, leads_to, salvaged=True)
+        if has_files(output):
+            self._new.append(saving)
+        else:
+            self.context.desk.put(lambda change: self._saved(change, saving, None))
 
     def abort(self, ref: Ref) -> None:
-        """End an upload; in this version outputs go to the store alone, which is finished in any case."""
-        log.info("job %s is being saved; its output stays in the store", ref.label)
+        """Wait no longer for room on the disk; what can be saved goes to the store and is finished in any case."""
+        saving = self._saving.get(ref)
+        if saving is not None:
+            saving.given_up = True
+
+    def reason(self, ref: Ref) -> WaitReason | None:
+        """Say what the output of an element waits for, if it does; may be asked from any thread."""
+        saving = self._saving.get(ref)
+        return saving.reason if saving is not None else None
 
     def discard(self, effect: Discard) -> None:
         """Remove logs and directories of removed jobs, and what the store then no longer needs."""
         self._pool.submit(self._discard, effect)
 
+    def clear(self, found: list[tuple[int, list[int]]], then: Callable[[], None]) -> None:
+        """Remove logs and directories of jobs (each with its attempts) that finished long ago, then call `then`."""
+
+        def work() -> None:
+            for job_id, attempt_ids in found:
+                if not listing.is_unfinished(self.context.database.reader(), job_id, None):
+                    remove_files(self.context.paths, job_id, attempt_ids)
+            then()
+
+        self._pool.submit(work)
+
+    def tidy(self) -> None:
+        """Do again, after a restart, what removals may have left undone."""
+        self._pool.submit(self._tidy)
+
     def proceed(self) -> None:
         """Begin what the committed turn asked for."""
         new, self._new = self._new, []
-        for begin in new:
-            begin()
+        for saving in new:
+            self._saving[saving.attempt.ref] = saving
+            self._pool.submit(self._publish, saving)
 
     def rolled_back(self) -> None:
         """Forget what a refused turn asked for."""
         self._new.clear()
 
-    def _begin(self, attempt: Attempt, output: Path, ended: Ended, becomes: Becomes) -> None:
-        self._saving.add(attempt.id)
-        self._pool.submit(self._publish, attempt, output, ended, becomes)
-
-    def _publish(self, attempt: Attempt, output: Path, ended: Ended, becomes: Becomes) -> None:
+    def _publish(self, saving: Saving) -> None:
+        attempt = saving.attempt
         try:
             # The lease keeps what was published until the row that leads to it is committed.
             with self.context.store.lease(f"attempt {attempt.id}"):
                 self.context.step(Step.PUBLISH_BEGUN)
-                published = publish(self.context.store, output)
+                published = publish(self.context.store, saving.output)
                 self.context.step(Step.PUBLISH_STORED)
-                self.context.desk.insist(lambda change: self._saved(change, attempt, published, ended, becomes))
+                self.context.desk.insist(lambda change: self._saved(change, saving, published))
                 self.context.step(Step.PUBLISH_COMMITTED)
-        except DiskFull as error:
-            log.warning("job %s: %s; its output is tried again", attempt.ref.label, error)
-            threading.Timer(RETRY_S, self._publish, (attempt, output, ended, becomes)).start()
+        except DiskFull:
+            self._wait_for_room(saving)
         except Cancelled:
             return
-        except (StorageError, OSError) as error:
-            failed = Ended(Ending.OUTPUT_FAILED, ended.exit_code, ended.signal, f"its output could not be saved: {error}")
-            self.context.desk.insist(lambda change: self._saved(change, attempt, None, failed, Becomes.FAILED))
+        except Exception as error:  # whatever it is, the job must not stay here for ever
+            if not isinstance(error, (StorageError, OSError)):
+                log.exception("saving the output of job %s met a bug", attempt.ref.label)
+            self._fail(saving, str(error))
 
-    def _saved(
-        self, change: Change, attempt: Attempt, published: Published | None, ended: Ended, becomes: Becomes
-    ) -> None:
-        self._saving.discard(attempt.id)
+    def _wait_for_room(self, saving: Saving) -> None:
+        need, free = _size(saving.output), cache.room_on_disk(self.context)
+        needs = f"needs {format_size(need)} of disk and {format_size(free)} are free"
+        if saving.given_up:
+            self._fail(saving, f"it {needs}")
+            return
+        saving.reason = WaitReason(
+            Waiting.DISK, f"its output {needs}", {"need_bytes": need, "free_bytes": free}
+        )
+        self.context.hub.changed({saving.attempt.ref.job_id})
+        cache.make_room(self.context, need)
+        cache.when_room(
+            self.context,
+            need_bytes=need,
+            free_bytes=free,
+            wanted=lambda: not saving.given_up,
+            then=lambda: self._pool.submit(self._publish, saving),
+        )
+
+    def _fail(self, saving: Saving, why: str) -> None:
+        """End a job whose output cannot be saved; the files stay where they are."""
+        saving.ended = dataclasses.replace(
+            saving.ended,
+            ending=Ending.OUTPUT_FAILED,
+            sentence=f"its output could not be saved: {why}; the files are in {saving.output}",
+        )
+        saving.becomes = Becomes.FAILED
+        self.context.desk.insist(lambda change: self._saved(change, saving, None))
+
+    def _saved(self, change: Change, saving: Saving, published: Published | None) -> None:
+        attempt = saving.attempt
+        self._saving.pop(attempt.ref, None)
         if published is not None:
             digest, size_bytes, files = published.tree_digest, published.size_bytes, published.files
             jobs.set_output(change.connection, attempt.id, digest, size_bytes, files)
@@ -108,23 +185,65 @@ class Saver:
                 attempt_id=attempt.id,
                 now_us=change.now_us,
             )
-        finished_us = change.now_us if ended is SALVAGED else jobs.ended_us(change.connection, attempt.id)
-        self.settle(change, attempt.ref, ended, becomes, finished_us)
+            if published.skipped:
+                left_out = [{"path": printable(each.path), "why": each.why} for each in published.skipped[:SKIPPED_KEPT]]
+                data = {"count": len(published.skipped), "left_out": left_out}
+                jobs.note(change.connection, change.now_us, "output_incomplete", attempt.ref, data)
+        finished_us = change.now_us if saving.salvaged else jobs.ended_us(change.connection, attempt.id)
+        self.settle(change, attempt.ref, saving.ended, saving.becomes, finished_us)
         self.context.step(Step.PUBLISH_WRITTEN)
 
     def _discard(self, effect: Discard) -> None:
-        paths = self.context.paths
+        remove_logs(self.context.paths, effect.attempt_ids)
+        # Last: where a kill leaves one, `tidy` finds by it what else is left.
         for job_id in effect.job_ids:
-            shutil.rmtree(paths.job_dir(job_id, None), ignore_errors=True)
-            Path(paths.job_logs_dir, "environments", f"{job_id}.log").unlink(missing_ok=True)
-        for attempt_id in effect.attempt_ids:
-            Path(paths.job_log(attempt_id, 0)).unlink(missing_ok=True)
-        roots = artifacts.roots(self.context.database.reader())
-        swept = self.context.store.sweep(roots)
-        log.info("removed jobs %s; the store gave back %s", effect.job_ids, swept)
+            remove_files(self.context.paths, job_id, ())
+        if effect.job_ids:
+            log.info("removed jobs %s", effect.job_ids)
+        cache.sweep(self.context)
+
+    def _tidy(self) -> None:
+        found = [int(each.name) for each in Path(self.context.paths.jobs_dir).iterdir() if each.name.isdigit()]
+        removed, attempts = jobs.removed_of(self.context.database.reader(), found)
+        self._discard(Discard(tuple(removed), tuple(attempts)))
 
 
-SALVAGED = Ended(Ending.STOPPED_BY_USER, None, None, "it was stopped while it waited to run again")
+def remove_files(paths: Paths, job_id: int, attempt_ids: Iterable[int]) -> None:
+    """Remove what a job left on disk outside the store; may be repeated."""
+    Path(paths.job_logs_dir, "environments", f"{job_id}.log").unlink(missing_ok=True)
+    remove_logs(paths, attempt_ids)
+    remove_directory(Path(paths.job_dir(job_id, None)))
+
+
+def remove_logs(paths: Paths, attempt_ids: Iterable[int]) -> None:
+    """Remove the logs of attempts, whatever their number of workers."""
+    gone = {str(attempt_id) for attempt_id in attempt_ids}
+    for directory in {Path(paths.job_log(int(each), 0)).parent for each in gone}:
+        with suppress(FileNotFoundError), os.scandir(directory) as logs:
+            for each in logs:
+                if each.name.partition(".")[0] in gone:
+                    Path(each.path).unlink(missing_ok=True)
+
+
+def has_files(directory: Path) -> bool:
+    """Say whether an output directory holds anything at all."""
+    try:
+        with os.scandir(directory) as found:
+            return next(found, None) is not None
+    except FileNotFoundError:
+        return False
+
+
+def _size(directory: Path) -> int:
+    """Return the bytes of the files below a directory."""
+    total = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(parent, name)).st_size
+            except OSError:
+                continue
+    return total
 
 
 def _not_wired(change: Change, ref: Ref, ended: Ended, becomes: Becomes, finished_us: int) -> None:

@@ -149,7 +149,7 @@ class Starter:
         if locks is None:
             raise Unavailable("its device may have been another runner's meanwhile")
         facts = context.facts(attempt.ref.job_id)
-        launch.make_directories(context.paths, attempt, facts, mounts_permitted=context.mounts_permitted)
+        launch.make_directories(context.paths, context.trees, attempt, facts, mounts_permitted=context.mounts_permitted)
         context.step(Step.LAUNCH_DIRECTORIES)
         views = {
             name: view(context.store, digest)

@@ -13,6 +13,7 @@ from typing import Any
 from runner.core.errors import StokerError, Unavailable
 from runner.daemon.context import Context
 from runner.daemon.devices import Devices
+from runner.daemon.expire import Expirer
 from runner.daemon.finish import Finisher
 from runner.daemon.launch import Order
 from runner.daemon.loop import Loop
@@ -49,6 +50,7 @@ class Turn:
         finisher: Finisher,
         saver: Saver,
         meter: Meter,
+        expirer: Expirer,
         measurer: Measurer,
     ) -> None:
         self.context = context
@@ -59,18 +61,21 @@ class Turn:
         self.finisher = finisher
         self.saver = saver
         self.meter = meter
+        self.expirer = expirer
         self.measurer = measurer
         self.leaving: Leave | None = None
         self._looks_for_room = False
         loop.listen(context.desk.descriptor, lambda: None)
 
     def run(self) -> Leave:
-        """Turn until someone asks the runner to leave; first over what was recovered, before anything happens."""
-        while True:
-            self.once(self.context.desk.take(BATCH_MAX), self.loop.take_looks())
-            if self.leaving is not None:
-                return self.leaving
+        """Turn until someone asks the runner to leave."""
+        self._await_room()
+        # What an earlier runner left waiting may start now, and nothing else would say so.
+        self.once([], self.loop.take_looks())
+        while self.leaving is None:
             self.loop.wait()
+            self.once(self.context.desk.take(BATCH_MAX), self.loop.take_looks())
+        return self.leaving
 
     def once(self, items: list[Item], looks: list[int]) -> None:
         """Run one turn over queued requests and the attempts that want a look."""
@@ -142,7 +147,7 @@ class Turn:
         return orders
 
     def _start_what_may(self, change: Change, orders: list[Order]) -> bool:
-        """Decide once; False when a device turned out to be another runner's, so that the decision is to be made again."""
+        """Decide once; False when a device turned out to be another runner's: then it is to be decided again."""
         final = True
         for decision in decide(self.context.board.snapshot(change.now_us)):
             if not isinstance(decision, Start):
@@ -174,6 +179,7 @@ class Turn:
         self.saver.proceed()
         self.finisher.after_commit()
         self.meter.arm()
+        self.expirer.arm()
         self.measurer.arm()
 
     def _leave(self, effect: Leave) -> None:

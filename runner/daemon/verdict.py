@@ -32,7 +32,7 @@ def judge(
     disk_full: bool,
     device_lost: bool = False,
 ) -> Ended:
-    """Return how the attempt of a final record ended. `log_tail` is the end of its log, looked at only after a failure."""
+    """Return how the attempt of a final record ended. `log_tail`, the end of its log, matters after a failure only."""
     rank = _decisive(record.ranks)
     if rank is None:
         return Ended(Ending.LOST, None, None, "its watcher was killed, so its exit code is unknown")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from runner.core.plan import LaunchPlan
 from runner.executors.records import FinalRecord, RankExit, StartRecord
@@ -17,11 +17,11 @@ Environments = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A control directory whose record is locked; `record_fd` and `fifo_fd` are closed by launch or abandon."""
+    """A control directory whose record is locked, and the plan as JSON; launch or abandon closes both descriptors."""
 
     control_dir: Path
     plan: LaunchPlan
-    document: dict[str, Any]
+    document: str
     record_fd: int
     fifo_fd: int
 
@@ -99,6 +99,10 @@ class Executor(Protocol):
         Right after a watcher was killed while it forked, a worker on its way out may hold the lock for some instants
         more: an `alive` whose watcher is gone is looked at again.
         """
+        ...
+
+    def clear(self, control_dir: Path) -> None:
+        """Remove the control directory of an attempt that is ingested, its logs taken away."""
         ...
 
     def trouble(self, control_dir: Path) -> str:

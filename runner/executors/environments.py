@@ -411,11 +411,11 @@ def _complete(path: Path) -> None:
             if not os.path.islink(file):
                 os.chmod(file, stat.S_IMODE(os.lstat(file).st_mode) & ~0o222 | 0o444)
         if directory != str(path):
-            os.chmod(directory, 0o555)  # noqa: S103  for every user that may run jobs
+            os.chmod(directory, 0o555)
     # The mark must not outlive a power cut that the packages did not; one call, not one for each of 50 000 files.
     os.sync()
     (path / MARK).touch(mode=0o444)
-    os.chmod(path, 0o555)  # noqa: S103
+    os.chmod(path, 0o555)
 
 
 def _remove(path: Path) -> None:

@@ -73,9 +73,9 @@ class SpawnerLink:
         """Return the spawner's pid and its number of watchers."""
         return self._ask({"op": "ping"})[0]
 
-    def spawn(self, request: Mapping[str, Any], descriptors: Sequence[int]) -> tuple[int, int]:
-        """Have a watcher forked; return its pid and pidfd."""
-        answer, pidfd = self._ask({**request, "op": "spawn", "descriptors": len(descriptors)}, descriptors)
+    def spawn(self, request: str, descriptors: Sequence[int]) -> tuple[int, int]:
+        """Have a watcher started on `request`, JSON that the spawner passes on unread; return its pid and pidfd."""
+        answer, pidfd = self._ask({"op": "spawn", "descriptors": len(descriptors)}, descriptors, request.encode())
         return int(answer["pid"]), pidfd
 
     def keep(self, name: str, descriptor: int) -> None:
@@ -122,12 +122,14 @@ class SpawnerLink:
         self._stream = stream
         return stream
 
-    def _ask(self, document: Mapping[str, Any], descriptors: Sequence[int] = ()) -> tuple[dict[str, Any], int]:
+    def _ask(
+        self, document: Mapping[str, Any], descriptors: Sequence[int] = (), attached: bytes = b""
+    ) -> tuple[dict[str, Any], int]:
         """Ask over the connection there is. A broken one is not retried: whether the request was done is not known."""
         with self._turn:
             stream = self._connect(start=True)
             try:
-                return _exchange(stream, document, descriptors)
+                return _exchange(stream, document, descriptors, attached)
             except OSError as error:
                 stream.close()
                 self._stream = None
@@ -136,10 +138,10 @@ class SpawnerLink:
 
 
 def _exchange(
-    stream: socket.socket, document: Mapping[str, Any], descriptors: Sequence[int]
+    stream: socket.socket, document: Mapping[str, Any], descriptors: Sequence[int], attached: bytes = b""
 ) -> tuple[dict[str, Any], int]:
     """Send one request with its descriptors; return the answer and the descriptor that came with it, else -1."""
-    payload = json.dumps(document, separators=(",", ":")).encode()
+    payload = json.dumps(document, separators=(",", ":")).encode() + (b"\n" + attached if attached else b"")
     if len(payload) > FRAME_BYTES_MAX:
         message = "the job's command and environment are past 16 MiB"
         raise Unavailable(message)

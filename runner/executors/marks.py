@@ -43,7 +43,7 @@ def reopen_process(mark: ProcessMark) -> int | None:
 
 
 def belongs(pid: int, token: str, group: str | None) -> bool:
-    """Tell whether a process is of an attempt: in its cgroup, or with its token in the environment it was started with."""
+    """Tell whether a process is of an attempt: in its cgroup, or started with its token in its environment."""
     try:
         if group is not None and in_group(pid, group):
             return True

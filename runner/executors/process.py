@@ -8,7 +8,9 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from runner.core.plan import LaunchPlan
@@ -17,8 +19,12 @@ from runner.executors.cgroups import CgroupRoots
 from runner.executors.link import SpawnerLink
 from runner.executors.marks import Box, reopen_process
 from runner.executors.records import RECORD_BYTES_MAX, is_newer, read_beat, read_record
+from runner.executors.spares import Spares
 from runner.executors.sweep import sweep_attempt
 from runner.executors.watcher import blank_record, write_whole
+
+# What the next attempt may use again. A log is never among them: somebody may still read it.
+_REUSED = frozenset({"record", "plan.json", "control"})
 
 
 class ProcessExecutor:
@@ -47,6 +53,7 @@ class ProcessExecutor:
         self.notify = notify
         self.undead_after_s = undead_after_s
         self.beat_s = beat_s
+        self._spares = Spares(str(control_root))
 
     def control_dir(self, attempt_id: int) -> Path:
         """Return where an attempt's control directory is or will be."""
@@ -58,22 +65,50 @@ class ProcessExecutor:
         Raises FileExistsError when the directory is there: an attempt is launched once.
         """
         plan = dataclasses.replace(plan, cgroups=self.cgroups.plan(plan))
+        document = json.dumps(plan.to_document())
+        blank = blank_record(len(plan.workers), attempt_id)
         directory = self.control_dir(attempt_id)
-        self.control_root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.mkdir(mode=0o700)
-        record_fd = os.open(directory / "record", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        made = self._refill(blank, document) or self._make(blank, document)
         try:
-            fcntl.flock(record_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            write_whole(record_fd, blank_record(len(plan.workers)), 0)
-            document = plan.to_document()
-            _write_private(directory / "plan.json", json.dumps(document).encode())
-            os.mkfifo(directory / "control", 0o600)
-            # Both ends: what is written before the watcher listens waits for it.
-            fifo_fd = os.open(directory / "control", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except BaseException:
-            os.close(record_fd)
-            raise
-        return Prepared(directory, plan, document, record_fd, fifo_fd)
+            os.rename(made.directory, directory)
+        except OSError as error:
+            made.close()
+            shutil.rmtree(made.directory, ignore_errors=True)
+            raise FileExistsError(error.errno, f"attempt {attempt_id} was launched before", str(directory)) from error
+        return Prepared(directory, plan, document, made.record_fd, made.fifo_fd)
+
+    def clear(self, control_dir: Path) -> None:
+        """Remove a control directory whose logs were taken away; its files serve the next attempt where they can."""
+        directory = str(control_dir)
+        try:
+            if set(os.listdir(directory)) <= _REUSED:
+                # Empty before it is a spare: a record of one attempt is never read as that of another.
+                os.truncate(directory + "/record", 0)
+                if self._spares.give(directory):
+                    return
+        except OSError:
+            pass
+        shutil.rmtree(directory, ignore_errors=True)
+
+    def _refill(self, blank: bytes, document: str) -> _Made | None:
+        """Make a spare ready; None when there is none, or its last watcher has not let go of it yet."""
+        spare = self._spares.take()
+        if spare is None:
+            return None
+        try:
+            return _Made.open(spare, blank, document, new=0)
+        except OSError:
+            shutil.rmtree(spare, ignore_errors=True)
+            return None
+
+    def _make(self, blank: bytes, document: str) -> _Made:
+        # A name that is no attempt's until all is in it.
+        self.control_root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory = f"{self.control_root}/new"
+        shutil.rmtree(directory, ignore_errors=True)
+        os.mkdir(directory, 0o700)
+        os.mkfifo(directory + "/control", 0o600)
+        return _Made.open(directory, blank, document, new=os.O_CREAT | os.O_EXCL)
 
     def launch(self, prepared: Prepared, environments: Environments, device_lock_fds: Sequence[int] = ()) -> Launched:
         """Have a watcher forked for the attempt; close our record and FIFO whatever happens.
@@ -82,18 +117,16 @@ class ProcessExecutor:
         """
         plan = prepared.plan
         try:
-            pid, pidfd = self.link.spawn(
-                {
-                    "control_dir": str(prepared.control_dir),
-                    "plan": prepared.document,
-                    "envs": [dict(environment) for environment in environments],
-                    "token_hash": hashlib.sha256(plan.token.encode()).hexdigest(),
-                    "undead_after_s": self.undead_after_s,
-                    "beat_s": self.beat_s,
-                    "notify": str(self.notify) if self.notify else None,
-                },
-                (prepared.record_fd, prepared.fifo_fd, *device_lock_fds),
-            )
+            rest = {
+                "control_dir": str(prepared.control_dir),
+                "envs": [dict(environment) for environment in environments],
+                "token_hash": hashlib.sha256(plan.token.encode()).hexdigest(),
+                "undead_after_s": self.undead_after_s,
+                "beat_s": self.beat_s,
+                "notify": str(self.notify) if self.notify else None,
+            }
+            request = f'{{"plan": {prepared.document}, {json.dumps(rest)[1:]}'
+            pid, pidfd = self.link.spawn(request, (prepared.record_fd, prepared.fifo_fd, *device_lock_fds))
         finally:
             self.abandon(prepared)
         return Launched(pid, pidfd)
@@ -114,7 +147,7 @@ class ProcessExecutor:
     def look(self, control_dir: Path) -> AttemptRecord:
         """Read the lock first, then the records: what a watcher wrote before it let go is then seen."""
         lock, content = _look_at(control_dir / "record")
-        start, ranks, final = read_record(content)
+        start, ranks, final = read_record(content, int(control_dir.name))
         return AttemptRecord(control_dir, lock, start, ranks, final, read_beat(control_dir), is_newer(content))
 
     def trouble(self, control_dir: Path) -> str:
@@ -133,6 +166,33 @@ class ProcessExecutor:
     def sweep(self, record: AttemptRecord) -> Swept:
         """Kill what a dead watcher left alive; nothing at all after a reboot."""
         return sweep_attempt(record, self.box)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A control directory with its record locked and blank, its plan written and its FIFO open at both ends."""
+
+    directory: str
+    record_fd: int
+    fifo_fd: int
+
+    @classmethod
+    def open(cls, directory: str, blank: bytes, document: str, *, new: int) -> _Made:
+        record_fd = os.open(directory + "/record", os.O_RDWR | new | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(record_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            write_whole(record_fd, blank, 0)
+            _write_private(directory + "/plan.json", document.encode(), new or os.O_TRUNC)
+            # Both ends: what is written before the watcher listens waits for it.
+            fifo_fd = os.open(directory + "/control", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except BaseException:
+            os.close(record_fd)
+            raise
+        return cls(directory, record_fd, fifo_fd)
+
+    def close(self) -> None:
+        os.close(self.record_fd)
+        os.close(self.fifo_fd)
 
 
 def _command(control_dir: Path, line: str) -> bool:
@@ -166,8 +226,8 @@ def _look_at(path: Path) -> tuple[Lock, bytes]:
         os.close(descriptor)
 
 
-def _write_private(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+def _write_private(path: str, content: bytes, flags: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o600)
     try:
         write_whole(descriptor, content, 0)
     finally:

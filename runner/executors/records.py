@@ -89,13 +89,16 @@ def is_newer(content: bytes) -> bool:
     return any(magic == RECORD_MAGIC and version > RECORD_VERSION for magic, version, _, _ in heads)
 
 
-def read_record(content: bytes) -> tuple[StartRecord | None, tuple[RankExit | None, ...], FinalRecord | None]:
+def read_record(
+    content: bytes, attempt_id: int
+) -> tuple[StartRecord | None, tuple[RankExit | None, ...], FinalRecord | None]:
     """Return the start record, one entry a rank in the order of the plan, and the final record.
 
-    None stands for what is not written; without a start record no code of the user can have run.
+    None stands for what is not written; without a start record no code of the user can have run. A record of another
+    attempt, which a loss of power can leave in a file that was used again, says nothing of this one.
     """
     layout = unframe(content[:SLOT_BYTES])
-    if layout is None:
+    if layout is None or layout.get("attempt_id") != attempt_id:
         return None, (), None
     count = int(layout["workers"])
     slots = [unframe(content[at : at + SLOT_BYTES]) for at in range(SLOT_BYTES, SLOT_BYTES * (count + 2), SLOT_BYTES)]

@@ -38,6 +38,7 @@ DESCRIPTORS_MAX = 64
 CONNECTIONS_MAX = 256
 BACKOFF_S = (1, 2, 4, 8, 16, 32, 60)
 TRIES = 200
+HAND_OVER_S = 5.0
 PEER = struct.Struct("3i")
 
 
@@ -62,7 +63,7 @@ class Connection:
         for descriptor in (*self.descriptors, *(kept for _, kept in self.outgoing if kept >= 0)):
             os.close(descriptor)
 
-    def receive(self) -> list[dict[str, Any]] | None:
+    def receive(self) -> list[bytes] | None:
         """Return the whole frames that are here; None when the peer is gone; ValueError when it talks nonsense."""
         data, ancillary, _, _ = self.stream.recvmsg(
             1 << 16, socket.CMSG_SPACE(DESCRIPTORS_MAX * 4), socket.MSG_CMSG_CLOEXEC
@@ -81,7 +82,7 @@ class Connection:
                 raise ValueError("a frame past the limit")
             if len(self.incoming) < LENGTH.size + length:
                 break
-            frames.append(json.loads(bytes(self.incoming[LENGTH.size : LENGTH.size + length])))
+            frames.append(bytes(self.incoming[LENGTH.size : LENGTH.size + length]))
             del self.incoming[: LENGTH.size + length]
         return frames
 
@@ -191,13 +192,13 @@ class Spawner:
         self.connections: dict[int, Connection] = {}
         self.locks: dict[str, int] = {}
         self.watchers: set[int] = set()
+        self.standby: tuple[int, socket.socket] | None = None
         self.leaving = False
         self.signals = self.host.signal_descriptor(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
         self.poller = select.epoll()
         self.poller.register(self.signals, select.EPOLLIN)
         self.poller.register(listener, select.EPOLLIN)
         self.verbs: dict[str, Callable[[Connection, dict[str, Any]], None]] = {
-            "spawn": self._spawn,
             "keep": self._keep,
             "give": self._give,
             "drop": self._drop,
@@ -255,7 +256,12 @@ class Spawner:
                 return
             if pid == 0:
                 return
-            self.watchers.discard(pid)
+            if pid in self.watchers:
+                self.watchers.remove(pid)
+                self._prepare()
+            if self.standby is not None and pid == self.standby[0]:
+                self.standby[1].close()
+                self.standby = None
             if pid == self.runner.pid:
                 self.runner.ended(os.waitstatus_to_exitcode(status))
 
@@ -281,8 +287,9 @@ class Spawner:
     def _serve(self, peer: Connection) -> None:
         try:
             frames = peer.receive()
-            for frame in frames or ():
-                self._handle(peer, frame)
+            for payload in frames or ():
+                head, _, attached = payload.partition(b"\n")  # what follows the line is for the watcher alone
+                self._handle(peer, json.loads(head), attached)
             done = peer.flush()
         except BlockingIOError:
             done = peer.flush()
@@ -297,7 +304,7 @@ class Spawner:
         else:
             self.poller.modify(peer.stream, select.EPOLLIN | (0 if done else select.EPOLLOUT))
 
-    def _handle(self, peer: Connection, frame: dict[str, Any]) -> None:
+    def _handle(self, peer: Connection, frame: dict[str, Any], attached: bytes) -> None:
         verb = frame.get("op")
         try:
             if verb == "hello":
@@ -305,25 +312,63 @@ class Spawner:
                     raise RefusalError(f"this spawner speaks protocol {PROTOCOL}")
                 peer.greeted = True
                 peer.answer({"ok": True, "protocol": PROTOCOL, "pid": os.getpid()})
-            elif not peer.greeted or verb not in self.verbs:
+            elif not peer.greeted or (verb != "spawn" and verb not in self.verbs):
                 raise RefusalError(f"unknown request {verb!r}")
+            elif verb == "spawn":
+                self._spawn(peer, frame, attached)
             else:
                 self.verbs[verb](peer, frame)
         except (RefusalError, KeyError, OSError) as error:
             peer.answer({"ok": False, "error": str(error)})
 
-    def _spawn(self, peer: Connection, frame: dict[str, Any]) -> None:
+    def _spawn(self, peer: Connection, frame: dict[str, Any], attached: bytes) -> None:
         descriptors = peer.take(frame["descriptors"])
         try:
-            pid = os.fork()
-            if pid == 0:
-                watcher.main(self.host, frame, descriptors)
+            pid = self._hand_over(attached, descriptors)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
         self.watchers.add(pid)
         # It cannot have been reaped: only this loop reaps.
         peer.answer({"ok": True, "pid": pid}, os.pidfd_open(pid))
+
+    def _hand_over(self, payload: bytes, descriptors: list[int]) -> int:
+        """Give the attempt to the watcher that stands by, or to a new one where that one is dead; return its pid."""
+        for fresh in (False, True):
+            if fresh or self.standby is None:
+                self.standby = self._fork(rehearsed=False)
+            pid, channel = self.standby
+            self.standby = None
+            try:
+                watcher.send_request(channel, payload, descriptors)
+            except OSError:
+                if fresh:
+                    raise
+            else:
+                return pid
+            finally:
+                channel.close()
+        raise AssertionError("the second try returns or raises")
+
+    def _fork(self, *, rehearsed: bool) -> tuple[int, socket.socket]:
+        ours, theirs = socket.socketpair()
+        try:
+            pid = os.fork()
+            if pid == 0:
+                watcher.stand_by(self.host, theirs, rehearsed=rehearsed)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        ours.settimeout(HAND_OVER_S)
+        return pid, ours
+
+    def _prepare(self) -> None:
+        """Have a watcher stand by for the next attempt: when one ends the next is soon to come, and a core is free."""
+        if self.standby is None:
+            with contextlib.suppress(OSError):
+                self.standby = self._fork(rehearsed=True)
 
     def _keep(self, peer: Connection, frame: dict[str, Any]) -> None:
         (descriptor,) = peer.take(1)

@@ -30,6 +30,7 @@ RECORD_MAGIC = b"STKR"
 RECORD_HEADER = struct.Struct("<4sHHI")  # magic, version, payload length, crc of all but the crc
 SLOT_BYTES = 512
 BEAT = struct.Struct("<Q")
+REQUEST = struct.Struct("<II")  # payload length, number of descriptors
 
 RETRY_S = 1.0
 KEPT_HEAD_BYTES = 1 << 20
@@ -86,13 +87,13 @@ def slot(document: dict[str, Any]) -> bytes:
     return packed.ljust(SLOT_BYTES, b"\0")
 
 
-def blank_record(workers: int) -> bytes:
+def blank_record(workers: int, attempt_id: int) -> bytes:
     """Return what a record file holds before its watcher writes: the layout, a slot a rank, the slot for the end.
 
     The start record follows the slots. All of it is written, not only reserved: overwriting in place later needs no
     room, so a full disk cannot lose a code.
     """
-    return slot({"workers": workers}) + bytes(SLOT_BYTES * (workers + 1))
+    return slot({"attempt_id": attempt_id, "workers": workers}) + bytes(SLOT_BYTES * (workers + 1))
 
 
 def start_ticks(pid: int) -> int:
@@ -150,9 +151,14 @@ class Host:
         for name in ("prctl", "syscall", "sigprocmask"):
             getattr(self.libc, name)  # ctypes looks a function up when it is first named
         for _ in range(16):  # CPython 3.11 rewrites a function's code after its eighth call
-            slot({"rank": 0, "detail": ""})
-            self.identity(os.getpid())
+            self.rehearse()
             close_others({0, 1, 2, *map(int, os.listdir("/proc/self/fd"))})
+
+    def rehearse(self) -> None:
+        """Do what every watcher does that leaves nothing behind: its memory is its own afterwards."""
+        slot({"rank": 0, "kind": "exited", "code": 0, "monotonic_ns": time.monotonic_ns(), "detail": ""})
+        json.loads(_encode({"plan": {"workers": [{"rank": 0, "argv": ["/bin/true"]}]}, "envs": [{"PATH": "/"}]}))
+        self.identity(os.getpid())
 
     def check(self, result: int, what: str) -> int:
         """Return the result of a libc call, or raise the OSError it left in errno."""
@@ -859,22 +865,59 @@ def _exec(argv: list[str], environment: dict[str, str]) -> NoReturn:
     raise failure
 
 
-def main(host: Host, request: dict[str, Any], descriptors: list[int]) -> NoReturn:
-    """Be the watcher, in a process just forked with every signal blocked."""
+def stand_by(host: Host, channel: socket.socket, *, rehearsed: bool) -> NoReturn:
+    """Be a watcher whose attempt is yet to come, in a process just forked with every signal blocked.
+
+    Forked ahead, so that no job waits for the fork nor for the copies of the pages that a watcher writes to.
+    """
     code = 70
+    directory = ""
     try:
         os.setsid()
         os.umask(0o077)
         for standard in (0, 1, 2):  # a reader of the runner's output must not have to wait for its jobs
             os.dup2(host.null, standard)
         host.subreaper()
-        close_others({0, 1, 2, host.null, host.children, host.hints.fileno(), *descriptors})
-        Watcher(host, request, descriptors).run()
+        close_others({0, 1, 2, host.null, host.children, host.hints.fileno(), channel.fileno()})
+        if rehearsed:
+            host.rehearse()
+        received = receive_request(channel)
+        if received is not None:
+            request, descriptors = received
+            directory = request["control_dir"]
+            channel.close()
+            Watcher(host, request, descriptors).run()
         code = 0
     except BaseException as error:  # a bug of ours: the runner finds it beside the records
-        with contextlib.suppress(OSError):
-            _write(f"{request['control_dir']}/error", repr(error), os.O_CREAT)
+        if directory:
+            with contextlib.suppress(OSError):
+                _write(f"{directory}/error", repr(error), os.O_CREAT)
     os._exit(code)
+
+
+def send_request(channel: socket.socket, payload: bytes, descriptors: list[int]) -> None:
+    """Hand a watcher its attempt; OSError when it did not take all of it, and then it will not run it."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(descriptors)}i", *descriptors))]
+    content = REQUEST.pack(len(payload), len(descriptors)) + payload
+    sent = channel.sendmsg([content], rights)
+    if sent < len(content):
+        channel.sendall(content[sent:])
+
+
+def receive_request(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    """Wait for an attempt; None when the spawner is gone."""
+    content = b""
+    descriptors: list[int] = []
+    while len(content) < REQUEST.size or len(content) < REQUEST.size + REQUEST.unpack_from(content)[0]:
+        data, ancillary, _, _ = channel.recvmsg(1 << 20, 1024, socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            return None
+        content += data
+        for _, _, packed in ancillary:
+            descriptors += struct.unpack(f"{len(packed) // 4}i", packed)
+    if len(descriptors) != REQUEST.unpack_from(content)[1]:
+        raise OSError(errno.EMFILE, "descriptors were lost on the way")
+    return json.loads(content[REQUEST.size :]), descriptors
 
 
 def close_others(kept: set[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -17,7 +18,7 @@ from schedulers.resources import Inventory, ResourceRequest
 
 @dataclass(frozen=True, slots=True)
 class Enqueue:
-    """Elements of a job wait: to be prepared first (inputs, environment), or ready at once; not before an instant."""
+    """Elements of a job wait from now on, or from a later instant: to be prepared first, or ready at once."""
 
     job_id: int
     indices: tuple[int, ...]
@@ -86,6 +87,7 @@ class Change:
     inventory: Inventory
     boot_id: str
     mounts_permitted: bool
+    jobs_dir: str
     admission: str = ""
     effects: list[Effect] = field(default_factory=list)
     touched: set[Ref] = field(default_factory=set)
@@ -122,10 +124,8 @@ class Desk:
 
     def take(self, most: int) -> list[Item]:
         """Return what is queued, oldest first."""
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.descriptor)
-        except BlockingIOError:
-            pass
         taken: list[Item] = []
         while self._items and len(taken) < most:
             taken.append(self._items.popleft())

@@ -28,7 +28,9 @@ class Check:
     remedy: str = ""
 
 
-def examine(paths: Paths, *, enforced: Mapping[str, bool], gpus: Mapping[str, Any], admission: str, ways: Mapping[str, bool]) -> dict[str, Any]:
+def examine(
+    paths: Paths, *, enforced: Mapping[str, bool], gpus: Mapping[str, Any], admission: str, ways: Mapping[str, bool]
+) -> dict[str, Any]:
     """Run every check. `ways` says what this runner may do: mounts, cgroup kill."""
     checks = [
         _sqlite(),
@@ -126,7 +128,9 @@ def _restart() -> Check:
     crontab = any(_has_reboot_line(each) for each in (Path("/var/spool/cron/crontabs"), Path("/var/spool/cron")))
     if crontab:
         return Check(name, "ok", "a @reboot line brings the runner back")
-    return Check(name, "warn", "nothing brings the runner back", "`stoker service start` prints the crontab line that does")
+    return Check(
+        name, "warn", "nothing brings the runner back", "`stoker service start` prints the crontab line that does"
+    )
 
 
 def _has_reboot_line(directory: Path) -> bool:
@@ -146,6 +150,8 @@ def _clock() -> Check:
 
 def _tool(name: str, what: str) -> Check:
     found = shutil.which(name)
-    return Check(name, "ok" if found else "warn", found or f"not found; it serves {what}", "" if found else f"install {name}")
+    return Check(
+        name, "ok" if found else "warn", found or f"not found; it serves {what}", "" if found else f"install {name}"
+    )
 
 

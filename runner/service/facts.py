@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from runner.core.job import Ref
 from runner.core.reasons import WaitReason
 from schedulers.resources import Inventory
 
@@ -15,6 +16,7 @@ class LiveFacts:
     """Questions to the daemon. Each answer is a snapshot; each may be asked from any thread."""
 
     preparing: Callable[[int], WaitReason | None]
+    saving: Callable[[Ref], WaitReason | None]
     explain: Callable[[int], WaitReason | None]
     inventory: Callable[[], Inventory]
     devices: Callable[[], dict[str, Any]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
@@ -17,13 +17,17 @@ ENVIRONMENT_MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who submits, from where: the working directory and environment that a job inherits."""
+    """Who submits, from where: the working directory and environment that a job inherits.
+
+    `sources` are the addresses of inputs, by name, that an earlier job was given and that are kept sealed.
+    """
 
     uid: int
     account: str
     cwd: str
     env: Mapping[str, str]
     umask: int = 0o022
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_caller(document: Any, uid: int, account: str) -> Caller:
@@ -122,7 +126,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _encodable(text: str) -> bool:
-    """Say whether text can be a path, an argument or a variable: lone surrogates stand for bytes, others for nothing."""
+    """Say whether text can be a path, an argument or a variable: lone surrogates stand for bytes, or nothing."""
     try:
         os.fsencode(text)
     except UnicodeEncodeError:

@@ -33,13 +33,16 @@ def log_of(connection: sqlite3.Connection, paths: Paths, target: Target, number:
     if target.is_array and target.index is None:
         index = connection.execute("SELECT MIN(idx) FROM elements WHERE job_id = ?", (target.job_id,)).fetchone()[0]
     row = connection.execute(
-        "SELECT id, number, ended_us IS NOT NULL FROM attempts WHERE job_id = ? AND idx = ? AND (? IS NULL OR number = ?)"
+        "SELECT id, number, ended_us IS NOT NULL FROM attempts"
+        " WHERE job_id = ? AND idx = ? AND (? IS NULL OR number = ?)"
         " ORDER BY number DESC LIMIT 1",
         (target.job_id, index, number, number),
     ).fetchone()
     if row is None:
         if number is not None:
-            raise NotFound(f"job {target.label} has no attempt {number}", hint=f"`stoker show {target.label}` lists them")
+            raise NotFound(
+                f"job {target.label} has no attempt {number}", hint=f"`stoker show {target.label}` lists them"
+            )
         return None
     attempt_id, attempt_number, ended = row
     live = f"{paths.control(attempt_id)}/log.{rank}"

@@ -8,14 +8,12 @@ from typing import Any
 
 from runner.core.errors import Conflict, NotFound
 from runner.service.desk import Change, Discard
-from runner.service.outputs import document
+from runner.service.outputs import document, entries_of
 from runner.service.remove import NotConfirmed
 from runner.service.views import iso
 from runner.state import artifacts
 from runner.state.artifacts import Artifact
 from storage.store import Store
-
-ENTRIES_MAX = 10_000
 
 
 def listed(connection: sqlite3.Connection, owner_uid: int) -> dict[str, Any]:
@@ -27,7 +25,6 @@ def listed(connection: sqlite3.Connection, owner_uid: int) -> dict[str, Any]:
 def shown(connection: sqlite3.Connection, store: Store, owner_uid: int, name: str) -> dict[str, Any]:
     """Return one artifact with its files and its lineage both ways."""
     found = _find(connection, owner_uid, name)
-    entries = store.manifest(found.tree_digest).entries
     sources = []
     if found.ref is not None:
         rows = connection.execute(
@@ -38,7 +35,7 @@ def shown(connection: sqlite3.Connection, store: Store, owner_uid: int, name: st
         "created_at": iso(found.created_us),
         "made_from": sources,
         "used_by": artifacts.users(connection, found.tree_digest),
-        "entries": [{"path": each.path, "size_bytes": each.size, "digest": each.digest} for each in entries[:ENTRIES_MAX]],
+        "entries": entries_of(store, found),
     }
 
 

@@ -2,46 +2,72 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
 
-from runner.core.errors import Conflict, NotFound
+from runner.core.errors import Conflict, NotFound, Unavailable, UsageError
 from runner.service.refs import Target
 from runner.state import artifacts
 from runner.state.artifacts import Artifact
-from storage.errors import Exists
+from storage.errors import DiskFull, Exists
 from storage.publish import export
 from storage.store import Store
 
 ENTRIES_MAX = 10_000
+_ELSEWHERE = "give another directory, or --overwrite"
 
 
 def listed(connection: sqlite3.Connection, store: Store, target: Target) -> dict[str, Any]:
     """Return the outputs of a job and the files of the newest."""
     found = _found(connection, target)
-    entries = []
-    if found:
-        manifest = store.manifest(found[-1].tree_digest)
-        entries = [
-            {"path": each.path, "size_bytes": each.size, "digest": each.digest} for each in manifest.entries[:ENTRIES_MAX]
-        ]
-    return {"version": 1, "outputs": [document(each) for each in found], "entries": entries}
+    entries = [entry for label, newest in _newest(found, target) for entry in entries_of(store, newest, label)]
+    return {"version": 1, "outputs": [document(each) for each in found], "entries": entries[:ENTRIES_MAX]}
 
 
 def pulled(
     connection: sqlite3.Connection, store: Store, target: Target, destination: Path, *, overwrite: bool
 ) -> dict[str, Any]:
-    """Write the newest output of a job to a directory; files that are there stay, unless told."""
-    found = _found(connection, target)
+    """Write the newest output of a job to a directory; files that are there stay, unless told.
+
+    An array goes into one directory an element, named by its index.
+    """
+    found = _newest(_found(connection, target), target)
     if not found:
         raise NotFound(f"job {target.label} has no output", hint="what it writes to $STOKER_OUTPUT_DIR is saved")
-    newest = found[-1]
+    for label, _ in found:
+        if label and not overwrite and os.path.lexists(destination / label):
+            raise Conflict(f"{destination / label} is already there", hint=_ELSEWHERE)
+    files = 0
     try:
-        files = export(store, newest.tree_digest, destination, overwrite=overwrite)
+        for label, newest in found:
+            files += export(store, newest.tree_digest, destination / label, overwrite=overwrite)
     except Exists as error:
-        raise Conflict(error.message, hint="give another directory, or --overwrite") from None
-    return {"path": str(destination), "files": files, "bytes": newest.size_bytes, "digest": newest.tree_digest}
+        raise Conflict(printable(error.message), hint=_ELSEWHERE) from None
+    except DiskFull as error:
+        raise Unavailable(error.message, hint=error.hint) from None
+    except OSError as error:
+        raise UsageError(f"{destination} cannot be written: {error.strerror}", hint="give another directory") from None
+    return {
+        "path": str(destination),
+        "files": files,
+        "bytes": sum(newest.size_bytes for _, newest in found),
+        "digest": found[0][1].tree_digest if len(found) == 1 else None,
+    }
+
+
+def entries_of(store: Store, artifact: Artifact, label: str = "") -> list[dict[str, Any]]:
+    """Return the files of an artifact for readers, below the directory `label`."""
+    return [
+        {"path": printable(os.path.join(label, each.path)), "size_bytes": each.size, "digest": each.digest}
+        for each in store.manifest(artifact.tree_digest).entries[:ENTRIES_MAX]
+    ]
+
+
+def printable(name: str) -> str:
+    """Return a file name that any document can hold: bytes that are no UTF-8 become escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def document(artifact: Artifact) -> dict[str, Any]:
@@ -56,6 +82,13 @@ def document(artifact: Artifact) -> dict[str, Any]:
         "size_bytes": artifact.size_bytes,
         "files": artifact.files,
     }
+
+
+def _newest(found: list[Artifact], target: Target) -> list[tuple[str, Artifact]]:
+    """Return the newest output of each element that is meant, under its directory in a copy of them all."""
+    newest = {each.ref.idx: each for each in found if each.ref is not None}
+    one = target.index is not None or not target.is_array
+    return [("" if one else str(index), each) for index, each in sorted(newest.items())]
 
 
 def _found(connection: sqlite3.Connection, target: Target) -> list[Artifact]:

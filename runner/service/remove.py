@@ -1,4 +1,4 @@
-"""Remove finished jobs: their logs and directories go, their outputs too unless kept; ledger and attempts stay for ever."""
+"""Remove finished jobs: logs and directories go, outputs too unless kept; ledger and attempts stay for ever."""
 
 from __future__ import annotations
 

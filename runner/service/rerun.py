@@ -9,9 +9,9 @@ from typing import Any
 from runner.core import documents
 from runner.core.errors import UsageError
 from runner.identity.sealing import Sealer
-from runner.service.refs import Target
 from runner.service.intake import Caller, flags_of
-from runner.service.submit import Envelope, Prepared, split_environment
+from runner.service.refs import Target
+from runner.service.submit import Envelope, Prepared, secret_sources, split_environment
 from runner.service.submit import prepare as prepare_job
 from runner.state import jobs
 
@@ -22,8 +22,9 @@ def caller_of(connection: sqlite3.Connection, sealer: Sealer, target: Target, ui
     sealed = jobs.variables_of(connection, target.job_id)
     if row is None or sealed is None:
         raise UsageError(f"job {target.label} has no environment to run again with", hint="submit it anew")
-    umask, variables = split_environment(sealer.unseal(row[3], "environment", "variables", sealed))
-    return Caller(uid, account, json.loads(row[1])["cwd"], variables, umask)
+    payload = sealer.unseal(row[3], "environment", "variables", sealed)
+    umask, variables = split_environment(payload)
+    return Caller(uid, account, json.loads(row[1])["cwd"], variables, umask, secret_sources(payload))
 
 
 def prepare(connection: sqlite3.Connection, target: Target, body: dict[str, Any], envelope: Envelope) -> Prepared:
@@ -35,6 +36,8 @@ def prepare(connection: sqlite3.Connection, target: Target, body: dict[str, Any]
     document["env"] = {
         name: envelope.caller.env[name] for name in document.get("env", {}) if name in envelope.caller.env
     }
+    for name, address in envelope.caller.sources.items():
+        document["input"][name]["uri"] = address
     if target.is_array and target.index is not None:
         document["array"] = str(target.index)
     merged, origins = documents.merge([(f"job {target.label}", document), *flags_of(body)])

@@ -54,7 +54,13 @@ _KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", list:
 
 
 def _config() -> dict[str, Any]:
-    root: dict[str, Any] = {"$schema": DRAFT, "title": "Config", "type": "object", "additionalProperties": False, "properties": {}}
+    root: dict[str, Any] = {
+        "$schema": DRAFT,
+        "title": "Config",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {},
+    }
     for name, default, text in config.names():
         section = root
         *sections, last = name.split(".")

@@ -60,21 +60,9 @@ def _own_grace_s(change: Change, ref: Ref) -> float:
 
 def _stop_pending(change: Change, element: Element, ending: Ending) -> str:
     """Leave the queue; what an earlier attempt left is saved first."""
-    ref = element.ref
-    change.effects.append(Withdraw(ref))
-    if element.attempts and jobs.left_output(change.connection, ref):
-        jobs.move(change.connection, ref, State.PENDING, Event.SALVAGE, change.now_us, held=0)
-        change.effects.append(Salvage(ref))
+    change.effects.append(Withdraw(element.ref))
+    sentence = "it was stopped before it ran" if not element.attempts else "it was stopped while it waited"
+    if jobs.give_up(change.connection, element.ref, Event.CANCEL, change.now_us, str(ending), sentence):
+        change.effects.append(Salvage(element.ref))
         return "it will not run again; what its last attempt left is being saved"
-    jobs.move(
-        change.connection,
-        ref,
-        State.PENDING,
-        Event.CANCEL,
-        change.now_us,
-        held=0,
-        finished_us=change.now_us,
-        ending=str(ending),
-        sentence="it was stopped before it ran" if not element.attempts else "it was stopped while it waited",
-    )
     return "stopped"

@@ -16,9 +16,10 @@ from runner.core.job import PLAIN, Ref
 from runner.core.spec import JobSpec, parse_array, validate
 from runner.identity.sealing import Sealer
 from runner.ledger.pricing import rate_for
+from runner.service import places
 from runner.service.desk import Change, Enqueue
 from runner.service.intake import Caller, flags_of
-from runner.state import jobs
+from runner.state import jobs, listing
 from runner.state.books import list_prices
 from runner.telemetry.metrics import compile_patterns
 from schedulers.decide import explain
@@ -28,6 +29,7 @@ from schedulers.resources import Inventory, ResourceRequest
 from schedulers.snapshot import Candidate, Entry, Snapshot
 from storage import uri as uris
 from storage.errors import StorageError
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -52,11 +54,11 @@ class Envelope:
         self._sealed: dict[tuple[Any, ...], tuple[bytes, bytes, tuple[str, ...]]] = {}
         self._directories: set[str] = set()
 
-    def seal(self, spec: JobSpec) -> tuple[bytes, bytes, tuple[str, ...]]:
-        """Return (digest, sealed, names left out) of a job's environment."""
-        key = (tuple(sorted(spec.env.items())), tuple(spec.pass_env))
+    def seal(self, spec: JobSpec, sources: Mapping[str, str]) -> tuple[bytes, bytes, tuple[str, ...]]:
+        """Return (digest, sealed, names left out) of a job's environment; `sources` are addresses with a secret."""
+        key = (tuple(sorted(spec.env.items())), tuple(spec.pass_env), tuple(sorted(sources.items())))
         if key not in self._sealed:
-            self._sealed[key] = self._seal(spec)
+            self._sealed[key] = self._seal(spec, sources)
         return self._sealed[key]
 
     def directory(self, spec: JobSpec) -> Path:
@@ -65,18 +67,21 @@ class Envelope:
         if str(cwd) not in self._directories:
             # os.path answers False where pathlib would raise: no permission, a name too long.
             if not os.path.isdir(cwd):
-                raise UsageError(f"there is no directory {str(cwd)!r} to run in", hint="give --cwd a directory that exists")
+                raise UsageError(
+                    f"there is no directory {str(cwd)!r} to run in", hint="give --cwd a directory that exists"
+                )
             self._directories.add(str(cwd))
         return cwd
 
-    def _seal(self, spec: JobSpec) -> tuple[bytes, bytes, tuple[str, ...]]:
+    def _seal(self, spec: JobSpec, sources: Mapping[str, str]) -> tuple[bytes, bytes, tuple[str, ...]]:
         env = self.caller.env
         missing = [name for name in spec.pass_env if name not in env and name not in spec.env]
         if missing:
             hint = f"give it a value: --env {missing[0]}=VALUE"
             raise UsageError(f"{missing[0]} is not set in your environment", hint=hint)
         variables, left_out = environment.inherit(env, stated=spec.env, passed=[*spec.pass_env, *self._pass_env])
-        payload = json.dumps({"umask": self.caller.umask, "env": variables}, sort_keys=True).encode()
+        document = {"umask": self.caller.umask, "env": variables, **({"sources": dict(sources)} if sources else {})}
+        payload = json.dumps(document, sort_keys=True).encode()
         digest = self._sealer.keyed_hash(b"%d:" % self.caller.uid + payload)
         return digest, self._sealer.seal(self.caller.uid, "environment", "variables", payload), tuple(left_out)
 
@@ -87,7 +92,9 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
     cwd = envelope.directory(spec)
     if spec.metrics:
         compile_patterns(spec.metrics)
-    digest, sealed, left_out = envelope.seal(spec)
+    sources = {name: _source(each.uri, cwd) for name, each in sorted(spec.inputs.items())}
+    secret = {name: each for name, each in sources.items() if each.text != each.shown}
+    digest, sealed, left_out = envelope.seal(spec, {name: each.text for name, each in secret.items()})
     resolved = spec.model_copy(
         update={
             "cwd": str(cwd),
@@ -95,6 +102,10 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
             "output": _inside(spec.output, cwd, "--output"),
             "checkpoint": _inside(spec.checkpoint, cwd, "--checkpoint"),
             "env": dict.fromkeys(spec.env, ""),
+            "inputs": {
+                name: each.model_copy(update={"uri": secret[name].shown}) if name in secret else each
+                for name, each in spec.inputs.items()
+            },
         }
     )
     return Prepared(
@@ -104,7 +115,7 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
         variables_digest=digest,
         variables_sealed=sealed,
         left_out=left_out,
-        input_uris=tuple((name, _source(each.uri, cwd), each.rw) for name, each in sorted(spec.inputs.items())),
+        input_uris=tuple((name, each.shown, spec.inputs[name].rw) for name, each in sources.items()),
     )
 
 
@@ -124,10 +135,13 @@ def prepare_batch(head: dict[str, Any], lines: Sequence[dict[str, Any]], envelop
 
 def dry_run(change: Change, prepared: Prepared) -> dict[str, Any]:
     """Say what a job would be: its spec with the origin of each value, what it would hold and whether it would wait."""
+    _check_places(change, prepared.spec)
     request = request_of(prepared.spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
     if refusal:
-        raise NeverFits(f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has")
+        raise NeverFits(
+            f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has"
+        )
     entry = Entry(prepared.spec.priority, request, (Candidate(0, change.now_us),))
     decision = explain(Snapshot(change.now_us, change.inventory, (entry,)), 0)
     devices = decision.allocation.devices if isinstance(decision, Start) else ()
@@ -179,10 +193,13 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
     if change.admission:
         raise Unavailable(change.admission, hint="free some disk space; it goes on by itself")
     spec = prepared.spec
+    _check_places(change, spec)
     request = request_of(spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
     if refusal:
-        raise NeverFits(f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has")
+        raise NeverFits(
+            f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has"
+        )
     name = spec.name or names.made_up(number)
     first, last, limit = parse_array(spec.array) if spec.array else (PLAIN, PLAIN, None)
     indices = tuple(range(first, last + 1))
@@ -200,6 +217,14 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         indices=indices,
         now_us=change.now_us,
     )
+    if not change.mounts_permitted:
+        places.reserve(
+            spec,
+            job_id,
+            jobs_dir=change.jobs_dir,
+            is_array=spec.array is not None,
+            is_unfinished=lambda other: listing.is_unfinished(change.connection, other, None),
+        )
     for input_name, address, writable in prepared.input_uris:
         jobs.insert_input(change.connection, job_id, input_name, address, writable=writable)
     jobs.note(change.connection, change.now_us, "submitted", Ref(job_id, PLAIN), {"name": name})
@@ -223,12 +248,34 @@ def at_line(error: StokerError, number: int) -> StokerError:
     return error
 
 
+def _check_places(change: Change, spec: JobSpec) -> None:
+    """Refuse directories of the job's own that could only be links, and cannot be: something is there already."""
+    if change.mounts_permitted:
+        return
+    for flag, directory in (("--output", spec.output), ("--checkpoint", spec.checkpoint)):
+        if directory is None:
+            continue
+        variable = f"${'STOKER_OUTPUT_DIR' if flag == '--output' else 'STOKER_CHECKPOINT_DIR'}"
+        if spec.array is not None:
+            raise UsageError(
+                f"{flag} would be one link for all elements: this box permits no mounts", hint=f"write to {variable}"
+            )
+        place = os.path.join(spec.cwd or "/", directory)
+        if os.path.lexists(place):
+            raise UsageError(
+                f"{flag} {place!r} is there already, and this box permits no mounts",
+                hint=f"name one that is not there yet, or write to {variable}",
+            )
+
+
 def _inside(directory: str | None, cwd: Path, flag: str) -> str | None:
     if directory is None:
         return None
     parts = PurePath(directory).parts
     if not parts or PurePath(directory).is_absolute() or ".." in parts or parts == (".",):
-        raise UsageError(f"{flag} {directory!r} is not a directory below {str(cwd)!r}", hint=f"give a relative one: {flag} out")
+        raise UsageError(
+            f"{flag} {directory!r} is not a directory below {str(cwd)!r}", hint=f"give a relative one: {flag} out"
+        )
     return str(PurePath(directory))
 
 
@@ -241,21 +288,25 @@ def _requirements(file: str | None, cwd: Path) -> str | None:
     return str(path)
 
 
-def _source(text: str, cwd: Path) -> str:
+def _source(text: str, cwd: Path) -> uris.Uri:
     try:
         parsed = uris.parse(text, cwd)
     except StorageError as error:
         raise UsageError(f"--input: {error.message}", hint=error.hint) from None
     if parsed.scheme == "file" and not os.path.exists(parsed.path):
-        raise UsageError(f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory")
-    return parsed.text
+        raise UsageError(
+            f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory"
+        )
+    return parsed
 
 
 def interpreter_of(env: Mapping[str, str], cwd: str) -> str:
     """Return the Python that a caller means: `python3` or `python` on its PATH."""
     found = shutil.which("python3", path=env.get("PATH")) or shutil.which("python", path=env.get("PATH"))
     if found is None:
-        raise UsageError("there is no python3 on your PATH to build an environment with", hint="install Python or set PATH")
+        raise UsageError(
+            "there is no python3 on your PATH to build an environment with", hint="install Python or set PATH"
+        )
     return str(Path(cwd, found))
 
 
@@ -263,6 +314,12 @@ def split_environment(payload: bytes) -> tuple[int, dict[str, str]]:
     """Return (umask, variables) from an unsealed environment."""
     document = json.loads(payload)
     return document["umask"], document["env"]
+
+
+def secret_sources(payload: bytes) -> dict[str, str]:
+    """Return, by input, the addresses that hold a secret, from an unsealed environment."""
+    sources: dict[str, str] = json.loads(payload).get("sources", {})
+    return sources
 
 
 def request_from(text: str) -> ResourceRequest:

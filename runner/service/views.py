@@ -16,11 +16,14 @@ from runner.ledger.money import format_credits
 from runner.service.facts import LiveFacts
 from runner.service.refs import Target
 from runner.state import artifacts, jobs, listing
-from runner.state.listing import Row
+from runner.state.listing import Group, Row
 
 DOCUMENT_VERSION = 1
 RECENT_S = 600
+RECENT_MAX = 20
 EVENTS_SHOWN = 200
+ATTEMPTS_SHOWN = 100
+REASONS_SHOWN = 20
 
 
 def iso(at_us: int | None) -> str | None:
@@ -42,35 +45,33 @@ def ps(
     limit: int = 200,
     before: int | None = None,
 ) -> dict[str, Any]:
-    """List jobs, arrays as one row: what is unfinished and what finished lately, or pages of everything."""
+    """List jobs, arrays as one row with counts: what is unfinished and what finished lately, or pages of everything."""
     if everything or states or name is not None or before is not None:
-        rows = listing.page(connection, before=before, states=states, name=name, limit=limit + 1)[::-1]
-        more = len(rows) > limit
-        rows = rows[1:] if more else rows
+        found = listing.page(connection, before=before, states=states, name=name, limit=limit + 1)
+        job_ids = sorted(found[:limit])
     else:
-        finished = listing.finished_since(connection, now_us - RECENT_S * 1_000_000, 20)
-        open_rows = listing.unfinished(connection, limit + 1)
-        more = len(open_rows) > limit
-        rows = sorted([*finished, *open_rows[:limit]], key=lambda row: (row.job_id, row.index))
-    groups: dict[int, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.job_id, []).append(row)
+        found = listing.unfinished(connection, limit + 1)
+        lately = listing.finished_since(connection, now_us - RECENT_S * 1_000_000, RECENT_MAX)
+        job_ids = sorted({*found[:limit], *lately})
+    listed = listing.groups(connection, job_ids).items()
     return {
         "version": DOCUMENT_VERSION,
-        "jobs": [_listed(connection, live, group, now_us) for group in groups.values()],
-        "more": more,
+        "jobs": [
+            _listed(connection, live, Target(job_id, None, _is_array(groups)), groups, now_us)
+            for job_id, groups in listed
+        ],
+        "more": len(found) > limit,
     }
 
 
 def show(connection: sqlite3.Connection, live: LiveFacts, target: Target, now_us: int) -> dict[str, Any]:
     """Return everything about a job, or one element of an array."""
-    rows = _rows_of(connection, target)
+    groups = _groups_of(connection, target)
     facts = jobs.job_facts(connection, target.job_id)
     assert facts is not None
     spec = json.loads(facts[1])
-    first = rows[0]
-    document = _listed(connection, live, rows, now_us)
-    attempts = listing.attempts_of(connection, target.job_id, first.index)
+    document = _listed(connection, live, target, groups, now_us)
+    attempts = listing.attempts_of(connection, target.job_id, target.index, ATTEMPTS_SHOWN)
     last = attempts[-1] if attempts else None
     enforced = live.enforced()
     stated = {"cpu": spec.get("cpus") is not None, "memory": spec.get("mem") is not None}
@@ -90,62 +91,63 @@ def show(connection: sqlite3.Connection, live: LiveFacts, target: Target, now_us
             {"at": iso(event["at_us"]), "kind": event["kind"], "index": _index(event["index"]), **event["data"]}
             for event in listing.events_of(connection, target.job_id, target.index, EVENTS_SHOWN)
         ],
-        "hint": _hint(first),
+        "hint": _hint(_speaker(groups)),
     }
 
 
 def explain(connection: sqlite3.Connection, live: LiveFacts, target: Target, now_us: int) -> dict[str, Any]:
     """Say why a job is where it is, and what would change it."""
-    rows = _rows_of(connection, target)
-    reasons = []
-    for row in rows:
+    groups = _groups_of(connection, target)
+    reasons: list[dict[str, Any]] = []
+    for row in listing.pending(connection, target.job_id, target.index, now_us, REASONS_SHOWN):
         reason = wait_reason(row, live, now_us)
         if reason is not None and reason.document() not in reasons:
             reasons.append(reason.document())
-    state = _state(rows)
+    state = _state(groups)
     would_change = ""
     if reasons:
         would_change = _REMEDIES.get(Waiting(reasons[0]["kind"]), "").format(job=target.label)
     elif state in FINISHED:
-        would_change = _hint(rows[0])
+        would_change = _hint(_speaker(groups))
     return {
         "version": DOCUMENT_VERSION,
         "job": target.label,
         "state": state,
         "reasons": reasons,
-        "sentence": rows[0].sentence,
+        "sentence": _speaker(groups).sentence,
         "would_change": would_change,
     }
 
 
 def outcome(connection: sqlite3.Connection, target: Target) -> dict[str, Any] | None:
     """Return the last word on a job: how it ended and the code to exit with; None while it is unfinished."""
-    rows = _rows_of(connection, target)
-    if any(row.finished_us is None for row in rows):
+    if listing.is_unfinished(connection, target.job_id, target.index):
         return None
-    failed = [row for row in rows if row.state != State.SUCCEEDED]
-    row = failed[0] if failed else rows[0]
+    groups = _groups_of(connection, target)
+    row = _speaker(groups)
     ending = Ending(row.ending) if row.ending else None
     code = outcome_code(ending, row.exit_code, row.signal)
-    if failed and len(rows) > 1:
+    if code and target.is_array and target.index is None:
         code = 1
     return {
         "version": DOCUMENT_VERSION,
         "id": target.label,
         "name": row.name,
-        "state": _state(rows),
+        "state": _state(groups),
         "ending": row.ending,
         "exit_code": row.exit_code,
         "signal": row.signal,
         "code": code,
-        "summary": _summary(connection, target, rows, row),
+        "summary": _summary(connection, target, groups),
         "hint": _hint(row),
         "outputs": [_output(each) for each in artifacts.of_job(connection, target.job_id) if _meant(each.ref, target)],
     }
 
 
 def wait_reason(row: Row, live: LiveFacts, now_us: int) -> WaitReason | None:
-    """Return why an element is pending; None when it is not."""
+    """Return why an element is pending, or its output not saved yet; None where nothing holds it up."""
+    if row.state == State.SAVING:
+        return live.saving(Ref(row.job_id, row.index))
     if row.state != State.PENDING:
         return None
     if row.held:
@@ -172,58 +174,69 @@ _REMEDIES = {
 }
 
 
-def _listed(connection: sqlite3.Connection, live: LiveFacts, rows: list[Row], now_us: int) -> dict[str, Any]:
-    first = rows[0]
-    is_array = first.index != PLAIN
-    alone = not is_array or len(rows) == 1
-    started = min((row.started_us for row in rows if row.started_us is not None), default=None)
-    finished = [row.finished_us for row in rows]
-    finished_us = max(each for each in finished if each is not None) if all(finished) else None
-    totals = listing.charges(connection, ((row.job_id, row.index) for row in rows if row.attempts))
-    devices = sorted({uuid for row in rows if row.attempts for uuid in listing.devices_of(connection, row.job_id, row.index)})
-    reason = next((each for each in (wait_reason(row, live, now_us) for row in rows) if each is not None), None)
+def _listed(
+    connection: sqlite3.Connection, live: LiveFacts, target: Target, groups: list[Group], now_us: int
+) -> dict[str, Any]:
+    first, speaker = groups[0].first, _speaker(groups)
+    is_whole_array = target.is_array and target.index is None
+    started = min((each.started_us for each in groups if each.started_us is not None), default=None)
+    finished = None
+    if all(each.first.finished_us is not None for each in groups):
+        finished = max(each.finished_us for each in groups if each.finished_us is not None)
+    attempted = any(each.attempted for each in groups)
+    waiting = next((each.first for each in groups if each.first.state == State.PENDING), None)
+    reason = wait_reason(waiting, live, now_us) if waiting is not None else None
     shown: dict[str, Any] | None = reason.document() if reason else None
-    if shown is None and first.ending is not None and (alone or all(row.finished_us for row in rows)):
-        bad = next((row for row in rows if row.state != State.SUCCEEDED), first)
-        shown = {"ending": bad.ending, "sentence": bad.sentence}
-    elements: dict[str, int] = {}
-    for row in rows:
-        elements[row.state] = elements.get(row.state, 0) + 1
+    if shown is None and finished is not None:
+        shown = {"ending": speaker.ending, "sentence": speaker.sentence}
+    devices: list[str] = []
+    if attempted:
+        one = (target.job_id, first.index)
+        devices = listing.held_by(connection, target.job_id) if is_whole_array else listing.devices_of(connection, *one)
     return {
-        "id": str(first.job_id) if not alone or not is_array else f"{first.job_id}[{first.index}]",
+        "id": target.label,
         "name": first.name,
-        "state": _state(rows),
-        "elements": None if alone else elements,
+        "state": _state(groups),
+        "elements": {each.first.state: each.count for each in groups} if is_whole_array else None,
         "gpus": first.request[0],
         "devices": devices,
         "priority": first.priority,
         "created_at": iso(first.created_us),
         "started_at": iso(started),
-        "finished_at": iso(finished_us),
-        "elapsed_s": round(((finished_us or now_us) - started) / 1e6, 3) if started else None,
-        "waited_s": round(((started or finished_us or now_us) - first.queued_us) / 1e6, 3),
+        "finished_at": iso(finished),
+        "elapsed_s": round(((finished or now_us) - started) / 1e6, 3) if started else None,
+        "waited_s": round(((started or finished or now_us) - first.queued_us) / 1e6, 3),
         "progress": reason.sentence if reason and reason.kind is Waiting.STAGING else None,
         "reason": shown,
-        "exit_code": first.exit_code if alone else None,
-        "signal": first.signal if alone else None,
+        "exit_code": None if is_whole_array else first.exit_code,
+        "signal": None if is_whole_array else first.signal,
         "owner": first.owner_uid,
-        "charge_micro": sum(totals.values()),
+        "charge_micro": listing.charged(connection, target.job_id, target.index) if attempted else 0,
     }
 
 
-def _rows_of(connection: sqlite3.Connection, target: Target) -> list[Row]:
-    rows = [row for row in listing.of_job(connection, target.job_id) if target.index in (None, row.index)]
-    if not rows:
+def _groups_of(connection: sqlite3.Connection, target: Target) -> list[Group]:
+    groups = listing.groups(connection, [target.job_id], target.index)[target.job_id]
+    if not groups:
         raise NotFound(f"there is no job {target.label}", hint="`stoker ps -a` lists them")
-    return rows
+    return groups
+
+
+def _is_array(groups: list[Group]) -> bool:
+    return groups[0].first.index != PLAIN
+
+
+def _speaker(groups: list[Group]) -> Row:
+    """Return the element that speaks for all when they are over: the first that did not succeed, else the first."""
+    return next((each.first for each in groups if each.first.state != State.SUCCEEDED), groups[0].first)
 
 
 _ORDER = ("running", "stopping", "starting", "saving", "pending", "failed", "stopped", "succeeded")
 
 
-def _state(rows: list[Row]) -> str:
+def _state(groups: list[Group]) -> str:
     """Return the state that speaks for all elements: the liveliest, and of finished ones the worst."""
-    return min((row.state for row in rows), key=_ORDER.index)
+    return min((each.first.state for each in groups), key=_ORDER.index)
 
 
 def _hint(row: Row) -> str:
@@ -232,28 +245,22 @@ def _hint(row: Row) -> str:
     return HINTS.get(Ending(row.ending), "").format(job=Ref(row.job_id, row.index).label)
 
 
-def _summary(connection: sqlite3.Connection, target: Target, rows: list[Row], row: Row) -> str:
-    started = min((each.started_us for each in rows if each.started_us), default=None)
-    finished = max(each.finished_us for each in rows if each.finished_us)
-    parts = [f"job {target.label} {row.name} {_state(rows)}"]
+def _summary(connection: sqlite3.Connection, target: Target, groups: list[Group]) -> str:
+    row = _speaker(groups)
+    started = min((each.started_us for each in groups if each.started_us), default=None)
+    finished = max(each.finished_us for each in groups if each.finished_us)
+    parts = [f"job {target.label} {row.name} {_state(groups)}"]
     if started:
         parts[0] += f" in {format_duration((finished - started) / 1e6)}"
     if row.state != State.SUCCEEDED:
         parts.append(row.sentence or str(row.ending))
-    attempts = [each for one in rows for each in listing.attempts_of(connection, one.job_id, one.index)]
-    models = sorted({_model(connection, uuid) for each in attempts for uuid in each["devices"]})
+    peak, models = listing.peaks(connection, target.job_id, target.index)
     if models:
         parts.append("GPU " + ", ".join(models))
-    peak = max((each["peak_memory_bytes"] or 0 for each in attempts), default=0)
     if peak:
         parts.append(f"peak {format_size(peak)}")
-    parts.append(f"{format_credits(sum(each['charge_micro'] for each in attempts))} credits")
+    parts.append(f"{format_credits(listing.charged(connection, target.job_id, target.index))} credits")
     return " · ".join(parts)
-
-
-def _model(connection: sqlite3.Connection, uuid: str) -> str:
-    row = connection.execute("SELECT model FROM devices WHERE uuid = ?", (uuid,)).fetchone()
-    return row[0] if row else uuid
 
 
 def _inputs(connection: sqlite3.Connection, job_id: int) -> list[dict[str, Any]]:
@@ -282,6 +289,7 @@ def _attempt(found: dict[str, Any]) -> dict[str, Any]:
     record = found["record"] or {}
     start = record.get("start") or {}
     return {
+        "index": _index(found["idx"]),
         "number": found["number"],
         "started_at": iso(found["started_us"]),
         "finished_at": iso(found["ended_us"]),

@@ -25,6 +25,11 @@ class Artifact:
     created_us: int
 
 
+# The trees that unfinished jobs have as inputs.
+_NEEDED = (
+    "SELECT i.tree_digest FROM elements e JOIN inputs i ON i.job_id = e.job_id"
+    " WHERE e.finished_us IS NULL AND i.tree_digest IS NOT NULL"
+)
 _COLUMNS = "id, kind, name, version, tree_digest, size_bytes, files, job_id, idx, attempt_id, created_us"
 
 
@@ -47,7 +52,8 @@ def add(
         (owner_uid, kind, name),
     ).fetchone()[0]
     connection.execute(
-        "INSERT INTO artifacts (owner_uid, kind, name, version, tree_digest, size_bytes, files, job_id, idx, attempt_id,"
+        "INSERT INTO artifacts"
+        " (owner_uid, kind, name, version, tree_digest, size_bytes, files, job_id, idx, attempt_id,"
         " created_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (owner_uid, kind, name, version, tree_digest, size_bytes, files, *(ref or (None, None)), attempt_id, now_us),
     )
@@ -98,14 +104,33 @@ def remove(connection: sqlite3.Connection, artifact_id: int, now_us: int) -> Non
 
 
 def roots(connection: sqlite3.Connection) -> list[str]:
-    """Return every tree that something still leads to."""
+    """Return every tree that something still leads to: artifacts, inputs of unfinished jobs, and the cache."""
     rows = connection.execute(
-        "SELECT tree_digest FROM artifacts WHERE removed_us IS NULL"
-        " UNION SELECT i.tree_digest FROM inputs i JOIN jobs j ON j.id = i.job_id"
-        " WHERE i.tree_digest IS NOT NULL AND j.removed_us IS NULL"
-        " UNION SELECT tree_digest FROM sources"
+        "SELECT tree_digest FROM artifacts WHERE removed_us IS NULL"  # noqa: S608 - a constant of this module
+        f" UNION {_NEEDED} UNION SELECT tree_digest FROM sources"
     )
     return [row[0] for row in rows]
+
+
+def cached_bytes(connection: sqlite3.Connection) -> int:
+    """Return how much of what was staged is kept, each tree counted once."""
+    row = connection.execute("SELECT SUM(size) FROM (SELECT MAX(size_bytes) AS size FROM sources GROUP BY tree_digest)")
+    return int(row.fetchone()[0] or 0)
+
+
+def forget_sources(connection: sqlite3.Connection, wanted_bytes: int) -> int:
+    """Forget staged trees that no unfinished job needs, those used longest ago first; return their bytes."""
+    rows = connection.execute(
+        "SELECT tree_digest, MAX(size_bytes) FROM sources GROUP BY tree_digest"
+        f" HAVING tree_digest NOT IN ({_NEEDED}) ORDER BY MAX(fetched_us)"
+    ).fetchall()
+    given = 0
+    for digest, size_bytes in rows:
+        if given >= wanted_bytes:
+            break
+        connection.execute("DELETE FROM sources WHERE tree_digest = ?", (digest,))
+        given += size_bytes
+    return given
 
 
 def _artifact(row: tuple[Any, ...]) -> Artifact:

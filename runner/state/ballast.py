@@ -1,10 +1,9 @@
-"""Room kept for bad days: a file that is dropped when the disk is full, so that exits and charges can still be written (D7)."""
+"""Room kept for bad days: a file that goes when the disk is full, so that exits and charges are still written (D7)."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-
 
 
 class Ballast:

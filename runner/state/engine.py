@@ -7,11 +7,11 @@ import os
 import re
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
-from runner.core.errors import NoRunner
+from runner.core.errors import NoRunner, Unavailable
 
 NETWORK_FILESYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "fuse", "fuseblk", "ceph", "lustre", "afs", "gpfs"}
@@ -67,23 +67,28 @@ class Database:
     def backup(self, destination: Path) -> int:
         """Copy the database with SQLite's backup API, verify the copy, publish it by rename; return its bytes (D9)."""
         part = destination.with_name(destination.name + ".part")
-        descriptor = os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
-        os.close(descriptor)
-        source = sqlite3.connect(f"file:{_quoted(self.path)}?mode=ro", uri=True)
-        copy = sqlite3.connect(part)
         try:
+            os.close(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW, 0o600))
+            self._copy(part)
+            _sync(part)
+            part.rename(destination)
+            _sync(destination.parent)
+        except (OSError, sqlite3.OperationalError) as error:
+            part.unlink(missing_ok=True)
+            what = error.strerror if isinstance(error, OSError) else error
+            raise Unavailable(f"the backup {destination} was not written: {what}", hint="give another place") from None
+        return destination.stat().st_size
+
+    def _copy(self, part: Path) -> None:
+        with (
+            contextlib.closing(sqlite3.connect(f"file:{_quoted(self.path)}?mode=ro", uri=True)) as source,
+            contextlib.closing(sqlite3.connect(part)) as copy,
+        ):
             source.backup(copy)
             verdict = copy.execute("PRAGMA integrity_check").fetchone()[0]
             if verdict != "ok":
-                raise NoRunner(f"the copy in {part} is damaged: {verdict}", hint="run `stoker doctor`")
+                raise Unavailable(f"the copy in {part} is damaged: {verdict}", hint="run `stoker doctor`")
             copy.execute("PRAGMA journal_mode = DELETE")
-        finally:
-            copy.close()
-            source.close()
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.rename(destination)
-        return destination.stat().st_size
 
 
 @contextlib.contextmanager
@@ -102,30 +107,59 @@ def savepoint(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def open_database(path: str, *, backup_dir: str, allow_network_filesystem: bool) -> Database:
-    """Open the database, bring it to this version's schema, and check it; every refusal is a `NoRunner` with a hint."""
-    kind = filesystem_kind(str(Path(path).parent), Path("/proc/self/mountinfo").read_text())
-    if kind.split(".")[0] in NETWORK_FILESYSTEMS and not allow_network_filesystem:
+    """Open the database, check it and bring it to this version's schema; every refusal is a `NoRunner` with a hint."""
+    directory = str(Path(path).parent)
+    if not allow_network_filesystem:
+        refuse_network(directory, filesystem_kind(directory, Path("/proc/self/mountinfo").read_text()))
+    database = None
+    try:
+        _create(path)
+        database = Database(path)
+        _check(database)
+        migrate(database, migrations(), Path(backup_dir))
+        return database
+    except (sqlite3.DatabaseError, OSError, NoRunner) as error:
+        if database is not None:
+            database.close()
+        raise _refusal(path, error, backup_dir) from None
+
+
+def refuse_network(directory: str, kind: str) -> None:
+    """Refuse a file system on which SQLite files are known to break (D6)."""
+    if kind.split(".", maxsplit=1)[0] in NETWORK_FILESYSTEMS:
         raise NoRunner(
-            f"the state directory {Path(path).parent} is on {kind}, where SQLite files are known to break",
+            f"the state directory {directory} is on {kind}, where SQLite files are known to break",
             hint="set STOKER_STATE_DIR to a local disk, or [storage] allow_network_filesystem = true",
         )
-    created = not Path(path).exists()
-    if created:
+
+
+def _create(path: str) -> None:
+    if not Path(path).exists():
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, 0o600))
-    try:
-        database = Database(path)
-        _migrate(database, Path(backup_dir), created=created)
-        verdict = database.writer.execute("PRAGMA quick_check(1)").fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        if "locked" in str(error) or "full" in str(error):
-            raise NoRunner(f"cannot open {path}: {error}", hint="free some disk space, or end what holds the file") from None
-        raise NoRunner(
-            f"the database {path} is damaged: {error}",
-            hint=f"keep the file; restore a copy from {backup_dir} as docs/backup.md says",
-        ) from None
+
+
+def _check(database: Database) -> None:
+    """Look at the file before anything is written to it."""
+    mode = database.writer.execute("PRAGMA journal_mode").fetchone()[0]
+    if mode != "wal":
+        raise sqlite3.OperationalError(f"its journal is {mode} and cannot be made wal")
+    verdict = database.writer.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":
-        raise NoRunner(f"the database {path} is damaged: {verdict}", hint=f"restore a copy from {backup_dir}")
-    return database
+        raise sqlite3.DatabaseError(verdict)
+
+
+def _refusal(path: str, error: Exception, backup_dir: str) -> NoRunner:
+    if isinstance(error, NoRunner):
+        return error
+    if isinstance(error, sqlite3.OperationalError | OSError):
+        what = error.strerror if isinstance(error, OSError) else error
+        return NoRunner(
+            f"cannot open {path}: {what}", hint="free some disk space, mend its mode, or end what holds the file"
+        )
+    return NoRunner(
+        f"the database {path} is damaged: {error}",
+        hint=f"keep the file; restore a copy from {backup_dir} as docs/backup.md says",
+    )
 
 
 def migrations() -> list[tuple[int, str]]:
@@ -153,20 +187,30 @@ def filesystem_kind(directory: str, mountinfo: str) -> str:
     return kind
 
 
-def _migrate(database: Database, backup_dir: Path, *, created: bool) -> None:
-    known = migrations()
+def migrate(database: Database, known: Sequence[tuple[int, str]], backup_dir: Path) -> None:
+    """Bring a database to the schema of `known`, one transaction a step; one that holds anything is copied first (D10)."""
     version = database.writer.execute("PRAGMA user_version").fetchone()[0]
     if version > len(known):
         raise NoRunner(
             f"{database.path} was written by a newer stoker (schema {version}, this one knows {len(known)})",
             hint="install the newer version again, or restore the backup that it made before upgrading",
         )
-    if version < len(known) and not created and version > 0:
+    if version == 0 and database.writer.execute("SELECT 1 FROM sqlite_schema").fetchone() is not None:
+        raise NoRunner(f"{database.path} is no database of stoker's", hint="set STOKER_STATE_DIR to another directory")
+    if 0 < version < len(known):
         backup_dir.mkdir(mode=0o700, exist_ok=True)
         database.backup(backup_dir / f"before-schema-{len(known)}.db")
     for number, sql in known[version:]:
         # executescript would commit first, so the transaction is part of the script: all of one migration or none.
         database.writer.executescript(f"BEGIN IMMEDIATE;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _quoted(path: str) -> str:

@@ -130,7 +130,9 @@ def pending_elements(connection: sqlite3.Connection) -> Iterator[tuple[Element, 
 
 def saving_elements(connection: sqlite3.Connection) -> list[Element]:
     """Return the elements whose output is being saved."""
-    return [_element(row) for row in connection.execute(_ELEMENT + "WHERE e.finished_us IS NULL AND e.state = 'saving'")]
+    return [
+        _element(row) for row in connection.execute(_ELEMENT + "WHERE e.finished_us IS NULL AND e.state = 'saving'")
+    ]
 
 
 def set_held(connection: sqlite3.Connection, ref: Ref, *, held: bool) -> None:
@@ -196,9 +198,7 @@ def open_attempts(connection: sqlite3.Connection) -> list[Attempt]:
 
 def open_attempt_of(connection: sqlite3.Connection, ref: Ref) -> Attempt | None:
     """Return the attempt of an element that is under way."""
-    row = connection.execute(
-        _ATTEMPT + "WHERE a.job_id = ? AND a.idx = ? AND a.ended_us IS NULL", ref
-    ).fetchone()
+    row = connection.execute(_ATTEMPT + "WHERE a.job_id = ? AND a.idx = ? AND a.ended_us IS NULL", ref).fetchone()
     return _attempt(connection, row) if row else None
 
 
@@ -262,6 +262,23 @@ def set_saving(connection: sqlite3.Connection, attempt_id: int, becomes: str, se
     connection.execute("UPDATE attempts SET becomes = ?, sentence = ? WHERE id = ?", (becomes, sentence, attempt_id))
 
 
+def last_word(connection: sqlite3.Connection, ref: Ref) -> tuple[str, str] | None:
+    """Return (ending, sentence) that an element has or will end with; None while nothing is settled."""
+    row: tuple[str, str] | None = connection.execute(
+        "SELECT ending, COALESCE(sentence, '') FROM elements WHERE job_id = ? AND idx = ? AND ending IS NOT NULL", ref
+    ).fetchone()
+    return row
+
+
+def give_up(connection: sqlite3.Connection, ref: Ref, event: Event, now_us: int, ending: str, sentence: str) -> bool:
+    """Let a pending element wait no more; True where its last attempt left output that must be saved before it ends."""
+    if left_output(connection, ref):
+        move(connection, ref, State.PENDING, Event.SALVAGE, now_us, held=0, ending=ending, sentence=sentence)
+        return True
+    move(connection, ref, State.PENDING, event, now_us, held=0, finished_us=now_us, ending=ending, sentence=sentence)
+    return False
+
+
 def saving_of(connection: sqlite3.Connection, attempt_id: int) -> tuple[str, int | None, int | None, str, str] | None:
     """Return (ending, code, signal, sentence, becomes) of an attempt whose output is being saved."""
     row: tuple[str, int | None, int | None, str, str] | None = connection.execute(
@@ -320,6 +337,30 @@ def inputs(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, str, 
     return [(name, uri, bool(writable), digest) for name, uri, writable, digest in rows]
 
 
+def staged(
+    connection: sqlite3.Connection, job_id: int
+) -> list[tuple[str, str, str | None, int, int, str]]:
+    """Return (name, URI, tree digest, bytes, files, pins) of a job's inputs; the last four count with a digest."""
+    return connection.execute(
+        "SELECT name, uri, tree_digest, size_bytes, files, pins FROM inputs WHERE job_id = ? ORDER BY name", (job_id,)
+    ).fetchall()
+
+
+def removed_of(connection: sqlite3.Connection, job_ids: Iterable[int]) -> tuple[list[int], list[int]]:
+    """Return those of some jobs that were removed, and their attempts."""
+    found = [
+        job_id
+        for job_id in job_ids
+        if connection.execute("SELECT 1 FROM jobs WHERE id = ? AND removed_us IS NOT NULL", (job_id,)).fetchone()
+    ]
+    rows = [
+        row
+        for job_id in found
+        for row in connection.execute("SELECT id FROM attempts WHERE job_id = ? ORDER BY id", (job_id,))
+    ]
+    return found, [row[0] for row in rows]
+
+
 def owner_of(connection: sqlite3.Connection, job_id: int) -> int:
     """Return whose job it is."""
     return int(connection.execute("SELECT owner_uid FROM jobs WHERE id = ?", (job_id,)).fetchone()[0])
@@ -330,9 +371,15 @@ def set_input(
 ) -> None:
     """Write down what an input turned out to be."""
     connection.execute(
-        "UPDATE inputs SET tree_digest = ?, size_bytes = ?, files = ?, pins = ?, fault = NULL WHERE job_id = ? AND name = ?",
+        "UPDATE inputs SET tree_digest = ?, size_bytes = ?, files = ?, pins = ?, fault = NULL"
+        " WHERE job_id = ? AND name = ?",
         (digest, size_bytes, files, pins, job_id, name),
     )
+
+
+def set_fault(connection: sqlite3.Connection, job_id: int, name: str, fault: str) -> None:
+    """Write down why an input could not be staged."""
+    connection.execute("UPDATE inputs SET fault = ? WHERE job_id = ? AND name = ?", (fault, job_id, name))
 
 
 def source(connection: sqlite3.Connection, uri: str) -> tuple[str, int, int, str] | None:

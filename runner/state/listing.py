@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 ROWS_MAX = 1000
 
-_ROW = """
-SELECT j.id, e.idx, j.name, j.owner_uid, j.priority, j.request, e.state, e.held, j.created_us, e.queued_us, e.started_us,
-       e.finished_us, e.ending, e.sentence, e.exit_code, e.signal, e.attempts, e.not_before_us
-FROM elements e JOIN jobs j ON j.id = e.job_id
-"""
+_COLUMNS = (
+    "j.id, e.idx, j.name, j.owner_uid, j.priority, j.request, e.state, e.held, j.created_us, e.queued_us, e.started_us,"
+    " e.finished_us, e.ending, e.sentence, e.exit_code, e.signal, e.attempts, e.not_before_us"
+)
+# One pass over the elements of each job, then the first element of each state: an array costs no row an element.
+_GROUPS = f"""
+WITH g AS (
+    SELECT job_id, MIN(idx) AS idx, COUNT(*) AS n, MIN(started_us) AS began_us, MAX(finished_us) AS over_us,
+           MAX(attempts) AS tried
+    FROM elements WHERE job_id IN (SELECT value FROM json_each(?)) AND (? IS NULL OR idx = ?)
+    GROUP BY job_id, state
+)
+SELECT g.n, g.began_us, g.over_us, g.tried, {_COLUMNS}
+FROM g JOIN elements e ON e.job_id = g.job_id AND e.idx = g.idx JOIN jobs j ON j.id = g.job_id ORDER BY g.job_id, g.idx
+"""  # noqa: S608 - the columns are our own
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +51,48 @@ class Row:
     not_before_us: int
 
 
-def unfinished(connection: sqlite3.Connection, limit: int) -> list[Row]:
-    """Return what has not finished, oldest job first."""
-    return _rows(connection, "WHERE e.finished_us IS NULL ORDER BY e.job_id, e.idx LIMIT ?", (limit,))
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The elements of a job that are in one state: the first of them, how many, since and until when."""
+
+    first: Row
+    count: int
+    started_us: int | None
+    finished_us: int | None
+    attempted: bool
 
 
-def finished_since(connection: sqlite3.Connection, since_us: int, limit: int) -> list[Row]:
-    """Return what finished lately, the newest `limit` of it, oldest first."""
-    rows = _rows(
-        connection,
-        "WHERE e.finished_us IS NOT NULL AND e.finished_us >= ? AND j.removed_us IS NULL"
-        " ORDER BY e.finished_us DESC LIMIT ?",
-        (since_us, limit),
+def groups(connection: sqlite3.Connection, job_ids: Sequence[int], index: int | None = None) -> dict[int, list[Group]]:
+    """Return the elements of jobs by state, or one element alone; the group of the lowest index comes first."""
+    found: dict[int, list[Group]] = {job_id: [] for job_id in job_ids}
+    for count, started_us, finished_us, tried, *row in connection.execute(
+        _GROUPS, (json.dumps(list(job_ids)), index, index)
+    ):
+        found[row[0]].append(Group(_row(row), count, started_us, finished_us, tried > 0))
+    return found
+
+
+def unfinished(connection: sqlite3.Connection, limit: int) -> list[int]:
+    """Return the oldest jobs that have not finished, skipping from one to the next over the elements of arrays."""
+    rows = connection.execute(
+        "WITH RECURSIVE open (id) AS (SELECT MIN(job_id) FROM elements WHERE finished_us IS NULL UNION ALL SELECT"
+        " (SELECT MIN(job_id) FROM elements WHERE finished_us IS NULL AND job_id > open.id)"
+        " FROM open WHERE id IS NOT NULL)"
+        " SELECT id FROM open WHERE id IS NOT NULL LIMIT ?",
+        (limit,),
     )
-    return rows[::-1]
+    return [job_id for (job_id,) in rows]
+
+
+def finished_since(connection: sqlite3.Connection, since_us: int, limit: int) -> list[int]:
+    """Return the jobs that finished lately, as far as the newest `ROWS_MAX` elements tell, the newest first."""
+    rows = connection.execute(
+        "SELECT e.job_id FROM elements e JOIN jobs j ON j.id = e.job_id"
+        " WHERE e.finished_us IS NOT NULL AND e.finished_us >= ? AND j.removed_us IS NULL"
+        " ORDER BY e.finished_us DESC LIMIT ?",
+        (since_us, ROWS_MAX),
+    )
+    return list(dict.fromkeys(job_id for (job_id,) in rows))[:limit]
 
 
 def page(
@@ -64,37 +102,64 @@ def page(
     states: Sequence[str],
     name: str | None,
     limit: int,
-) -> list[Row]:
-    """Return elements of jobs older than `before`, newest job first, filtered."""
+) -> list[int]:
+    """Return jobs older than `before`, newest first: with an element in one of `states`, named like `name`."""
     where = ["j.removed_us IS NULL", "j.id < ?"]
     values: list[Any] = [before if before is not None else 1 << 62]
     if states:
-        where.append(f"e.state IN ({', '.join('?' * len(states))})")
+        marks = ", ".join("?" * len(states))
+        where.append(f"EXISTS (SELECT 1 FROM elements e WHERE e.job_id = j.id AND e.state IN ({marks}))")  # noqa: S608
         values += states
     if name is not None:
         where.append("j.name GLOB ?")
         values.append(name)
-    return _rows(connection, f"WHERE {' AND '.join(where)} ORDER BY j.id DESC, e.idx LIMIT ?", (*values, limit))
-
-
-def of_job(connection: sqlite3.Connection, job_id: int) -> list[Row]:
-    """Return every element of a job."""
-    return _rows(connection, "WHERE e.job_id = ? ORDER BY e.idx", (job_id,))
-
-
-def attempts_of(connection: sqlite3.Connection, job_id: int, index: int) -> list[dict[str, Any]]:
-    """Return the attempts of an element, oldest first, with their devices and what they were charged."""
     rows = connection.execute(
-        "SELECT id, number, decided_us, started_us, ended_us, ending, exit_code, signal, why, gpu_rate_micro,"
-        " cpu_rate_micro, peak_memory_bytes, peak_gpu_memory_bytes, energy_mj, output_digest, output_bytes, output_files,"
-        " start_ns, record FROM attempts WHERE job_id = ? AND idx = ? ORDER BY number",
-        (job_id, index),
+        f"SELECT j.id FROM jobs j WHERE {' AND '.join(where)} ORDER BY j.id DESC LIMIT ?",  # noqa: S608
+        (*values, limit),
+    )
+    return [job_id for (job_id,) in rows]
+
+
+def is_unfinished(connection: sqlite3.Connection, job_id: int, index: int | None) -> bool:
+    """Say whether any element of a job, or this one, has not finished."""
+    row = connection.execute(
+        "SELECT 1 FROM elements WHERE job_id = ? AND (? IS NULL OR idx = ?) AND finished_us IS NULL LIMIT 1",
+        (job_id, index, index),
+    ).fetchone()
+    return row is not None
+
+
+def pending(connection: sqlite3.Connection, job_id: int, index: int | None, now_us: int, limit: int) -> list[Row]:
+    """Return one pending element for each way in which elements of a job wait."""
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM (SELECT job_id, MIN(idx) AS idx"  # noqa: S608
+        " FROM elements WHERE job_id = ? AND (? IS NULL OR idx = ?)"
+        " AND finished_us IS NULL AND state = 'pending' GROUP BY held, not_before_us > ?, sentence LIMIT ?) g"
+        " JOIN elements e ON e.job_id = g.job_id AND e.idx = g.idx JOIN jobs j ON j.id = g.job_id ORDER BY e.idx",
+        (job_id, index, index, now_us, limit),
+    )
+    return [_row(row) for row in rows]
+
+
+_ATTEMPT = (
+    "id", "idx", "number", "decided_us", "started_us", "ended_us", "ending", "exit_code", "signal", "why",
+    "gpu_rate_micro", "cpu_rate_micro", "peak_memory_bytes", "peak_gpu_memory_bytes", "energy_mj", "output_digest",
+    "output_bytes", "output_files", "start_ns", "record",
+)  # fmt: skip
+
+
+def attempts_of(connection: sqlite3.Connection, job_id: int, index: int | None, limit: int) -> list[dict[str, Any]]:
+    """Return the newest attempts of a job or an element, oldest first, with their devices and charges."""
+    rows = connection.execute(
+        f"SELECT {', '.join(_ATTEMPT)} FROM attempts"  # noqa: S608
+        " WHERE job_id = ? AND (? IS NULL OR idx = ?) ORDER BY id DESC LIMIT ?",
+        (job_id, index, index, limit),
     ).fetchall()
-    names = ["id", "number", "decided_us", "started_us", "ended_us", "ending", "exit_code", "signal", "why", "gpu_rate_micro", "cpu_rate_micro", "peak_memory_bytes", "peak_gpu_memory_bytes", "energy_mj", "output_digest", "output_bytes", "output_files", "start_ns", "record"]
-    found = [dict(zip(names, row, strict=True)) for row in rows]
+    found = [dict(zip(_ATTEMPT, row, strict=True)) for row in reversed(rows)]
     for each in found:
         held = connection.execute(
-            "SELECT device_uuid, closed_us IS NULL FROM allocations WHERE attempt_id = ? ORDER BY device_uuid", (each["id"],)
+            "SELECT device_uuid, closed_us IS NULL FROM allocations WHERE attempt_id = ? ORDER BY device_uuid",
+            (each["id"],),
         ).fetchall()
         each["devices"] = [uuid for uuid, _ in held]
         each["record"] = json.loads(each["record"]) if each["record"] else None
@@ -107,18 +172,29 @@ def attempts_of(connection: sqlite3.Connection, job_id: int, index: int) -> list
     return found
 
 
-def charges(connection: sqlite3.Connection, refs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
-    """Return what elements were charged so far, in micro-credits."""
-    totals: dict[tuple[int, int], int] = {}
-    for job_id, index in refs:
-        row = connection.execute(
-            "SELECT COALESCE(SUM(CASE t.kind WHEN 'correction' THEN -t.amount_micro ELSE t.amount_micro END), 0)"
-            " FROM attempts a JOIN transfers t ON t.attempt_id = a.id AND t.attempt_total_micro IS NOT NULL"
-            " WHERE a.job_id = ? AND a.idx = ?",
-            (job_id, index),
-        ).fetchone()
-        totals[job_id, index] = row[0]
-    return totals
+def charged(connection: sqlite3.Connection, job_id: int, index: int | None) -> int:
+    """Return what a job or an element was charged so far, in micro-credits."""
+    row = connection.execute(
+        "SELECT COALESCE(SUM(CASE t.kind WHEN 'correction' THEN -t.amount_micro ELSE t.amount_micro END), 0)"
+        " FROM attempts a JOIN transfers t ON t.attempt_id = a.id AND t.attempt_total_micro IS NOT NULL"
+        " WHERE a.job_id = ? AND (? IS NULL OR a.idx = ?)",
+        (job_id, index, index),
+    ).fetchone()
+    return int(row[0])
+
+
+def peaks(connection: sqlite3.Connection, job_id: int, index: int | None) -> tuple[int, list[str]]:
+    """Return the most memory that an attempt of a job used, and the models of the devices it ever had."""
+    row = connection.execute(
+        "SELECT MAX(peak_memory_bytes) FROM attempts WHERE job_id = ? AND (? IS NULL OR idx = ?)",
+        (job_id, index, index),
+    ).fetchone()
+    models = connection.execute(
+        "SELECT DISTINCT COALESCE(d.model, l.device_uuid) FROM attempts a JOIN allocations l ON l.attempt_id = a.id"
+        " LEFT JOIN devices d ON d.uuid = l.device_uuid WHERE a.job_id = ? AND (? IS NULL OR a.idx = ?) ORDER BY 1",
+        (job_id, index, index),
+    )
+    return row[0] or 0, [model for (model,) in models]
 
 
 def devices_of(connection: sqlite3.Connection, job_id: int, index: int) -> list[str]:
@@ -128,7 +204,17 @@ def devices_of(connection: sqlite3.Connection, job_id: int, index: int) -> list[
         " (SELECT id FROM attempts WHERE job_id = ? AND idx = ? ORDER BY number DESC LIMIT 1) ORDER BY l.device_uuid",
         (job_id, index),
     )
-    return [row[0] for row in rows]
+    return [uuid for (uuid,) in rows]
+
+
+def held_by(connection: sqlite3.Connection, job_id: int) -> list[str]:
+    """Return the devices that the elements of a job hold now."""
+    rows = connection.execute(
+        "SELECT l.device_uuid FROM allocations l JOIN attempts a ON a.id = l.attempt_id"
+        " WHERE l.closed_us IS NULL AND a.job_id = ? ORDER BY l.device_uuid",
+        (job_id,),
+    )
+    return [uuid for (uuid,) in rows]
 
 
 def events_of(connection: sqlite3.Connection, job_id: int, index: int | None, limit: int) -> list[dict[str, Any]]:
@@ -161,8 +247,5 @@ def counts(connection: sqlite3.Connection) -> dict[str, int]:
     return dict(rows.fetchall())
 
 
-def _rows(connection: sqlite3.Connection, where: str, values: tuple[Any, ...]) -> list[Row]:
-    return [
-        Row(*row[:5], tuple(json.loads(row[5])), *row[6:])  # type: ignore[call-arg]
-        for row in connection.execute(_ROW + where, values)
-    ]
+def _row(row: Sequence[Any]) -> Row:
+    return Row(*row[:5], tuple(json.loads(row[5])), *row[6:])  # type: ignore[call-arg]

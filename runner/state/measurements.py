@@ -22,7 +22,8 @@ def add_sample(
 ) -> None:
     """Write (cpu_percent, memory_bytes, gpu_memory_bytes, gpu_utilization, power_mw) of one look."""
     connection.execute(
-        "INSERT INTO samples (attempt_id, at_us, cpu_percent, memory_bytes, gpu_memory_bytes, gpu_utilization, power_mw)"
+        "INSERT INTO samples"
+        " (attempt_id, at_us, cpu_percent, memory_bytes, gpu_memory_bytes, gpu_utilization, power_mw)"
         " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (attempt_id, at_us, *row),
     )
@@ -35,7 +36,7 @@ def set_peaks(
     gpu_memory_bytes: int | None,
     energy_mj: int | None,
 ) -> None:
-    """Write the most that an attempt used; what was written before, by its watcher or its devices, stays where it is larger."""
+    """Write the most that an attempt used; what its watcher or its devices told before stays where it is larger."""
     connection.execute(
         "UPDATE attempts SET peak_memory_bytes = NULLIF(MAX(COALESCE(peak_memory_bytes, 0), COALESCE(?, 0)), 0),"
         " peak_gpu_memory_bytes = NULLIF(MAX(COALESCE(peak_gpu_memory_bytes, -1), COALESCE(?, -1)), -1),"

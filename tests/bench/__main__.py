@@ -20,7 +20,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "speed.md"
 def main() -> int:
     """Run the bench; 1 when a figure misses what it must reach."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    parser.add_argument("--quick", action="store_true", help="a fifth of the measurements, to see that it runs; writes nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="a fifth of the measurements, to see that it runs; writes nothing"
+    )
     parser.add_argument("--only", default="", help="these rows alone, by name: " + ", ".join(ROWS) + "; writes nothing")
     parser.add_argument("--hyperqueue-python", default="", help="a Python that has hyperqueue already")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10_000, help="the order of rounds")
@@ -52,9 +54,9 @@ def _measure(given: argparse.Namespace, folder: Path) -> list[report.Row]:
             rows.append(row)
             sys.stdout.write(report.line(row))
             sys.stdout.flush()
-    if not given.only and not given.quick:
-        hyperqueue = HYPERQUEUE.replace("==", " ") if room.hq_python else "no hyperqueue"
-        report.write(PAGE, rows, anchor_ms=anchor.p50, peers=f"Peers: task-spooler of Debian, {hyperqueue} of PyPI.")
+        if not given.only and not given.quick:
+            hyperqueue = HYPERQUEUE.replace("==", " ") if room.hq_python else "no hyperqueue"
+            report.write(PAGE, rows, anchor_ms=anchor.p50, peers=f"Peers: task-spooler of Debian, {hyperqueue} of PyPI.")
     return rows
 
 

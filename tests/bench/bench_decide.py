@@ -33,7 +33,7 @@ def box(*, free_devices: int, free_cpu_milli: int) -> Inventory:
 
 def different(count: int, *, gpus: tuple[int, ...]) -> tuple[Entry, ...]:
     """Return jobs no two of which ask for the same, oldest first."""
-    draw = random.Random(1)  # noqa: S311 - a repeatable queue, not a secret
+    draw = random.Random(1)
     return tuple(
         Entry(
             draw.randrange(3),
@@ -46,7 +46,7 @@ def different(count: int, *, gpus: tuple[int, ...]) -> tuple[Entry, ...]:
 
 def shuffled(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
     """Return the queue in an order that has nothing to do with its age."""
-    return tuple(random.Random(2).sample(entries, len(entries)))  # noqa: S311 - as above
+    return tuple(random.Random(2).sample(entries, len(entries)))
 
 
 def equal(count: int) -> tuple[Entry, ...]:

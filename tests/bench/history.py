@@ -24,7 +24,8 @@ def fill(database: Path, count: int) -> None:
         ((number, f"past-{number}", spec, at) for number, at in ended),
     )
     connection.executemany(
-        "INSERT INTO elements (job_id, idx, state, queued_us, attempts, started_us, finished_us, ending, sentence, exit_code)"
+        "INSERT INTO elements"
+        " (job_id, idx, state, queued_us, attempts, started_us, finished_us, ending, sentence, exit_code)"
         " VALUES (?, -1, 'succeeded', ?, 1, ?, ?, 'completed', 'it ended with code 0', 0)",
         ((number, at, at, at) for number, at in ended),
     )

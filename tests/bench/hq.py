@@ -28,7 +28,7 @@ def serve(folder: str, slots: int) -> None:
         time.sleep(3600)
 
 
-def submit(folder: str, count: int, command: list) -> float:
+def submit(folder: str, count: int, command: list[str]) -> float:
     """Queue one job of `count` tasks; return the seconds of the call alone."""
     from hyperqueue import Client, Job
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-DEADLINE_S = 300.0
+DEADLINE_S = 180.0
 
 
 class Timeout(Exception):
@@ -35,7 +35,9 @@ class Spread:
 def spread(values_ms: Sequence[float]) -> Spread:
     """Return the median and the 99th percentile."""
     ordered = sorted(values_ms)
-    return Spread(statistics.median(ordered), ordered[min(len(ordered) - 1, round(0.99 * (len(ordered) - 1)))], len(ordered))
+    return Spread(
+        statistics.median(ordered), ordered[min(len(ordered) - 1, round(0.99 * (len(ordered) - 1)))], len(ordered)
+    )
 
 
 def shown(number: float) -> str:
@@ -50,7 +52,7 @@ class Bench:
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
-        self.random = random.Random(seed)  # noqa: S311 - the order of rounds, so that a run can be repeated
+        self.random = random.Random(seed)
         self.environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8"}
         self.stamp = str(folder / "stamp")
         subprocess.run(["cc", "-O2", "-static", "-o", self.stamp, str(HERE / "stamp.c")], check=True)
@@ -88,7 +90,9 @@ class Stamps:
             time.sleep(pause_s)
 
 
-def call(argv: Sequence[str], environment: Mapping[str, str], *, stdin: str = os.devnull, output: str = os.devnull) -> tuple[int, int]:
+def call(
+    argv: Sequence[str], environment: Mapping[str, str], *, stdin: str = os.devnull, output: str = os.devnull
+) -> tuple[int, int]:
     """Run a command to its end; return the monotonic nanoseconds of just before and just after."""
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, stdin, os.O_RDONLY, 0),

@@ -81,8 +81,9 @@ class Ours:
 
     @property
     def runner_pid(self) -> int:
-        """The runner's process."""
-        return pids_with("runner.bootstrap", self.state_dir)[0]
+        """The runner's process. The spawner's command line holds the runner's."""
+        spawners = pids_with("spawner.py", self.state_dir)
+        return next(pid for pid in pids_with("runner.bootstrap", self.state_dir) if pid not in spawners)
 
     @property
     def pids(self) -> list[int]:
@@ -100,6 +101,9 @@ class Ours:
     def close(self) -> None:
         """End the runner and whatever still runs."""
         with contextlib.suppress(StokerError):
-            self.free()
+            left = self.client.get("/v1/jobs?state=pending,starting,running&limit=1000")["jobs"]
+            if left:
+                self.client.post("/v1/jobs/stop", {"refs": [each["id"] for each in left], "grace_s": 1})
+        self.held.clear()
         self.client.close()
         call([STOKER, "service", "stop"], self.environment)

@@ -41,7 +41,10 @@ def install_task_spooler() -> bool:
     """Say whether tsp is here, after trying to install it."""
     if shutil.which("tsp") is None and shutil.which("apt-get") and os.geteuid() == 0:
         subprocess.run(
-            ["apt-get", "install", "-y", "-qq", "task-spooler"], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            ["apt-get", "install", "-y", "-qq", "task-spooler"],
+            check=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
     return shutil.which("tsp") is not None
 

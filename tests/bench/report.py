@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +47,7 @@ def write(path: Path, rows: Sequence[Row], *, anchor_ms: float, peers: str) -> N
         machine=machine()[0].upper() + machine()[1:],
         peers=peers,
         anchor=shown(anchor_ms),
-        when=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        when=dt.datetime.now(dt.UTC).strftime("%Y-%m-%d"),
         load=f"{os.getloadavg()[1]:.1f}",
     )
     path.parent.mkdir(exist_ok=True)

@@ -11,8 +11,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
+from runner.core.errors import NoRunner
 from schedulers.decide import decide as choose
 from schedulers.snapshot import Snapshot
 from tests.bench import history
@@ -75,12 +77,10 @@ def start_latency(room: Room) -> list[Row]:
                 if number >= 2:
                     found[name].append((started - began) / 1e6)
                 settle()
-        footprint = memory(ours.runner_pid)
     finally:
         ours.close()
         peer.close()
     mine, theirs = spread(found["ours"]), spread(found["tsp"])
-    del footprint
     return [_ratio_row("submit over a kept connection → first instruction", mine, "task-spooler's CLI", theirs, 1.5, 1.0)]
 
 
@@ -119,7 +119,7 @@ def cli_submit(room: Room) -> list[Row]:
     if peer:
         theirs = spread(found["hq"])
         beside = f"HyperQueue {theirs}; {beside}"
-        must = Limit(f"≤ 0.5 × HyperQueue: {mine.p50 / theirs.p50:.2f}", mine.p50 <= theirs.p50 / 2)
+        must = Limit(f"≤ 0.5 x HyperQueue: {mine.p50 / theirs.p50:.2f}", mine.p50 <= theirs.p50 / 2)
     aim = Limit(f"≤ 2 P: {mine.p50 / nothing.p50:.2f}", mine.p50 <= 2 * nothing.p50)
     return [Row("submit one job, whole CLI process", str(mine), beside, must, aim)]
 
@@ -152,7 +152,7 @@ def accept(room: Room) -> list[Row]:
         ours.close()
         if peer:
             peer.close()
-    beside = f"HyperQueue {shown(max(found['hq']))}/s" if peer else "–"
+    beside = f"HyperQueue {shown(max(found['hq']))}/s" if peer else "-"
     for name, what in (("array", "as one array"), ("lines", "as JSON lines on stdin")):
         rate = statistics.median(found[name])
         rows.append(
@@ -214,8 +214,8 @@ def throughput(room: Room) -> list[Row]:
     row = Row(
         f"{count} no-op jobs in one batch, 2 slots, durable, each supervised",
         f"{shown(rate)}/s ({statistics.median(used_ms):.2f} ms CPU of runner and spawner a job)",
-        beside or "–",
-        Limit(f"≥ 0.5 × HyperQueue: {ratio}", rate >= theirs / 2 if theirs else None),
+        beside or "-",
+        Limit(f"≥ 0.5 x HyperQueue: {ratio}", rate >= theirs / 2 if theirs else None),
         Limit(f"≥ HyperQueue: {ratio}", rate >= theirs if theirs else None),
     )
     return [row, _memory_row(f"{3 * count} jobs run", footprint)]
@@ -240,7 +240,7 @@ def gap(room: Room) -> list[Row]:
             time.sleep(0.5)
             os.close(opener)
             started = sorted(stamps.wait(count, pause_s=0.02))
-            found[name] += [(after - before) / 1e6 for before, after in zip(started[1:], started[2:], strict=False)]
+            found[name] += [(after - before) / 1e6 for before, after in pairwise(started[1:])]
             time.sleep(0.5)
     finally:
         ours.close()
@@ -252,7 +252,7 @@ def gap(room: Room) -> list[Row]:
             "end of a CPU job → first instruction of the next (start to start of no-op jobs, 1 slot)",
             str(mine),
             f"task-spooler {theirs}",
-            Limit(f"≤ 3 × task-spooler: {ratio:.2f}, p99 ≤ 10 ms: {shown(mine.p99)}", ratio <= 3 and mine.p99 <= 10),
+            Limit(f"≤ 3 x task-spooler: {ratio:.2f}, p99 ≤ 10 ms: {shown(mine.p99)}", ratio <= 3 and mine.p99 <= 10),
             Limit(f"≤ task-spooler: {ratio:.2f}", ratio <= 1),
         )
     ]
@@ -280,7 +280,7 @@ def listing(room: Room) -> list[Row]:
             "`stoker ps` with 100 000 finished jobs",
             str(mine),
             f"with none {bare}",
-            Limit(f"≤ 1.3 × none: {ratio:.2f}", ratio <= 1.3),
+            Limit(f"≤ 1.3 x none: {ratio:.2f}", ratio <= 1.3),
             Limit("same", ratio <= 1.05),
         )
     ]
@@ -312,7 +312,7 @@ def idle(room: Room) -> list[Row]:
     row = Row(
         "idle runner and spawner, CPU a minute (wake-ups a second)",
         f"empty {shown(minute['empty'])} ms ({wakeups['empty']:.2f}), 1 000 queued {shown(minute['full'])} ms ({wakeups['full']:.2f})",
-        f"HyperQueue {shown(minute['hq'])} ms ({wakeups['hq']:.1f})" if peer else "–",
+        f"HyperQueue {shown(minute['hq'])} ms ({wakeups['hq']:.1f})" if peer else "-",
         Limit(f"≤ 60 ms, no poll: {shown(worst)}", worst <= 60 and wakeups["full"] < 1),
         Limit(f"≤ 10 ms: {shown(worst)}", worst <= 10),
     )
@@ -331,7 +331,11 @@ def comeback(room: Room) -> list[Row]:
             time.sleep(0.5)
             killed_ns = ours.kill_runner()
             while True:
-                listed = ours.client.get("/v1/jobs?state=running&limit=100")["jobs"]
+                try:
+                    listed = ours.client.get("/v1/jobs?state=running&limit=100")["jobs"]
+                except NoRunner:  # nobody listens yet
+                    time.sleep(0.001)
+                    continue
                 if len(listed) == 64:
                     break
             found.append((time.monotonic_ns() - killed_ns) / 1e6)
@@ -400,7 +404,7 @@ def followers(room: Room) -> list[Row]:
             "submit beside 200 followers of one log at 10 000 lines/s",
             f"{loaded}; runner {largest:.0f} MiB, {lost} lines lost",
             f"quiet {quiet}",
-            Limit(f"p50 ≤ 1.5 ×: {p50:.2f}, p99 ≤ 3 ×: {p99:.2f}, ≤ 120 MiB, none lost", met),
+            Limit(f"p50 ≤ 1.5 x: {p50:.2f}, p99 ≤ 3 x: {p99:.2f}, ≤ 120 MiB, none lost", met),
             Limit("", None),
         )
     ]
@@ -420,7 +424,7 @@ def decide(room: Room) -> list[Row]:
         Row(
             "decide over 10 000 pending jobs, 64 devices, all different",
             str(mine),
-            "–",
+            "-",
             Limit("≤ 20 ms", mine.p50 <= 20),
             Limit("≤ 5 ms", mine.p50 <= 5),
         )
@@ -467,8 +471,8 @@ def _ratio_row(what: str, mine: Spread, peer: str, theirs: Spread, must: float, 
         what,
         str(mine),
         f"{peer} {theirs}",
-        Limit(f"≤ {must} ×: {ratio:.2f}", ratio <= must),
-        Limit(f"≤ {aim} ×: {ratio:.2f}", ratio <= aim),
+        Limit(f"≤ {must} x: {ratio:.2f}", ratio <= must),
+        Limit(f"≤ {aim} x: {ratio:.2f}", ratio <= aim),
     )
 
 
@@ -476,7 +480,7 @@ def _memory_row(when: str, found: Memory) -> Row:
     return Row(
         f"runner's memory, {when}",
         str(found),
-        "–",
+        "-",
         Limit("≤ 120 MiB", found.rss <= 120),
         Limit("≤ 80 MiB", found.rss <= 80),
     )

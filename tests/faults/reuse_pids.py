@@ -37,7 +37,7 @@ def start_with_pid(pid: int) -> subprocess.Popen[bytes] | None:
     """Start a stranger that gets this very pid."""
     for _ in range(50):
         Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
-        stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)  # noqa: S607
+        stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
         if stranger.pid == pid:
             return stranger
         stranger.kill()
@@ -61,7 +61,7 @@ def main() -> None:
     reused = opened = killed = 0
     with TemporaryDirectory() as scratch:
         for turn in range(ROUNDS):
-            first = subprocess.Popen(["sleep", "60"])  # noqa: S607
+            first = subprocess.Popen(["sleep", "60"])
             mark = mark_of(first.pid)
             assert mark.inode, "this kernel gives pidfds no inode of their own"
             own = reopen_process(mark)

@@ -114,7 +114,7 @@ def test_a_job_whose_device_goes_away_runs_again_elsewhere(make_runner: MakeRunn
 
 
 def test_a_job_that_its_lost_device_took_along_is_gpu_lost(make_runner: MakeRunner, fake: FakeBox) -> None:
-    """A job that fails because its device went away, before anybody looked, is no failure of the job: twice it goes back."""
+    """A job that fails because its device went away, before anybody looked, goes back to the queue twice."""
     for uuid in (TWO, "GPU-cccc0000"):
         fake.add_device(uuid, memory_bytes=24 * GIB)
     runner = make_runner(STOKER_METRICS__INTERVAL="1h")
@@ -162,7 +162,7 @@ def test_a_killed_runner_still_has_its_devices(make_runner: MakeRunner, lock_dir
     assert runner.wait(job)["attempts"][0]["ending"] == "lost"
     assert runner.wait(waiting)["state"] == "succeeded"
     wait_until(lambda: not is_locked(lock_dir, ONE))
-    assert not gate.unlink()
+    gate.unlink()
 
 
 def test_a_watcher_alone_keeps_the_device(make_runner: MakeRunner, lock_dir: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_watcher_alone_keeps_the_device(make_runner: MakeRunner, lock_dir: Pat
 
 
 def test_whoever_comes_after_the_dead_looks_first(make_runner: MakeRunner, fake: FakeBox, lock_dir: Path) -> None:
-    """Runner, spawner and watcher killed: the lock is free, but what still computes on the device keeps it from others."""
+    """Runner, spawner and watcher killed: the lock is free, but what still computes on the device keeps it."""
     runner, other = make_runner(), make_runner("two")
     other.start()
     job, _ = runner.submit_open()
@@ -217,6 +217,7 @@ def test_a_leftover_is_seen_between_two_looks(make_runner: MakeRunner, fake: Fak
     assert runner.wait(later)["state"] == "succeeded"
 
 
+@pytest.mark.timeout(3600)
 def test_two_users_never_share_a_device(fake_driver: Path) -> None:
     """Two private runners of two uids want one device again and again, and now and then one of them is killed."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -237,7 +238,7 @@ def test_two_users_never_share_a_device(fake_driver: Path) -> None:
                 assert job.returncode == 0, errors.decode()
         taken = (common / "taken").read_text().splitlines()
         shared = sum(line == "shared" for line in taken)
-    print(f"rounds={ROUNDS} shared={shared}")  # noqa: T201 - the count that a soak run records
+    print(f"rounds={ROUNDS} shared={shared}")
     assert (len(taken), shared) == (2 * ROUNDS, 0)
 
 
@@ -262,7 +263,7 @@ def as_user(uid: int, common: Path, fake: FakeBox, driver: Path) -> GpuRunner:
     other = uid != os.geteuid()
     rights = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
     prefix = ("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *rights) if other else ()
-    runner = GpuRunner(directory, fake, driver, common / "locks", prefix=prefix, STOKER_GPU__LOOK_EVERY="0.05s")
+    runner = GpuRunner(directory, fake, driver, common / "locks", *prefix, STOKER_GPU__LOOK_EVERY="0.05s")
     if other:
         for path in (directory, runner.home, runner.state_dir):
             os.chown(path, uid, uid)

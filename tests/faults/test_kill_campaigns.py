@@ -69,10 +69,15 @@ def kill_under_load(box: Box, chance: random.Random, victims: tuple[str, ...], t
         thread.join()
     ran = Counter(int(line) for line in executions.read_text().split())
     rows = box.rows(
-        "SELECT e.job_id, e.exit_code, e.signal, (SELECT count(*) FROM attempts a WHERE a.job_id = e.job_id) FROM elements e"
+        "SELECT e.job_id, e.exit_code, e.signal, (SELECT count(*) FROM attempts a WHERE a.job_id = e.job_id)"
+        " FROM elements e"
     )
     found = {job_id: (code, number) for job_id, code, number, _ in rows}
-    wrong = [f"job {job_id}: {found.get(job_id)} for {must}" for job_id, must in expected.items() if found.get(job_id) != must]
+    wrong = [
+        f"job {job_id}: {found.get(job_id)} for {must}"
+        for job_id, must in expected.items()
+        if found.get(job_id) != must
+    ]
     wrong += [f"job {job_id}: {attempts} attempts" for job_id, _, _, attempts in rows if attempts != 1]
     wrong += [
         f"job {job_id}: its log" for job_id, number in numbers.items() if log_of(box, job_id) != f"done {number}\n"

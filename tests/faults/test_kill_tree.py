@@ -131,7 +131,7 @@ def test_a_stop_in_the_first_instants_is_never_lost(bench: Bench) -> None:
     """At random instants of the first 150 ms: the job ends by it, and always with a whole record."""
     seed = random.SystemRandom().randrange(1 << 30)
     print(f"seed {seed}")
-    instants = random.Random(seed)  # noqa: S311
+    instants = random.Random(seed)
     for _ in range(8):
         attempt = bench.launch(["sleep", "60"])
         _pass(instants.uniform(0, 0.15))
@@ -146,7 +146,7 @@ def test_signals_do_not_hurt_a_young_watcher(bench: Bench) -> None:
     """SIGTERM, SIGINT and SIGHUP in its first 100 ms change nothing: they were blocked before the fork."""
     seed = random.SystemRandom().randrange(1 << 30)
     print(f"seed {seed}")
-    instants = random.Random(seed)  # noqa: S311
+    instants = random.Random(seed)
     for _ in range(8):
         attempt = bench.launch(["sh", "-c", "sleep 0.1; exit 6"])
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -161,7 +161,7 @@ def test_a_watcher_killed_at_any_instant_never_hides_that_the_job_ran(bench: Ben
     """User code runs only after the start record is durable: `never_ran` is true whenever it is said."""
     seed = random.SystemRandom().randrange(1 << 30)
     print(f"seed {seed}")
-    instants = random.Random(seed)  # noqa: S311
+    instants = random.Random(seed)
     fates = []
     for turn in range(20):
         ran = tmp_path / f"ran.{turn}"
@@ -185,8 +185,8 @@ def _pass(seconds: float) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="a pid namespace needs root")
 def test_a_reused_pid_is_never_taken_for_ours() -> None:
     """Pids are forced back through ns_last_pid in a private namespace: each time the newcomer is left alone."""
-    done = subprocess.run(  # noqa: S603
-        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, str(HERE / "reuse_pids.py")],  # noqa: S607
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, str(HERE / "reuse_pids.py")],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

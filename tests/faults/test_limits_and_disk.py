@@ -86,11 +86,11 @@ def _throttled(line: str) -> bool:
 def small_disk(directory: Path, size: str) -> Iterator[Path]:
     """Mount a file system of a few pages."""
     directory.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)], check=True)  # noqa: S603, S607
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)], check=True)
     try:
         yield directory
     finally:
-        subprocess.run(["umount", str(directory)], check=True)  # noqa: S603, S607
+        subprocess.run(["umount", str(directory)], check=True)
 
 
 def fill(directory: Path) -> None:

@@ -35,7 +35,7 @@ def change(box: Box, sql: str, *values: object) -> None:
 
 
 def test_after_a_reboot_jobs_are_interrupted_and_nothing_is_signalled(tmp_path: Path) -> None:
-    """What runs at a reboot is held, or requeued where it says so; what was recorded counts; billed to the last beat."""
+    """What runs at a reboot is held, or requeued where it says so; records count; billed to the last beat."""
     with open_box(tmp_path / "state") as box:
         sleeper = ["/bin/sh", "-c", "echo $STOKER_ATTEMPT >> $STOKER_CHECKPOINT_DIR/ran; exec sleep 600"]
         specs = {
@@ -115,7 +115,7 @@ def _aged(content: bytes) -> list[bytes]:
 
 
 def test_a_migration_that_is_killed_is_done_whole_or_not_at_all(tmp_path: Path) -> None:
-    """SIGKILL at random instants of an upgrade leaves the old schema or the new one, and the next start goes on (D10)."""
+    """SIGKILL at any instant of an upgrade leaves the old schema or the new one, and the next start goes on (D10)."""
     rounds, (seed, chance) = count(MIGRATIONS), seeded()
     outcomes = {"old": 0, "between": 0, "new": 0}
     known = migrations()

@@ -1,4 +1,4 @@
-"""The API as it is served, over a real socket, a real database and the real use cases; only the daemon behind it is thin.
+"""The API as it is served: a real socket, a real database, the real use cases; only the daemon behind is thin.
 
 `Desk` work is done by a thread that commits each request by itself; effects are kept for a test to look at.
 """
@@ -186,7 +186,7 @@ class Box:
     def _write(self) -> None:
         while not self._over:
             select.select([self.desk.descriptor], [], [])
-            for work, done in self.desk.take(1000):
+            for item in self.desk.take(1000):
                 change = Change(
                     connection=self.database.writer,
                     now_us=self.now_us,
@@ -194,18 +194,19 @@ class Box:
                     inventory=INVENTORY,
                     boot_id="b",
                     mounts_permitted=self.mounts_permitted,
+                    jobs_dir=self.paths.jobs_dir,
                     admission=self.admission,
                 )
                 answer: Any = None
                 fault: Exception | None = None
                 try:
                     with self.database.transaction(), savepoint(change.connection):
-                        answer = work(change)
-                except Exception as error:  # noqa: BLE001 - as the turn does: a bug fails its own request alone
+                        answer = item.work(change)
+                except Exception as error:
                     fault = error
                 self.effects += change.effects if fault is None else []
-                if done is not None:
-                    done(answer, fault)
+                if item.done is not None:
+                    item.done(answer, fault)
                 self.hub.changed({ref.job_id for ref in change.touched})
 
 

@@ -40,7 +40,7 @@ class Cli:
         self,
         *words: str,
         env: Mapping[str, str] | None = None,
-        input: str = "",  # noqa: A002
+        input: str = "",
     ) -> subprocess.CompletedProcess[str]:
         """Run to the end; `env` adds variables, `input` is stdin."""
         return subprocess.run(

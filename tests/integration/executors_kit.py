@@ -108,7 +108,7 @@ class Bench:
 
     def close(self) -> None:
         """End the spawner, and whatever a failed test left running."""
-        for directory in (self.state / "control").glob("*"):
+        for directory in (self.state / "control").glob("[0-9]*"):
             if self.executor.look(directory).lock == "held":
                 self.executor.kill(directory)
         pid = self.link.spawner_pid

@@ -1,4 +1,4 @@
-"""A private runner on a box of fake GPUs: the real pynvml, the fake driver library, jobs that end when a test says so."""
+"""A private runner on a box of fake GPUs: real pynvml, a fake driver library, jobs that end when a test says so."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ UNTIL_GONE = 'echo $$; while [ -e "$0" ]; do sleep 0.02; done'
 
 
 class GpuRunner(Box):
-    """One user of a box of fake devices. `prefix` runs the command line as somebody else."""
+    """One user of a box of fake devices. The words of `prefix` run the command line as somebody else."""
 
     def __init__(
-        self, directory: Path, fake: FakeBox, library: Path, lock_dir: Path, *, prefix: tuple[str, ...] = (), **env: str
+        self, directory: Path, fake: FakeBox, library: Path, lock_dir: Path, /, *prefix: str, **env: str
     ) -> None:
         lock_dir.mkdir(exist_ok=True)
         settings = {

@@ -39,7 +39,7 @@ def start(paths: Paths, tmp_path: Path, notes: list[str]) -> Iterator[Start]:
     command = [sys.executable, "-m", "tests.fakes.api", paths.state_dir, str(count)]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-    def ensure(after_stop: bool = False, command: list[str] = command) -> None:  # noqa: FBT001, FBT002
+    def ensure(after_stop: bool = False, command: list[str] = command) -> None:
         ensure_runner(paths, command, after_stop=after_stop, environ=environ, note=notes.append)
 
     yield ensure
@@ -133,7 +133,7 @@ def test_a_start_that_dies_shows_its_last_words(start: Start, paths: Paths) -> N
 def test_the_runner_holds_no_descriptor_of_its_starter(start: Start, paths: Paths) -> None:
     """A pipe inherited by the client ends with the client, not with the runner."""
     reading, writing = os.pipe()
-    os.set_inheritable(writing, True)  # noqa: FBT003
+    os.set_inheritable(writing, True)
     start()
     os.close(writing)
     assert os.read(reading, 1) == b""

@@ -275,7 +275,7 @@ def test_requirements_that_are_no_small_file_are_refused(tmp_path: Path) -> None
 
 
 def test_a_shim_is_seen_through(tmp_path: Path) -> None:
-    """A `python3` that picks another by the caller's variables gives the one it picked: the job's processes get no shim."""
+    """A `python3` that picks another by the caller's variables gives the one it picked: the job gets no shim."""
     shim = tmp_path / "python3"
     shim.write_text('#!/bin/sh\nexec "$PYENV_ROOT/python" "$@"\n')
     shim.chmod(0o755)

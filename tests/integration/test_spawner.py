@@ -153,7 +153,7 @@ def test_a_hundred_starts_at_once_make_one_spawner(tmp_path: Path) -> None:
     state.mkdir()
     runner = [PYTHON, "-I", "-S", "-c", RUNNER, str(state), "ready", "0"]
     argv = [sys.executable, "-I", "-S", str(SPAWNER), "--detach", str(state), "--", *runner]
-    racers = [subprocess.Popen(argv) for _ in range(12)]  # noqa: S603
+    racers = [subprocess.Popen(argv) for _ in range(12)]
     assert {racer.wait(30) for racer in racers} == {0}
     link = SpawnerLink(state)
     link.connect(start=False)

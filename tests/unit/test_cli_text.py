@@ -125,7 +125,7 @@ def test_json_comes_back(value: object) -> None:
 @pytest.mark.parametrize("text", [b"", b"{", b"NaN", b"[Infinity]", b"nul"])
 def test_what_is_no_json_is_refused(text: bytes) -> None:
     """Rubbish is a `ValueError`."""
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError):
         loads(text)
 
 

@@ -25,12 +25,12 @@ START: dict[str, Any] = {
 
 def whole() -> bytes:
     """Return the record file of a finished attempt of one worker."""
-    return slot({"workers": 1}) + slot(RANK) + slot(FINAL) + frame(START)
+    return slot({"attempt_id": 1, "workers": 1}) + slot(RANK) + slot(FINAL) + frame(START)
 
 
 def test_a_whole_record_is_read_back() -> None:
     """What the watcher packs is what the reader returns."""
-    start, ranks, final = read_record(whole())
+    start, ranks, final = read_record(whole(), 1)
     assert start is not None
     assert (start.attempt_id, start.watcher.inode, start.workers[0].pid) == (1, 11, 12)
     assert start.enforced == ("memory:v1",)
@@ -40,15 +40,20 @@ def test_a_whole_record_is_read_back() -> None:
 
 def test_a_blank_record_says_that_nothing_happened() -> None:
     """Before the watcher wrote anything there is a slot a rank, and nothing in it."""
-    assert read_record(blank_record(3)) == (None, (None, None, None), None)
+    assert read_record(blank_record(3, 7), 7) == (None, (None, None, None), None)
+
+
+def test_a_record_of_another_attempt_says_nothing() -> None:
+    """What a file that was used again may still hold is not taken for this attempt's."""
+    assert read_record(whole(), 2) == (None, (), None)
 
 
 def test_every_truncated_prefix_reads_as_whole_records_or_none() -> None:
     """A file cut anywhere never yields half a record."""
     content = whole()
-    complete = read_record(content)
+    complete = read_record(content, 1)
     for length in range(len(content)):
-        start, ranks, final = read_record(content[:length])
+        start, ranks, final = read_record(content[:length], 1)
         assert start is None
         assert all(rank in (None, complete[1][0]) for rank in ranks)
         assert final in (None, complete[2])
@@ -57,11 +62,11 @@ def test_every_truncated_prefix_reads_as_whole_records_or_none() -> None:
 def test_every_flipped_bit_is_noticed() -> None:
     """No single flipped bit changes what is read: the record it hits is missing, the others stay."""
     content = whole()
-    complete = read_record(content)
+    complete = read_record(content, 1)
     for position in range(len(content)):
         harmed = bytearray(content)
         harmed[position] ^= 1 << (position % 8)
-        start, ranks, final = read_record(bytes(harmed))
+        start, ranks, final = read_record(bytes(harmed), 1)
         assert start in (None, complete[0])
         assert all(rank in (None, complete[1][0]) for rank in ranks)
         assert final in (None, complete[2])
@@ -110,6 +115,6 @@ def test_a_beat_is_eight_bytes_or_nothing(tmp_path: Path) -> None:
 )
 def test_the_fate_of_an_attempt(lock: Any, started: bool, ended: bool, undead: bool, fate: str) -> None:
     """Lock and records together say what became of it, in every combination."""
-    start, _, _ = read_record(whole())
+    start, _, _ = read_record(whole(), 1)
     final = FinalRecord(1, 2, 0, undead) if ended else None
     assert AttemptRecord(Path(), lock, start if started else None, (), final, None).fate == fate

@@ -522,3 +522,32 @@ def test_cancelling_a_publication_leaves_nothing(store: Store, tmp_path: Path) -
     with pytest.raises(Cancelled):
         publish(store, tmp_path / "out", cancelled=lambda: True)
     assert (store.usage().trees, leftovers(store)) == (0, [])
+
+
+def test_a_root_written_while_a_sweep_begins_is_seen(store: Store) -> None:
+    """Whoever ends its lease after writing its root down loses nothing: roots are read after the leases."""
+    tree = put(store, {"f": b"1"})
+    written: list[str] = []
+    lease = store.lease("job")
+    lease.__enter__()
+
+    def roots() -> Iterator[str]:
+        # What the job commits at the last moment, before it lets go.
+        written.append(tree)
+        lease.__exit__(None, None, None)
+        yield from written
+
+    store.sweep(roots())
+    assert store.has_tree(tree)
+
+
+def test_a_tree_is_kept_by_a_lease_or_known_to_be_gone(store: Store) -> None:
+    """`keep` answers whether the tree is there, and from then on it stays."""
+    tree = put(store, {"f": b"1"})
+    with store.lease("job") as lease:
+        assert store.keep(lease, tree)
+        store.sweep([])
+        assert store.has_tree(tree)
+    store.sweep([])
+    with store.lease("job") as lease:
+        assert not store.keep(lease, tree)

@@ -196,5 +196,5 @@ class FakeBox:
         descriptor, partial = tempfile.mkstemp(dir=self.path.parent)
         with os.fdopen(descriptor, "w") as file:
             file.write("\n".join(lines) + "\n")
-        os.chmod(partial, 0o644)  # noqa: PTH101 - jobs of other uids read it
-        os.replace(partial, self.path)  # noqa: PTH105
+        os.chmod(partial, 0o644)
+        os.replace(partial, self.path)

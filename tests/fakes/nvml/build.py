@@ -61,6 +61,6 @@ def _compile(compiler: Compiler, options: list[str], directory: Path, zig_cache:
     if built.returncode:
         Path(partial).unlink()
         return built.stderr.strip()[-2000:] or f"exit code {built.returncode}"
-    os.chmod(partial, 0o755)  # noqa: PTH101, S103 - other uids load it
-    os.replace(partial, directory / LIBRARY)  # noqa: PTH105
+    os.chmod(partial, 0o755)
+    os.replace(partial, directory / LIBRARY)
     return None

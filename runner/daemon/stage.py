@@ -1,0 +1,279 @@
+"""What one job needs before it can start, made in a worker's thread: its inputs, its environment, its copies."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
+
+from runner.core.errors import StokerError
+from runner.core.job import Ref
+from runner.core.reasons import Ending, Waiting, WaitReason
+from runner.core.units import format_size
+from runner.daemon import cache
+from runner.daemon.context import Context
+from runner.daemon.launch import JobFacts, attempt_dir
+from runner.executors.environments import Builder, EnvironmentFailed, probe
+from runner.service.desk import Enqueue
+from runner.service.submit import interpreter_of
+from runner.state import jobs
+from runner.telemetry.tail import LogTail
+from storage.checkout import checkout, view
+from storage.download import Fetched, fetch
+from storage.errors import Cancelled, DiskFull, StorageError
+from storage.leases import Lease
+from storage.sources.base import SourceOptions
+from storage.uri import Uri, parse
+
+QUIET_NS = 200_000_000
+
+
+@dataclass(slots=True)
+class Preparation:
+    """One job being prepared.
+
+    `waiting` and `attempts` (elements and how often each was tried) are the turn's; `needs`, what it has to fetch or
+    build, and the rest are its worker's and only shown by others.
+    """
+
+    enqueue: Enqueue
+    waiting: set[int]
+    attempts: dict[int, int] = field(default_factory=dict)
+    needs: frozenset[str] = frozenset()
+    reason: WaitReason = WaitReason(Waiting.STAGING, "waiting for its turn to be staged")
+    cancelled: bool = False
+
+    @property
+    def job_id(self) -> int:
+        """The job's number."""
+        return self.enqueue.job_id
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Where it stands: as the scheduler would start it."""
+        return -self.enqueue.priority, self.enqueue.queued_us, self.job_id
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input of a job: where it comes from, and the tree it was found to be for an earlier attempt."""
+
+    name: str
+    key: str
+    uri: Uri
+    pinned: Fetched | None
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """An input in the store; `key` is the name under which its address is remembered."""
+
+    key: str
+    fetched: Fetched
+
+
+class Failed(Exception):
+    """The job cannot be prepared: why, and which input it was."""
+
+    def __init__(self, ending: Ending, sentence: str, *, name: str | None = None, lines: tuple[str, ...] = ()) -> None:
+        super().__init__(sentence)
+        self.ending, self.sentence, self.name, self.lines = ending, sentence, name, lines
+
+
+class NoRoom(Exception):
+    """The disk has not the room; the job waits and is tried again."""
+
+    def __init__(self, what: str, need_bytes: int, free_bytes: int) -> None:
+        super().__init__(what)
+        self.need_bytes, self.free_bytes = need_bytes, free_bytes
+        sentence = f"{what} needs {format_size(need_bytes)} of disk and {format_size(free_bytes)} are free"
+        self.reason = WaitReason(Waiting.DISK, sentence, {"need_bytes": need_bytes, "free_bytes": free_bytes})
+
+
+class Stager:
+    """The work itself; used by several threads, each with a preparation of its own."""
+
+    def __init__(self, context: Context, options: SourceOptions, tail: LogTail) -> None:
+        self.context = context
+        self.options = options
+        self.tail = tail
+        self._builder = Builder(Path(context.paths.environments_dir))
+
+    def sources(self, facts: JobFacts) -> list[Source]:
+        """Return the inputs of a job, by name."""
+        found = []
+        for name, address, digest, size_bytes, files, pins in jobs.staged(self.context.database.reader(), facts.job_id):
+            pinned = Fetched(digest, size_bytes, files, json.loads(pins)) if digest else None
+            uri = parse(facts.secret_sources.get(name, address), PurePath("/"))
+            key = uri.text
+            if name in facts.secret_sources:
+                # The address holds a secret, so it is remembered by what it looks like and a keyed hash of it.
+                key = f"{uri.shown} {self.context.sealer.keyed_hash(os.fsencode(uri.text)).hex()}"
+            found.append(Source(name, key, uri, pinned))
+        return found
+
+    def needs(self, facts: JobFacts, lease: Lease) -> frozenset[str]:
+        """Return what must be read, fetched or built for a job: empty where everything is there."""
+        needs = {source.key for source in self.sources(facts) if self._known(source, lease) is None}
+        if facts.spec.requirements is not None and not self._is_built(facts):
+            needs.add(f"requirements {facts.spec.requirements}")
+        return frozenset(needs)
+
+    def stage(self, preparation: Preparation, facts: JobFacts, lease: Lease) -> dict[str, Staged]:
+        """Bring every input into the store, its read-only view with it."""
+        staged: dict[str, Staged] = {}
+        base = 0
+        for source in self.sources(facts):
+            try:
+                fetched = self._known(source, lease) or self._fetch(preparation, facts, source, base)
+                view(self.context.store, fetched.tree_digest)
+            except (Cancelled, DiskFull):
+                raise
+            except (StorageError, OSError) as error:
+                raise Failed(Ending.INPUT_FAILED, _sentence(source, error), name=source.name) from error
+            base += fetched.size_bytes
+            staged[source.name] = Staged(source.key, fetched)
+        return staged
+
+    def build(self, preparation: Preparation, facts: JobFacts) -> str | None:
+        """Build the environment a job names; None where it names none."""
+        if facts.spec.requirements is None:
+            return None
+        if self._is_built(facts):
+            return facts.environment_dir
+        self._check_room("its environment")
+        step = "building its environment"
+        self.tell(preparation, WaitReason(Waiting.ENVIRONMENT, step, {"step": step}))
+        cwd = facts.spec.cwd or "/"
+        path = environment_log(self.context, facts.job_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            built = self._builder.build(
+                Path(facts.spec.requirements),
+                interpreter=probe(interpreter_of(facts.variables, cwd), environ=facts.variables, cwd=Path(cwd)),
+                environ=facts.variables,
+                log_fd=descriptor,
+                cancelled=lambda: preparation.cancelled,
+            )
+        except EnvironmentFailed as error:
+            lines = tuple(error.details.get("lines", ()))
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+            raise Failed(
+                Ending.ENVIRONMENT_FAILED, f"{error.message}: {last}" if last else error.message, lines=lines
+            ) from error
+        except (StokerError, OSError) as error:
+            raise Failed(Ending.ENVIRONMENT_FAILED, str(error)) from error
+        finally:
+            os.close(descriptor)
+            self.tail.finish(str(path))
+        return str(built)
+
+    def copy(self, preparation: Preparation, facts: JobFacts, staged: Mapping[str, Staged], index: int) -> None:
+        """Make the private copies of writable inputs for the attempt that an element begins next."""
+        number = preparation.attempts.get(index, 0) + 1
+        directory = attempt_dir(self.context.paths, Ref(facts.job_id, index), number) / "input"
+        for name, writable, _ in facts.inputs:
+            target = directory / name
+            if not writable or target.exists():
+                continue
+            fetched = staged[name].fetched
+            self._check_room(f"its copy of input {name}")
+            self.tell(preparation, WaitReason(Waiting.STAGING, f"copying input {name}"))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                checkout(self.context.store, fetched.tree_digest, target, writable=True)
+            except DiskFull:
+                raise NoRoom(f"its copy of input {name}", fetched.size_bytes, cache.room_on_disk(self.context)) from None
+            except (StorageError, OSError) as error:
+                raise Failed(Ending.INPUT_FAILED, f"input {name}: {error}", name=name) from error
+
+    def tell(self, preparation: Preparation, reason: WaitReason) -> None:
+        """Let everybody see what a job is being prepared with."""
+        preparation.reason = reason
+        self.context.hub.changed({preparation.job_id})
+
+    def _known(self, source: Source, lease: Lease) -> Fetched | None:
+        """Return what an input is already known to be, kept by the lease: for this job, or for any.
+
+        A local path may have changed since another job had it, so it is read again.
+        """
+        if source.pinned is not None and self.context.store.keep(lease, source.pinned.tree_digest):
+            return source.pinned
+        if source.uri.scheme == "file":
+            return None
+        row = jobs.source(self.context.database.reader(), source.key)
+        if row is None or not self.context.store.keep(lease, row[0]):
+            return None
+        return Fetched(row[0], row[1], row[2], json.loads(row[3]))
+
+    def _fetch(self, preparation: Preparation, facts: JobFacts, source: Source, base: int) -> Fetched:
+        what, told_ns, short = f"input {source.name}", 0, False
+        self.tell(preparation, WaitReason(Waiting.STAGING, what))
+        missing = 0
+
+        def progress(done: int, total: int | None) -> None:
+            nonlocal told_ns, missing, short
+            now_ns = self.context.clock.monotonic_ns()
+            if now_ns - told_ns < QUIET_NS:
+                return
+            if told_ns == 0 and total is not None:
+                missing = total - done
+                short = cache.room_on_disk(self.context) + self._set_aside() < missing + self._min_free()
+            else:
+                short = cache.room_on_disk(self.context) < self._min_free()
+            told_ns = now_ns
+            self.tell(preparation, _progress(what, base + done, None if total is None else base + total))
+
+        home = facts.variables.get("HOME")
+        options = replace(self.options, aws_dir=Path(home, ".aws") if home else None)
+        try:
+            return fetch(
+                self.context.store,
+                source.uri,
+                options,
+                progress=progress,
+                cancelled=lambda: preparation.cancelled or short,
+            )
+        except (Cancelled, DiskFull) as error:
+            if isinstance(error, Cancelled) and not short:
+                raise
+            raise NoRoom(what, missing + self._min_free(), cache.room_on_disk(self.context)) from None
+
+    def _check_room(self, what: str) -> None:
+        free = cache.room_on_disk(self.context)
+        if free < self._min_free():
+            raise NoRoom(what, self._min_free(), free)
+
+    def _min_free(self) -> int:
+        return self.context.config.storage.min_free_bytes
+
+    def _set_aside(self) -> int:
+        """Return what downloads that were broken off hold: a download that goes on needs that room only once."""
+        partial = Path(self.context.paths.store_dir, "partial")
+        return sum(each.stat().st_blocks * 512 for each in partial.iterdir() if each.exists())
+
+    def _is_built(self, facts: JobFacts) -> bool:
+        built = facts.environment_dir
+        return built is not None and self._builder.find(Path(built).name) is not None
+
+
+def environment_log(context: Context, job_id: int) -> Path:
+    """Return where the output of a job's environment build goes."""
+    return Path(context.paths.job_logs_dir, "environments", f"{job_id}.log")
+
+
+def _progress(what: str, done: int, total: int | None) -> WaitReason:
+    sentence = f"{what}: {format_size(done)}"
+    if total:
+        sentence = f"{what}: {100 * done // total}% of {format_size(total)}"
+    return WaitReason(Waiting.STAGING, sentence, {"done_bytes": done, "total_bytes": total})
+
+
+def _sentence(source: Source, error: StorageError | OSError) -> str:
+    message = error.message if isinstance(error, StorageError) else f"{error.strerror}"
+    hint = error.hint if isinstance(error, StorageError) else ""
+    where = "" if source.uri.shown in message else f" ({source.uri.shown})"
+    return f"input {source.name}{where}: {message}" + (f" ({hint})" if hint else "")

@@ -1,0 +1,429 @@
+"""Every table as SQLModel describes it: what the migrations make, in types of Python (a test holds the two together).
+
+The runner never imports this: SQLModel costs 36 MB and a quarter of a second, and rows of an ORM never leave this room.
+It is for reading a backup, or a stopped runner's database, from a notebook or a script.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from sqlalchemy import (
+    REAL,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlmodel import Field, SQLModel
+
+
+class Account(SQLModel, table=True):
+    """One row of `accounts`."""
+
+    __tablename__: ClassVar[str] = "accounts"
+    __table_args__: ClassVar[tuple[object, ...]] = (
+        UniqueConstraint("kind", "name"),
+        CheckConstraint("kind IN ('user', 'project', 'system')"),
+        CheckConstraint("length(name) BETWEEN 1 AND 200"),
+        CheckConstraint("mode IN ('metered', 'prepaid') AND (kind <> 'system' OR mode = 'metered')"),
+        {"sqlite_strict": True},
+    )
+
+    id: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, nullable=False))
+    kind: str = Field(sa_column=Column(Text, nullable=False))
+    name: str = Field(sa_column=Column(Text, nullable=False))
+    mode: str = Field(sa_column=Column(Text, nullable=False))
+    created_us: int = Field(sa_column=Column(Integer, nullable=False))
+
+
+class Allocation(SQLModel, table=True):
+    """One row of `allocations`."""
+
+    __tablename__: ClassVar[str] = "allocations"
+    __table_args__: ClassVar[tuple[object, ...]] = (
+        Index("allocations_open", "device_uuid", unique=True, sqlite_where=text("closed_us IS NULL")),
+        {"sqlite_strict": True, "sqlite_with_rowid": False},
+    )
+
+    attempt_id: int = Field(sa_column=Column(Integer, ForeignKey("attempts.id"), primary_key=True, nullable=False))
+    device_uuid: str = Field(sa_column=Column(Text, primary_key=True, nullable=False))
+    opened_us: int = Field(sa_column=Column(Integer, nullable=False))
+    closed_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+
+
+class Artifact(SQLModel, table=True):
+    """One row of `artifacts`."""
+
+    __tablename__: ClassVar[str] = "artifacts"
+    __table_args__: ClassVar[tuple[object, ...]] = (
+        Index("artifacts_by_digest", "tree_digest"),
+        Index("artifacts_of_job", "job_id", "idx"),
+        UniqueConstraint("owner_uid", "kind", "name", "version"),
+        CheckConstraint("kind IN ('model', 'data', 'checkpoint', 'package', 'output')"),
+        CheckConstraint("version > 0"),
+        {"sqlite_strict": True, "sqlite_autoincrement": True},
+    )
+
+    id: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, nullable=False))
+    owner_uid: int = Field(sa_column=Column(Integer, nullable=False))
+    kind: str = Field(sa_column=Column(Text, nullable=False))
+    name: str = Field(sa_column=Column(Text, nullable=False))
+    version: int = Field(sa_column=Column(Integer, nullable=False))
+    tree_digest: str = Field(sa_column=Column(Text, nullable=False))
+    size_bytes: int = Field(sa_column=Column(Integer, nullable=False))
+    files: int = Field(sa_column=Column(Integer, nullable=False))
+    job_id: int | None = Field(default=None, sa_column=Column(Integer, ForeignKey("jobs.id"), nullable=True))
+    idx: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    attempt_id: int | None = Field(default=None, sa_column=Column(Integer, ForeignKey("attempts.id"), nullable=True))
+    created_us: int = Field(sa_column=Column(Integer, nullable=False))
+    removed_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+
+
+class Attempt(SQLModel, table=True):
+    """One row of `attempts`."""
+
+    __tablename__: ClassVar[str] = "attempts"
+    __table_args__: ClassVar[tuple[object, ...]] = (
+        ForeignKeyConstraint(["job_id", "idx"], ["elements.job_id", "elements.idx"]),
+        Index("attempts_open", "job_id", "idx", unique=True, sqlite_where=text("ended_us IS NULL")),
+        UniqueConstraint("job_id", "idx", "number"),
+        CheckConstraint("number > 0"),
+        CheckConstraint("becomes IN ('succeeded', 'failed', 'stopped')"),
+        CheckConstraint("gpu_rate_micro >= 0"),
+        CheckConstraint("cpu_rate_micro >= 0"),
+        CheckConstraint("(ending IS NULL) = (ended_us IS NULL)"),
+        CheckConstraint("end_ns IS NULL OR start_ns IS NOT NULL"),
+        {"sqlite_strict": True, "sqlite_autoincrement": True},
+    )
+
+    id: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, nullable=False))
+    job_id: int = Field(sa_column=Column(Integer, nullable=False))
+    idx: int = Field(sa_column=Column(Integer, nullable=False))
+    number: int = Field(sa_column=Column(Integer, nullable=False))
+    token: str = Field(sa_column=Column(Text, nullable=False))
+    boot_id: str = Field(sa_column=Column(Text, nullable=False))
+    decided_us: int = Field(sa_column=Column(Integer, nullable=False))
+    started_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    ended_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    start_ns: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    end_ns: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    stop_ending: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    stop_deadline_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    ending: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    exit_code: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    signal: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    record: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    becomes: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    sentence: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    why: str = Field(sa_column=Column(Text, nullable=False, server_default=text("''")))
+    gpu_rate_micro: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
+    cpu_rate_micro: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
+    peak_memory_bytes: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    peak_gpu_memory_bytes: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    energy_mj: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    output_digest: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    output_bytes: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    output_files: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+
+
+class Balance(SQLModel, table=True):
+    """One row of `balances`."""
+
+    __tablename__: ClassVar[str] = "balances"
+    __table_args__: ClassVar[tuple[object, ...]] = (
+        CheckConstraint("posted_micro = CAST(posted_micro AS INTEGER)"),
+        CheckConstraint("held_micro = CAST(held_micro AS INTEGER) AND held_micro >= 0"),
+        {"sqlite_strict": True},
+    )
+
+    account_id: int | None = Field(
+        default=None, sa_column=Column(Integer, ForeignKey("accounts.id"), primary_key=True, nullable=False)
+    )
+    posted_micro: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
+    held_micro: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
+
+
+class Device(SQLModel, table=True):
+    """One row of `devices`."""
+
+    __tablename__: ClassVar[str] = "devices"
+    __table_args__: ClassVar[tuple[object, ...]] = ({"sqlite_strict": True, "sqlite_with_rowid": False},)
+
+    uuid: str = Field(sa_column=Column(Text, primary_key=True, nullable=False))
+    model: str = Field(sa_column=Column(Text, nullable=False))
+    memory_bytes: int = Field(sa_column=Column(Integer, nullable=False))
+    first_seen_us: int = Field(sa_column=Column(Integer, nullable=False))
+    last_seen_us: int = Field(sa_column=Column(Integer, nullable=False))
+    quarantine: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+
+
+class Element(SQLModel, table=True):
+    """One row of `elements`."""
+
+    __tablename__: ClassVar[str] = "elements"
+    __table_args__: ClassVar[tuple[object, ...]] = (
+        Index("elements_failed", "finished_us", sqlite_where=text("state = 'failed'")),
+        Index("elements_finished", "finished_us", sqlite_where=text("finished_us IS NOT NULL")),
+        Index("elements_open", "job_id", "idx", sqlite_where=text("finished_us IS NULL")),
+        CheckConstraint("idx >= -1"),
+        CheckConstraint(
+            "state IN ('pending', 'starting', 'running', 'stopping', 'saving', 'succeeded', 'failed', 'stopped')"
+        ),
+        CheckConstraint("held IN (0, 1)"),
+        CheckConstraint("exit_code BETWEEN 0 AND 255"),
+        CheckConstraint("signal BETWEEN 1 AND 64"),
+        CheckConstraint("(state IN ('succeeded', 'failed', 'stopped')) = (finished_us IS NOT NULL)"),
+        CheckConstraint("finished_us IS NULL OR ending IS NOT NULL"),
+        CheckConstraint("state <> 'running' OR started_us IS NOT NULL"),
+        CheckConstraint("state <> 'pending' OR attempts >= 0"),
+        CheckConstraint("state NOT IN ('starting', 'running', 'stopping') OR attempts > 0"),
+        CheckConstraint("held = 0 OR state = 'pending'"),
+        CheckConstraint("exit_code IS NULL OR signal IS NULL"),
+        {"sqlite_strict": True, "sqlite_with_rowid": False},
+    )
+
+    job_id: int = Field(sa_column=Column(Integer, ForeignKey("jobs.id"), primary_key=True, nullable=False))
+    idx: int = Field(sa_column=Column(Integer, primary_key=True, nullable=False))
+    state: str = Field(sa_column=Column(Text, nullable=False, server_default=text("'pending'")))
+    queued_us: int = Field(sa_column=Column(Integer, nullable=False))
+    held: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
+    not_before_us: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
+    attempts: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
+    started_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    finished_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    ending: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    sentence: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    exit_code: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    signal: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+
+
+class Event(SQLModel, table=True):
+    """One row of `events`."""
+
+    __tablename__: ClassVar[str] = "events"
+    __table_args__: ClassVar[tuple[object, ...]] = (
+        Index("events_of_job", "job_id", "idx"),
+        {"sqlite_strict": True, "sqlite_autoincrement": True},
+    )
+
+    seq: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, nullable=False))
+    at_us: int = Field(sa_column=Column(Integer, nullable=False))
+    job_id: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    idx: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    attempt: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    kind: str = Field(sa_column=Column(Text, nullable=False))
+    data: str = Field(sa_column=Column(Text, nullable=False))
+
+
+class Fact(SQLModel, table=True):
+    """One row of `facts`."""
+
+    __tablename__: ClassVar[str] = "facts"
+    __table_args__: ClassVar[tuple[object, ...]] = ({"sqlite_strict": True, "sqlite_with_rowid": False},)
+
+    name: str = Field(sa_column=Column(Text, primary_key=True, nullable=False))
+    value: str = Field(sa_column=Column(Text, nullable=False))
+
+
+class Input(SQLModel, table=True):
+    """One row of `inputs`."""
+
+    __tablename__: ClassVar[str] = "inputs"
+    __table_args__: ClassVar[tuple[object, ...]] = (
+        CheckConstraint("writable IN (0, 1)"),
+        {"sqlite_strict": True, "sqlite_with_rowid": False},
+    )
+
+    job_id: int = Field(sa_column=Column(Integer, ForeignKey("jobs.id"), primary_key=True, nullable=False))
+    name: str = Field(sa_column=Column(Text, primary_key=True, nullable=False))
+    uri: str = Field(sa_column=Column(Text, nullable=False))
+    writable: int = Field(sa_column=Column(Integer, nullable=False))
+    tree_digest: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    size_bytes: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    files: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    pins: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    fault: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+
+
+class Job(SQLModel, table=True):
+    """One row of `jobs`."""
+
+    __tablename__: ClassVar[str] = "jobs"
+    __table_args__: ClassVar[tuple[object, ...]] = (
+        Index("jobs_by_name", "name"),
+        CheckConstraint("owner_uid >= 0"),
+        CheckConstraint("array_limit > 0"),
+        {"sqlite_strict": True, "sqlite_autoincrement": True},
+    )
+
+    id: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, nullable=False))
+    owner_uid: int = Field(sa_column=Column(Integer, nullable=False))
+    account: str = Field(sa_column=Column(Text, nullable=False))
+    name: str = Field(sa_column=Column(Text, nullable=False))
+    spec: str = Field(sa_column=Column(Text, nullable=False))
+    request: str = Field(sa_column=Column(Text, nullable=False))
+    variables: bytes | None = Field(
+        default=None, sa_column=Column(LargeBinary, ForeignKey("variables.digest"), nullable=True)
+    )
+    priority: int = Field(sa_column=Column(Integer, nullable=False))
+    array_limit: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    environment_dir: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    created_us: int = Field(sa_column=Column(Integer, nullable=False))
+    removed_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+
+
+class LedgerHead(SQLModel, table=True):
+    """One row of `ledger_head`."""
+
+    __tablename__: ClassVar[str] = "ledger_head"
+    __table_args__: ClassVar[tuple[object, ...]] = (
+        CheckConstraint("id = 1"),
+        CheckConstraint("length(hash) = 32"),
+        {"sqlite_strict": True},
+    )
+
+    id: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, nullable=False))
+    seq: int = Field(sa_column=Column(Integer, nullable=False))
+    hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class Metric(SQLModel, table=True):
+    """One row of `metrics`."""
+
+    __tablename__: ClassVar[str] = "metrics"
+    __table_args__: ClassVar[tuple[object, ...]] = ({"sqlite_strict": True, "sqlite_with_rowid": False},)
+
+    attempt_id: int = Field(sa_column=Column(Integer, ForeignKey("attempts.id"), primary_key=True, nullable=False))
+    name: str = Field(sa_column=Column(Text, primary_key=True, nullable=False))
+    step: int = Field(sa_column=Column(Integer, primary_key=True, nullable=False))
+    value: float = Field(sa_column=Column(REAL, nullable=False))
+    at_us: int = Field(sa_column=Column(Integer, nullable=False))
+
+
+class Price(SQLModel, table=True):
+    """One row of `prices`."""
+
+    __tablename__: ClassVar[str] = "prices"
+    __table_args__: ClassVar[tuple[object, ...]] = (
+        CheckConstraint("kind IN ('gpu', 'cpu', 'storage')"),
+        CheckConstraint("rate_micro = CAST(rate_micro AS INTEGER) AND rate_micro BETWEEN 0 AND 1000000000000000"),
+        CheckConstraint("length(hash) = 32"),
+        {"sqlite_strict": True},
+    )
+
+    seq: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, nullable=False))
+    kind: str = Field(sa_column=Column(Text, nullable=False))
+    model: str = Field(sa_column=Column(Text, nullable=False))
+    rate_micro: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    starts_us: int = Field(sa_column=Column(Integer, nullable=False))
+    actor: str = Field(sa_column=Column(Text, nullable=False))
+    created_us: int = Field(sa_column=Column(Integer, nullable=False))
+    hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class Request(SQLModel, table=True):
+    """One row of `requests`."""
+
+    __tablename__: ClassVar[str] = "requests"
+    __table_args__: ClassVar[tuple[object, ...]] = ({"sqlite_strict": True, "sqlite_with_rowid": False},)
+
+    owner_uid: int = Field(sa_column=Column(Integer, primary_key=True, nullable=False))
+    key: str = Field(sa_column=Column(Text, primary_key=True, nullable=False))
+    body_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    answer: str = Field(sa_column=Column(Text, nullable=False))
+    at_us: int = Field(sa_column=Column(Integer, nullable=False))
+
+
+class Sample(SQLModel, table=True):
+    """One row of `samples`."""
+
+    __tablename__: ClassVar[str] = "samples"
+    __table_args__: ClassVar[tuple[object, ...]] = ({"sqlite_strict": True, "sqlite_with_rowid": False},)
+
+    attempt_id: int = Field(sa_column=Column(Integer, ForeignKey("attempts.id"), primary_key=True, nullable=False))
+    at_us: int = Field(sa_column=Column(Integer, primary_key=True, nullable=False))
+    cpu_percent: float | None = Field(default=None, sa_column=Column(REAL, nullable=True))
+    memory_bytes: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    gpu_memory_bytes: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    gpu_utilization: float | None = Field(default=None, sa_column=Column(REAL, nullable=True))
+    power_mw: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+
+
+class Source(SQLModel, table=True):
+    """One row of `sources`."""
+
+    __tablename__: ClassVar[str] = "sources"
+    __table_args__: ClassVar[tuple[object, ...]] = ({"sqlite_strict": True, "sqlite_with_rowid": False},)
+
+    uri: str = Field(sa_column=Column(Text, primary_key=True, nullable=False))
+    tree_digest: str = Field(sa_column=Column(Text, nullable=False))
+    size_bytes: int = Field(sa_column=Column(Integer, nullable=False))
+    files: int = Field(sa_column=Column(Integer, nullable=False))
+    pins: str = Field(sa_column=Column(Text, nullable=False))
+    fetched_us: int = Field(sa_column=Column(Integer, nullable=False))
+
+
+class Transfer(SQLModel, table=True):
+    """One row of `transfers`."""
+
+    __tablename__: ClassVar[str] = "transfers"
+    __table_args__: ClassVar[tuple[object, ...]] = (
+        Index("transfers_resolved", "linked_seq", unique=True, sqlite_where=text("phase IN ('posted', 'voided')")),
+        Index("transfers_linked", "linked_seq", sqlite_where=text("linked_seq IS NOT NULL")),
+        Index("transfers_attempt", "attempt_id", sqlite_where=text("attempt_total_micro IS NOT NULL")),
+        Index("transfers_credit", "credit_account_id"),
+        Index("transfers_debit", "debit_account_id"),
+        UniqueConstraint("key"),
+        CheckConstraint("length(key) BETWEEN 1 AND 500"),
+        CheckConstraint("kind IN ('charge', 'correction', 'storage', 'grant', 'topup', 'refund', 'adjustment')"),
+        CheckConstraint("phase IN ('single', 'pending', 'posted', 'voided')"),
+        CheckConstraint(
+            "amount_micro = CAST(amount_micro AS INTEGER) AND amount_micro BETWEEN 1 AND 1000000000000000000"
+        ),
+        CheckConstraint("from_ns >= 0"),
+        CheckConstraint("to_ns > from_ns"),
+        CheckConstraint("attempt_total_micro >= 0"),
+        CheckConstraint("length(hash) = 32"),
+        CheckConstraint("debit_account_id <> credit_account_id"),
+        CheckConstraint(
+            "phase NOT IN ('posted', 'voided') AND kind NOT IN ('refund', 'correction') OR linked_seq IS NOT NULL"
+        ),
+        CheckConstraint("phase = 'single' OR kind = 'charge'"),
+        CheckConstraint("(attempt_total_micro IS NULL) = (from_ns IS NULL) AND (from_ns IS NULL) = (to_ns IS NULL)"),
+        CheckConstraint("attempt_total_micro IS NULL OR attempt_id IS NOT NULL AND kind IN ('charge', 'correction')"),
+        {"sqlite_strict": True},
+    )
+
+    seq: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, nullable=False))
+    key: str = Field(sa_column=Column(Text, nullable=False))
+    kind: str = Field(sa_column=Column(Text, nullable=False))
+    phase: str = Field(sa_column=Column(Text, nullable=False))
+    debit_account_id: int = Field(sa_column=Column(Integer, ForeignKey("accounts.id"), nullable=False))
+    credit_account_id: int = Field(sa_column=Column(Integer, ForeignKey("accounts.id"), nullable=False))
+    amount_micro: int = Field(sa_column=Column(Integer, nullable=False))
+    linked_seq: int | None = Field(default=None, sa_column=Column(Integer, ForeignKey("transfers.seq"), nullable=True))
+    attempt_id: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    from_ns: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    to_ns: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    attempt_total_micro: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    reason: str = Field(sa_column=Column(Text, nullable=False))
+    actor: str = Field(sa_column=Column(Text, nullable=False))
+    created_us: int = Field(sa_column=Column(Integer, nullable=False))
+    hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class Variables(SQLModel, table=True):
+    """One row of `variables`."""
+
+    __tablename__: ClassVar[str] = "variables"
+    __table_args__: ClassVar[tuple[object, ...]] = ({"sqlite_strict": True, "sqlite_with_rowid": False},)
+
+    digest: bytes = Field(sa_column=Column(LargeBinary, primary_key=True, nullable=False))
+    sealed: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
