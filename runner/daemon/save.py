@@ -144,9 +144,7 @@ class Saver:
         if saving.given_up:
             self._fail(saving, f"it {needs}")
             return
-        saving.reason = WaitReason(
-            Waiting.DISK, f"its output {needs}", {"need_bytes": need, "free_bytes": free}
-        )
+        saving.reason = WaitReason(Waiting.DISK, f"its output {needs}", {"need_bytes": need, "free_bytes": free})
         self.context.hub.changed({saving.attempt.ref.job_id})
         cache.make_room(self.context, need)
         cache.when_room(
@@ -186,7 +184,9 @@ class Saver:
                 now_us=change.now_us,
             )
             if published.skipped:
-                left_out = [{"path": printable(each.path), "why": each.why} for each in published.skipped[:SKIPPED_KEPT]]
+                left_out = [
+                    {"path": printable(each.path), "why": each.why} for each in published.skipped[:SKIPPED_KEPT]
+                ]
                 data = {"count": len(published.skipped), "left_out": left_out}
                 jobs.note(change.connection, change.now_us, "output_incomplete", attempt.ref, data)
         finished_us = change.now_us if saving.salvaged else jobs.ended_us(change.connection, attempt.id)

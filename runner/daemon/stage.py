@@ -186,7 +186,9 @@ class Stager:
             try:
                 checkout(self.context.store, fetched.tree_digest, target, writable=True)
             except DiskFull:
-                raise NoRoom(f"its copy of input {name}", fetched.size_bytes, cache.room_on_disk(self.context)) from None
+                raise NoRoom(
+                    f"its copy of input {name}", fetched.size_bytes, cache.room_on_disk(self.context)
+                ) from None
             except (StorageError, OSError) as error:
                 raise Failed(Ending.INPUT_FAILED, f"input {name}: {error}", name=name) from error
 

@@ -99,7 +99,8 @@ def explain(connection: sqlite3.Connection, live: LiveFacts, target: Target, now
     """Say why a job is where it is, and what would change it."""
     groups = _groups_of(connection, target)
     reasons: list[dict[str, Any]] = []
-    for row in listing.pending(connection, target.job_id, target.index, now_us, REASONS_SHOWN):
+    saving = [each.first for each in groups if each.first.state == State.SAVING]
+    for row in [*saving, *listing.pending(connection, target.job_id, target.index, now_us, REASONS_SHOWN)]:
         reason = wait_reason(row, live, now_us)
         if reason is not None and reason.document() not in reasons:
             reasons.append(reason.document())
@@ -184,8 +185,8 @@ def _listed(
     if all(each.first.finished_us is not None for each in groups):
         finished = max(each.finished_us for each in groups if each.finished_us is not None)
     attempted = any(each.attempted for each in groups)
-    waiting = next((each.first for each in groups if each.first.state == State.PENDING), None)
-    reason = wait_reason(waiting, live, now_us) if waiting is not None else None
+    reasons = (wait_reason(each.first, live, now_us) for each in groups if each.first.state in {State.PENDING, State.SAVING})
+    reason = next((each for each in reasons if each is not None), None)
     shown: dict[str, Any] | None = reason.document() if reason else None
     if shown is None and finished is not None:
         shown = {"ending": speaker.ending, "sentence": speaker.sentence}

@@ -188,7 +188,7 @@ def filesystem_kind(directory: str, mountinfo: str) -> str:
 
 
 def migrate(database: Database, known: Sequence[tuple[int, str]], backup_dir: Path) -> None:
-    """Bring a database to the schema of `known`, one transaction a step; one that holds anything is copied first (D10)."""
+    """Bring a database to the schema of `known`, a transaction a step; one that holds anything is copied first (D10)."""
     version = database.writer.execute("PRAGMA user_version").fetchone()[0]
     if version > len(known):
         raise NoRunner(

@@ -56,7 +56,9 @@ def _measure(given: argparse.Namespace, folder: Path) -> list[report.Row]:
             sys.stdout.flush()
         if not given.only and not given.quick:
             hyperqueue = HYPERQUEUE.replace("==", " ") if room.hq_python else "no hyperqueue"
-            report.write(PAGE, rows, anchor_ms=anchor.p50, peers=f"Peers: task-spooler of Debian, {hyperqueue} of PyPI.")
+            report.write(
+                PAGE, rows, anchor_ms=anchor.p50, peers=f"Peers: task-spooler of Debian, {hyperqueue} of PyPI."
+            )
     return rows
 
 

@@ -81,7 +81,9 @@ def start_latency(room: Room) -> list[Row]:
         ours.close()
         peer.close()
     mine, theirs = spread(found["ours"]), spread(found["tsp"])
-    return [_ratio_row("submit over a kept connection → first instruction", mine, "task-spooler's CLI", theirs, 1.5, 1.0)]
+    return [
+        _ratio_row("submit over a kept connection → first instruction", mine, "task-spooler's CLI", theirs, 1.5, 1.0)
+    ]
 
 
 def cli_submit(room: Room) -> list[Row]:
@@ -311,7 +313,8 @@ def idle(room: Room) -> list[Row]:
     wakeups = {name: each.wakeups / window_s for name, each in used.items()}
     row = Row(
         "idle runner and spawner, CPU a minute (wake-ups a second)",
-        f"empty {shown(minute['empty'])} ms ({wakeups['empty']:.2f}), 1 000 queued {shown(minute['full'])} ms ({wakeups['full']:.2f})",
+        f"empty {shown(minute['empty'])} ms ({wakeups['empty']:.2f}), "
+        f"1 000 queued {shown(minute['full'])} ms ({wakeups['full']:.2f})",
         f"HyperQueue {shown(minute['hq'])} ms ({wakeups['hq']:.1f})" if peer else "-",
         Limit(f"≤ 60 ms, no poll: {shown(worst)}", worst <= 60 and wakeups["full"] < 1),
         Limit(f"≤ 10 ms: {shown(worst)}", worst <= 10),
@@ -368,7 +371,9 @@ def followers(room: Room) -> list[Row]:
         ours.free()
         gate = room.bench.folder / "follow.gate"
         os.mkfifo(gate)
-        number = ours.submit(["/bin/sh", "-c", 'read line < "$0"; exec "$@"', str(gate), *writer], ("--priority", "100"))
+        number = ours.submit(
+            ["/bin/sh", "-c", 'read line < "$0"; exec "$@"', str(gate), *writer], ("--priority", "100")
+        )
         ours.until(number, "running")
         reader = subprocess.Popen(
             [sys.executable, "-I", "-S", str(HERE / "reader.py"), ours.client.socket_path, str(number), str(count)],

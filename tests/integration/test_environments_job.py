@@ -1,6 +1,6 @@
 """`--requirements` end to end: environments that a real runner builds for its jobs, from wheels on a local web server.
 
-The real installers have their own tests; here a few lines stand in for uv, so that a build takes no longer than it must.
+The real installers have their own tests; here a few lines stand in for uv, so that a build takes no time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import io, os, subprocess, sys, urllib.request, zipfile
 if sys.argv[1] == "venv":
     sys.exit(subprocess.call([sys.argv[-2], "-I", "-m", "venv", "--without-pip", sys.argv[-1]]))
 python, requirements = sys.argv[sys.argv.index("--python") + 1], sys.argv[-1]
-site = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True).strip()
+ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+site = subprocess.check_output([python, "-c", ask], text=True).strip()
 for name in open(requirements).read().split():
     wheel = name.replace("==", "-") + "-py3-none-any.whl"
     try:

@@ -68,7 +68,9 @@ def test_an_empty_output_makes_no_artifact(runner: Box, tmp_path: Path) -> None:
 def test_what_cannot_be_part_of_an_artifact_is_named(runner: Box, tmp_path: Path) -> None:
     """Links inside become files; links out of the directory, pipes and sockets are left out and `show` says which."""
     (tmp_path / "secret").write_text("secret")
-    command = f'cd "$STOKER_OUTPUT_DIR"; echo 1 > f; ln -s f in; ln -s {tmp_path}/secret out; mkfifo pipe; ln -s gone lost'
+    command = (
+        f'cd "$STOKER_OUTPUT_DIR"; echo 1 > f; ln -s f in; ln -s {tmp_path}/secret out; mkfifo pipe; ln -s gone lost'
+    )
     job, document = done(runner, "--", "sh", "-c", command)
     assert document["state"] == "succeeded"
     (event,) = [each for each in document["events"] if each["kind"] == "output_incomplete"]
@@ -80,7 +82,7 @@ def test_what_cannot_be_part_of_an_artifact_is_named(runner: Box, tmp_path: Path
 
 
 def test_pulled_files_are_as_a_user_makes_them(runner: Box, tmp_path: Path) -> None:
-    """Modes, names that are not ASCII or not even UTF-8; files that are there stay unless `--overwrite` says otherwise."""
+    """Modes, names that are not ASCII or not even UTF-8; files that are there stay unless `--overwrite` is said."""
     command = (
         'cd "$STOKER_OUTPUT_DIR"; mkdir -p "ä/b"; echo 1 > "ä/b/π x"; echo 2 > run; chmod 700 run; '
         "printf 3 > \"$(printf 'bad\\377')\"; printf 4 > \"$(printf 'line\\nbreak')\"; : > empty"
@@ -114,7 +116,12 @@ def test_pull_refuses_what_it_cannot_write(runner: Box, tmp_path: Path) -> None:
     (tmp_path / "dest").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "dest/d").symlink_to(tmp_path / "elsewhere")
-    for dest, code in ((tmp_path / "file", 5), (tmp_path / "dest", 5), (tmp_path / "file/below", 2), (Path("/proc/x"), 2)):
+    for dest, code in (
+        (tmp_path / "file", 5),
+        (tmp_path / "dest", 5),
+        (tmp_path / "file/below", 2),
+        (Path("/proc/x"), 2),
+    ):
         refused = runner.cli("outputs", "pull", job, str(dest), "--overwrite")
         assert refused.returncode == code, (dest, refused.stderr)
         assert refused.stderr.startswith("error: ")
@@ -142,14 +149,16 @@ def test_where_mounts_are_not_permitted_the_output_directory_is_a_link(box: Box,
     """A link where nothing is yet; a directory that is there already is refused with a hint."""
     weaker = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-all"]
     subprocess.run([*weaker, *box.command("service", "start")], env=box.environ, check=True, capture_output=True)
-    job, document = done(box, "--cwd", str(tmp_path), "--output", "out", "--", "sh", "-c", "echo 1 > out/f")
+    _, document = done(box, "--cwd", str(tmp_path), "--output", "out", "--", "sh", "-c", "echo 1 > out/f")
     assert (document["state"], len(document["outputs"])) == ("succeeded", 1), document["reason"]
     (tmp_path / "there").mkdir()
     refused = box.cli("submit", "--cwd", str(tmp_path), "--output", "there", "--", "true")
     assert refused.returncode == 2, refused
     assert "hint: " in refused.stderr
     command = "ls a/out; echo $STOKER_ATTEMPT > a/out/f; exit 1"
-    again, document = done(box, "--cwd", str(tmp_path), "--output", "a/out", "--retries", "1", "--", "sh", "-c", command)
+    again, document = done(
+        box, "--cwd", str(tmp_path), "--output", "a/out", "--retries", "1", "--", "sh", "-c", command
+    )
     assert (document["exit_code"], len(document["attempts"])) == (1, 2), document["reason"]
     assert box.ok("logs", again) == ""
     wait_until(lambda: not (tmp_path / "a/out").is_symlink() and not (tmp_path / "out").is_symlink())
@@ -163,7 +172,11 @@ def test_elements_of_an_array_have_outputs_of_their_own(runner: Box, tmp_path: P
     runner.ok("outputs", "pull", f"{job}[2]", str(tmp_path / "two"))
     assert (tmp_path / "two/n").read_text() == "2\n"
     runner.ok("outputs", "pull", job, str(tmp_path / "all"))
-    assert sorted(str(each.relative_to(tmp_path / "all")) for each in (tmp_path / "all").rglob("n")) == ["0/n", "2/n", "3/n"]
+    assert sorted(str(each.relative_to(tmp_path / "all")) for each in (tmp_path / "all").rglob("n")) == [
+        "0/n",
+        "2/n",
+        "3/n",
+    ]
     paths = [each["path"] for each in json.loads(runner.ok("outputs", "ls", job, "--json"))["entries"]]
     assert paths == ["0/n", "2/n", "3/n"]
     assert runner.cli("outputs", "pull", job, str(tmp_path / "all")).returncode == 5
@@ -188,7 +201,9 @@ def test_a_checkpoint_outlives_attempts(runner: Box) -> None:
 def test_a_stopped_job_that_waits_to_be_tried_again_keeps_what_it_left(runner: Box) -> None:
     """A pending job with an unpublished output goes through saving; its output is that of the last attempt."""
     job = runner.submit("--retries", "20", "--", "sh", "-c", WRITE + "exit 9")
-    wait_until(lambda: (runner.show(job)["reason"] or {}).get("kind") == "backoff" and len(runner.show(job)["attempts"]) > 1)
+    wait_until(
+        lambda: (runner.show(job)["reason"] or {}).get("kind") == "backoff" and len(runner.show(job)["attempts"]) > 1
+    )
     runner.ok("stop", job)
     document = runner.wait(job)
     assert (document["state"], document["reason"]["ending"]) == ("stopped", "stopped_by_user")
@@ -200,7 +215,9 @@ def test_a_job_that_can_never_run_again_keeps_what_it_left(runner: Box, tmp_path
     """Its second attempt cannot have its copy of an input: the job fails, and what the first left is saved."""
     (tmp_path / "f").write_text("data")
     command = WRITE + 'rm -rf "$STOKER_STATE_DIR"/store/objects/* "$STOKER_STATE_DIR"/store/trees/*; exit 9'
-    job = runner.submit("--retries", "1", "--input", f"data={tmp_path}/f,rw", "--", "sh", "-c", f"rm -f {tmp_path}/f;" + command)
+    job = runner.submit(
+        "--retries", "1", "--input", f"data={tmp_path}/f,rw", "--", "sh", "-c", f"rm -f {tmp_path}/f;" + command
+    )
     document = runner.wait(job)
     assert (document["state"], document["reason"]["ending"]) == ("failed", "input_failed")
     assert len(document["outputs"]) == 1

@@ -57,7 +57,7 @@ def test_a_table(described: sqlite3.Connection, table: str) -> None:
 
 
 def facts(connection: sqlite3.Connection, table: str) -> dict[str, Any]:
-    """Return what SQLite knows of a table, and its CHECKs as far as white space goes; a key is never null, said or not."""
+    """Return what SQLite knows of a table, and its CHECKs without white space; a key is never null, said or not."""
     sql = connection.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (table,)).fetchone()[0]
     indices = []
     for _, name, unique, origin, partial in connection.execute(f"PRAGMA index_list({table})").fetchall():
@@ -92,7 +92,7 @@ def checks(sql: str) -> list[str]:
 
 def test_a_backup_is_read_through_them(tmp_path: Path) -> None:
     """A released database can be read with a session, as documents of the project show."""
-    golden = sorted((ROOT / "tests/golden").glob("schema-*.sql"))[-1]
+    golden = max((ROOT / "tests/golden").glob("schema-*.sql"))
     connection = sqlite3.connect(tmp_path / "copy.db")
     connection.executescript(golden.read_text())
     connection.close()

@@ -80,7 +80,7 @@ _TIMES = {"time", "grace"}
 @settings(max_examples=50)
 @given(DOCUMENTS)
 def test_one_job_in_four_forms(document: dict[str, Any]) -> None:
-    """TOML, JSON, flags and #STOKER lines that say the same make the same spec, and a spec's document makes it again."""
+    """TOML, JSON, flags and #STOKER lines that say the same make one spec, and a spec's document makes it again."""
     spec = validate(document)
     assert validate(documents.parse_json(json.dumps(document), "it")) == spec
     text = "\n".join(f"{key} = {toml(value)}" for key, value in document.items())
@@ -107,8 +107,10 @@ def test_the_schema_accepts_what_validate_accepts(document: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     "change",
     [
-        {"gpus": "2"}, {"gpus": True}, {"gpus": -1}, {"gpus": 65}, {"cpus": "4"}, {"mem": "8 apples"}, {"mem": -1}, {"mem": 8},
-        {"time": "soon"}, {"name": "a/b"}, {"name": "x" * 64}, {"command": []}, {"command": "true"}, {"gpsu": 1}, {"version": 2},
+        {"gpus": "2"}, {"gpus": True}, {"gpus": -1}, {"gpus": 65}, {"cpus": "4"}, {"mem": "8 apples"},
+        {"mem": -1}, {"mem": 8},
+        {"time": "soon"}, {"name": "a/b"}, {"name": "x" * 64}, {"command": []}, {"command": "true"},
+        {"gpsu": 1}, {"version": 2},
         {"input": {"a": {"url": "x"}}}, {"input": {"a b": {"uri": "x"}}}, {"env": {"A": 1}}, {"requeue": "maybe"},
         {"priority": 5000}, {"retries": -1}, {"executor": "docker"}, {"cwd": "a\nb"}, {"param": {"a": [1]}},
     ],
@@ -137,7 +139,7 @@ def test_units_are_in_the_schema(change: dict[str, Any]) -> None:
 
 
 def fits(value: Any, node: dict[str, Any], root: dict[str, Any]) -> bool:
-    """Check a value against the parts of JSON Schema that the job's description is made of; another part is an error."""
+    """Check a value against the parts of JSON Schema that the job's description is made of; others are an error."""
     if "$ref" in node:
         return fits(value, root["$defs"][node["$ref"].rpartition("/")[2]], root)
     if "anyOf" in node:

@@ -27,7 +27,7 @@ def test_every_state_and_event(state: State, event: Event) -> None:
 
 
 def test_the_way_of_a_job() -> None:
-    """Nothing finishes but through saving or from the queue; only `start` leads out of a final state, never from success."""
+    """Nothing finishes but through saving or from the queue; only `start` leads out of an end, never from success."""
     for state, row in TABLE.items():
         for event, to in row.items():
             if not isinstance(to, State):

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 import pytest
@@ -524,9 +525,9 @@ def test_cancelling_a_publication_leaves_nothing(store: Store, tmp_path: Path) -
     assert (store.usage().trees, leftovers(store)) == (0, [])
 
 
-def test_a_root_written_while_a_sweep_begins_is_seen(store: Store) -> None:
+def test_a_root_written_while_a_sweep_begins_is_seen(store: Store, tmp_path: Path) -> None:
     """Whoever ends its lease after writing its root down loses nothing: roots are read after the leases."""
-    tree = put(store, {"f": b"1"})
+    tree = made(store, tmp_path / "made", f=b"1").tree_digest
     written: list[str] = []
     lease = store.lease("job")
     lease.__enter__()
@@ -541,9 +542,9 @@ def test_a_root_written_while_a_sweep_begins_is_seen(store: Store) -> None:
     assert store.has_tree(tree)
 
 
-def test_a_tree_is_kept_by_a_lease_or_known_to_be_gone(store: Store) -> None:
+def test_a_tree_is_kept_by_a_lease_or_known_to_be_gone(store: Store, tmp_path: Path) -> None:
     """`keep` answers whether the tree is there, and from then on it stays."""
-    tree = put(store, {"f": b"1"})
+    tree = made(store, tmp_path / "made", f=b"1").tree_digest
     with store.lease("job") as lease:
         assert store.keep(lease, tree)
         store.sweep([])

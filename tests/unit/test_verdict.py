@@ -66,7 +66,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("final", "facts", "ended"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_a_record_is_read_as(final: AttemptRecord, facts: dict[str, Any], ended: tuple[Ending, int | None, int | None]) -> None:
+def test_a_record_is_read_as(
+    final: AttemptRecord, facts: dict[str, Any], ended: tuple[Ending, int | None, int | None]
+) -> None:
     """The ending, the code and the signal follow from the record alone, unknown is never 0, and a sentence is said."""
     got = judge(
         final,
@@ -81,7 +83,9 @@ def test_a_record_is_read_as(final: AttemptRecord, facts: dict[str, Any], ended:
 
 def test_only_what_went_away_is_tried_again_by_itself() -> None:
     """Without --retries a job goes back for what was not its fault, within the budget, and for nothing else."""
-    again = {each for each in Ending if becomes(each, requeues_spent=0, retries_left=0, requeue=None) is Becomes.PENDING}
+    again = {
+        each for each in Ending if becomes(each, requeues_spent=0, retries_left=0, requeue=None) is Becomes.PENDING
+    }
     assert again == {Ending.PREEMPTED, Ending.INTERRUPTED, Ending.GPU_LOST, Ending.LAUNCH_FAILED}
     spent = {each for each in again if becomes(each, requeues_spent=2, retries_left=0, requeue=None) is Becomes.PENDING}
     assert spent == {Ending.PREEMPTED, Ending.INTERRUPTED}
@@ -89,7 +93,9 @@ def test_only_what_went_away_is_tried_again_by_itself() -> None:
 
 def test_retries_try_again_what_the_code_brought_about() -> None:
     """A retry is for failures of the job's own code: not for a stop, and not for what cannot go otherwise."""
-    tried = {each for each in Ending if becomes(each, requeues_spent=9, retries_left=1, requeue=None) is Becomes.PENDING}
+    tried = {
+        each for each in Ending if becomes(each, requeues_spent=9, retries_left=1, requeue=None) is Becomes.PENDING
+    }
     assert tried == RETRYABLE | {Ending.PREEMPTED, Ending.INTERRUPTED}
 
 
