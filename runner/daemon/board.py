@@ -42,6 +42,7 @@ class RunningAttempt:
     state: State = State.STARTING
     pidfd: int = -1
     launches: int = 0
+    sweeps: int = 0
     fault: str = ""
 
     @property

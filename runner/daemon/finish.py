@@ -31,6 +31,7 @@ from runner.telemetry.tail import LogTail
 
 LOG_TAIL_BYTES = 65536
 RELOOK_S = 0.2
+SWEEPS_MAX = 12  # of 5 s each: what then lives is past killing
 BACKOFF_S = 1.0
 BACKOFF_MAX_S = 60.0
 
@@ -309,8 +310,12 @@ class Finisher:
         self._sweeping.add(running.attempt_id)
 
         def work() -> None:
-            swept = self.context.executor.sweep(record)
-            self.context.desk.put(lambda change: self._swept(change, running.attempt_id, record, empty=swept.empty))
+            empty = False
+            try:
+                empty = self.context.executor.sweep(record).empty
+            except OSError:
+                log.exception("job %s could not be cleared up", running.ref.label)
+            self.context.desk.put(lambda change: self._swept(change, running.attempt_id, record, empty=empty))
 
         self._sweepers.submit(work)
 
@@ -319,8 +324,8 @@ class Finisher:
         running = self.context.board.running.get(attempt_id)
         if running is None:
             return
-        if not empty and running.launches < 3:
-            running.launches += 1
+        if not empty and running.sweeps < SWEEPS_MAX:
+            running.sweeps += 1
             self._sweep(running, record)
             return
         self._end(change, running, record, verdict.LOST)

@@ -201,3 +201,35 @@ def test_stale_sockets_are_no_obstacle(tmp_path: Path) -> None:
         assert Path(box.paths.spawner_socket).exists()
         assert box.show(job)["state"] == "running"
         assert box.spawner_pid() not in {0, spawner}
+
+
+def test_what_waited_starts_under_the_next_runner_by_itself(tmp_path: Path) -> None:
+    """Nothing runs and nobody asks: a runner that comes up decides about what it finds in the queue."""
+    with open_box(tmp_path / "state") as box:
+        script = f"[ -e {tmp_path}/tried ] || {{ touch {tmp_path}/tried; exit 3; }}"
+        body = {"spec": {"command": ["/bin/sh", "-c", script], "retries": 1}, "caller": box.caller()}
+        job = int(box.post("/v1/jobs", body)["id"])
+        until(lambda: box.rows("SELECT 1 FROM attempts WHERE ended_us IS NOT NULL"), what="the end of the first try")
+        box.stop_service()
+        due_us = box.rows("SELECT not_before_us FROM elements")[0][0]
+        until(lambda: time.time() * 1e6 > due_us, what="the end of the back-off")
+        box.start()
+        box.wait_state(job, "succeeded")
+
+
+def test_a_restart_does_not_cut_a_back_off_short(tmp_path: Path) -> None:
+    """A job that waits to be tried again waits its time out under the next runner, too, and is then tried once."""
+    with open_box(tmp_path / "state") as box:
+        body = {"spec": {"command": ["/bin/sh", "-c", "exit 3"], "retries": 2}, "caller": box.caller()}
+        job = int(box.post("/v1/jobs", body)["id"])
+        for tried in (1, 2):
+            ended = "SELECT count(*) FROM attempts WHERE job_id = ? AND ended_us IS NOT NULL"
+            until(lambda tried=tried, ended=ended: box.rows(ended, job)[0][0] >= tried, what="the end of an attempt")
+            kill(box.runner_pid())
+            box.start()
+        box.wait_state(job, "failed")
+        rows = box.rows("SELECT decided_us, ended_us FROM attempts WHERE job_id = ? ORDER BY number", job)
+        waited_s = [(after[0] - before[1]) / 1e6 for before, after in zip(rows, rows[1:], strict=False)]
+        assert len(rows) == 3
+        assert waited_s[0] >= 1
+        assert waited_s[1] >= 2
