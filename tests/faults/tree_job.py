@@ -4,11 +4,15 @@ import os
 import signal
 import time
 
+# A test that is itself killed must not leave this on the box for ever.
+END = time.monotonic() + 180
+
 
 def forever() -> None:
     """Stay."""
-    while True:
-        time.sleep(60)
+    while time.monotonic() < END:
+        time.sleep(1)
+    os._exit(0)
 
 
 def fork() -> bool:
@@ -33,7 +37,7 @@ if fork():
     os.setpgid(0, 0)
     forever()
 if fork():
-    while True:  # a new pid every few milliseconds
+    while time.monotonic() < END:  # a new pid every few milliseconds
         time.sleep(0.003)
         if not fork():
             os._exit(0)

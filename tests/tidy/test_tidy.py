@@ -31,7 +31,9 @@ BANNED_CALLS = {
     "asyncio.sleep": "an event",
 }
 # Started by name or path, not imported: the console script, the runner, the spawner and each verb of the command line.
-ENTRANCES = re.compile(r"runner/(cli/door|bootstrap|executors/spawner|cli/commands/\w+)\.py|.*/__(init|main)__\.py|tests/golden/make\.py")
+ENTRANCES = re.compile(
+    r"runner/(cli/door|bootstrap|executors/spawner|cli/commands/\w+)\.py|.*/__(init|main)__\.py|tests/golden/make\.py"
+)
 LEFTOVER = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 MACHINE = re.compile(r"(?<![\w.}])/(Users|work/(main|wt|shared)|home/[a-z]+)/")
 HERE = "tests/tidy/test_tidy.py"
