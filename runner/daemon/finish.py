@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -365,22 +364,8 @@ def clear_control(context: Context, attempt_id: int) -> None:
             (directory / name).rename(kept)
         else:
             (directory / name).unlink()
-    if not context.mounts_permitted:
-        _unlink(directory / "plan.json", below=context.paths.jobs_dir)
     context.step(Step.FINISH_MOVED)
     context.executor.clear(directory)
-
-
-def _unlink(plan: Path, *, below: str) -> None:
-    """Take away the links by which an attempt saw its directories, where they still lead there."""
-    try:
-        links = json.loads(plan.read_bytes()).get("links", ())
-    except (OSError, ValueError):
-        return
-    for link in links:
-        with contextlib.suppress(OSError):
-            if link["target"].startswith(f"{below}/") and os.readlink(link["path"]) == link["target"]:
-                os.unlink(link["path"])
 
 
 def _record_document(record: AttemptRecord) -> dict[str, object]:

@@ -135,7 +135,6 @@ def prepare_batch(head: dict[str, Any], lines: Sequence[dict[str, Any]], envelop
 
 def dry_run(change: Change, prepared: Prepared) -> dict[str, Any]:
     """Say what a job would be: its spec with the origin of each value, what it would hold and whether it would wait."""
-    _check_places(change, prepared.spec)
     request = request_of(prepared.spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
     if refusal:
@@ -193,7 +192,6 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
     if change.admission:
         raise Unavailable(change.admission, hint="free some disk space; it goes on by itself")
     spec = prepared.spec
-    _check_places(change, spec)
     request = request_of(spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
     if refusal:
@@ -246,26 +244,6 @@ def at_line(error: StokerError, number: int) -> StokerError:
     error.message = f"line {number}: {error.message}"
     error.args = (error.message,)
     return error
-
-
-def _check_places(change: Change, spec: JobSpec) -> None:
-    """Refuse directories of the job's own that could only be links, and cannot be: something is there already."""
-    if change.mounts_permitted:
-        return
-    for flag, directory in (("--output", spec.output), ("--checkpoint", spec.checkpoint)):
-        if directory is None:
-            continue
-        variable = f"${'STOKER_OUTPUT_DIR' if flag == '--output' else 'STOKER_CHECKPOINT_DIR'}"
-        if spec.array is not None:
-            raise UsageError(
-                f"{flag} would be one link for all elements: this box permits no mounts", hint=f"write to {variable}"
-            )
-        place = os.path.join(spec.cwd or "/", directory)
-        if os.path.lexists(place):
-            raise UsageError(
-                f"{flag} {place!r} is there already, and this box permits no mounts",
-                hint=f"name one that is not there yet, or write to {variable}",
-            )
 
 
 def _inside(directory: str | None, cwd: Path, flag: str) -> str | None:
