@@ -73,6 +73,7 @@ class Box:
             store=Store(Path(self.paths.store_dir)),
             live=LiveFacts(
                 preparing=lambda job_id: None,
+                saving=lambda ref: None,
                 explain=self._explain,
                 inventory=lambda: INVENTORY,
                 devices=lambda: {"devices": [], "driver": "", "error": ""},

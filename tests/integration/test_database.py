@@ -116,7 +116,7 @@ def test_network_file_systems() -> None:
     """NFS, CIFS, 9p, virtiofs and FUSE are refused with the way out; the innermost mount decides (D6)."""
     lines = [
         "1 0 0:1 / / rw - ext4 /dev/sda rw",
-        "2 1 0:2 / /home rw - nfs4 box:/home rw",
+        "2 1 0:2 / /srv rw - nfs4 box:/srv rw",
         "3 2 0:3 / /srv/eve/local\\040disk rw - xfs /dev/sdb rw",
         "4 1 0:4 / /mnt/ssh rw - fuse.sshfs eve@box:/ rw",
     ]
@@ -125,7 +125,7 @@ def test_network_file_systems() -> None:
         "/var/lib": "ext4",
         "/srv/eve": "nfs4",
         "/srv/eve/local disk/state": "xfs",
-        "/homes": "ext4",
+        "/srvs": "ext4",
         "/mnt/ssh/x": "fuse.sshfs",
     }
     for directory, kind in kinds.items():
