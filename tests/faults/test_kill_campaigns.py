@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,11 @@ def kill_under_load(box: Box, chance: random.Random, victims: tuple[str, ...], t
         while not given_up.is_set() and not (over.is_set() and done["runner"] >= kills):
             # Most of the time it serves; now and then it is killed while it comes up.
             if chance.random() < 0.9:
-                until(lambda: box.answers() or given_up.is_set(), what="the runner being up again")
+                # With both dead nobody is there to bring it back, but a client that comes along.
+                until(lambda: box.answers() or not _either_lives(box) or given_up.is_set(), what="the runner being up")
+                if not box.answers() and not given_up.is_set():
+                    with suppress(StokerError):
+                        box.start()
             time.sleep(chance.uniform(0, 0.3))
             for victim in victims if chance.random() < 0.5 else victims[:1]:
                 if kill(box.runner_pid() if victim == "runner" else box.spawner_pid()):
@@ -93,6 +98,10 @@ def kill_under_load(box: Box, chance: random.Random, victims: tuple[str, ...], t
         "doubled": sum(times > 1 for times in ran.values()),
         "wrong": len(wrong),
     }
+
+
+def _either_lives(box: Box) -> bool:
+    return bool(box.spawner_pid() or box.runner_pid())
 
 
 def patient_submit(box: Box, spec: dict[str, Any], key: str) -> int:
