@@ -145,9 +145,8 @@ class Box:
         return _listener(self.paths.api_socket) != 0
 
     def watchers(self) -> list[int]:
-        """Return the pids of the living watchers."""
-        spawner = self.spawner_pid()
-        return [pid for pid in _spawner_like(self.paths.state_dir) if pid != spawner]
+        """Return the pids of the living watchers that have an attempt; the one that stands by has none."""
+        return [pid for pid in _spawner_like(self.paths.state_dir) if _has_record(pid)]
 
     def rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         """Ask the database itself, read-only."""
@@ -287,6 +286,12 @@ def _spawner_like(state_dir: str) -> list[int]:
                 if any(word.endswith(b"/spawner.py") for word in words[:5]) and state_dir.encode() in words:
                     found.append(int(name))
     return found
+
+
+def _has_record(pid: int) -> bool:
+    with suppress(OSError):
+        return any(os.readlink(f"/proc/{pid}/fd/{each}").endswith("/record") for each in os.listdir(f"/proc/{pid}/fd"))
+    return False
 
 
 @contextmanager
