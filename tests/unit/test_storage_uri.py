@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from storage.errors import BadUri
 from storage.uri import parse
 
-CWD = PurePath("/work/dir")
+CWD = PurePath("/data/dir")
 
 
 @pytest.mark.parametrize(
     ("text", "scheme", "path", "is_tree", "name"),
     [
-        ("data", "file", "/work/dir/data", False, "data"),
-        ("data/", "file", "/work/dir/data/", True, "data"),
-        ("../x.bin", "file", "/work/dir/../x.bin", False, "x.bin"),
-        (".", "file", "/work/dir/.", False, "dir"),
+        ("data", "file", "/data/dir/data", False, "data"),
+        ("data/", "file", "/data/dir/data/", True, "data"),
+        ("../x.bin", "file", "/data/dir/../x.bin", False, "x.bin"),
+        (".", "file", "/data/dir/.", False, "dir"),
         ("/", "file", "/", True, "data"),
-        ("a:b", "file", "/work/dir/a:b", False, "a:b"),
+        ("a:b", "file", "/data/dir/a:b", False, "a:b"),
         ("file:///a%20b", "file", "/a b", False, "a b"),
         ("s3://bucket/a/b c+d", "s3", "bucket/a/b c+d", False, "b c+d"),
         ("s3://bucket/", "s3", "bucket/", True, "bucket"),
