@@ -32,6 +32,11 @@ def a_job(chance: random.Random, number: int, executions: Path) -> tuple[dict[st
     return {"command": ["/bin/sh", "-c", f"{said}; exit {code}"]}, (code, None)
 
 
+ENDS = (
+    "SELECT e.job_id, exit_code, signal, (SELECT count(*) FROM attempts a WHERE a.job_id = e.job_id) FROM elements e"
+)
+
+
 def kill_under_load(box: Box, chance: random.Random, victims: tuple[str, ...], tmp_path: Path) -> dict[str, int]:
     """Run the jobs while a killer is at work; return what is lost, doubled and wrong."""
     executions = tmp_path / "executions"
@@ -73,10 +78,7 @@ def kill_under_load(box: Box, chance: random.Random, victims: tuple[str, ...], t
         given_up.set()
         thread.join()
     ran = Counter(int(line) for line in executions.read_text().split())
-    rows = box.rows(
-        "SELECT e.job_id, e.exit_code, e.signal, (SELECT count(*) FROM attempts a WHERE a.job_id = e.job_id)"
-        " FROM elements e"
-    )
+    rows = box.rows(ENDS)
     found = {job_id: (code, number) for job_id, code, number, _ in rows}
     wrong = [
         f"job {job_id}: {found.get(job_id)} for {must}"
