@@ -18,14 +18,15 @@ from runner.daemon.context import Context
 from runner.daemon.devices import Devices
 from runner.daemon.loop import Loop
 from runner.daemon.measure import Measurer
+from runner.daemon.meter import charge
 from runner.daemon.save import Saver, has_files
 from runner.daemon.start import Starter
 from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
 from runner.executors.base import AttemptRecord
-from runner.ledger.metering import Instant, metered_ns, owed
+from runner.ledger.metering import Instant, metered_ns
 from runner.service.desk import Change, Enqueue, Halt
-from runner.state import books, jobs
+from runner.state import jobs
 from runner.telemetry.tail import LogTail
 
 LOG_TAIL_BYTES = 65536
@@ -292,15 +293,7 @@ class Finisher:
         end = Instant(boot, record.final.monotonic_ns) if record.final is not None else None
         beat = Instant(boot, record.beat_ns) if record.beat_ns is not None else None
         elapsed_ns = metered_ns(Instant(boot, attempt.start_ns), end=end, beat=beat, now=None)
-        books.charge_attempt(
-            change.connection,
-            attempt.id,
-            self.context.account_ids[attempt.account],
-            owed_micro=owed(attempt.gpu_rate_micro + attempt.cpu_rate_micro, elapsed_ns),
-            upto_ns=elapsed_ns,
-            final=True,
-            now_us=change.now_us,
-        )
+        charge(self.context, change, attempt, elapsed_ns, final=True)
 
     def _sweep(self, running: RunningAttempt, record: AttemptRecord) -> None:
         """Its watcher is dead: kill what it left, off this thread, until nothing is there any more."""

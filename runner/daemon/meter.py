@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from runner.core.job import Attempt
 from runner.daemon.context import Context
 from runner.daemon.loop import Loop
 from runner.ledger.metering import owed
@@ -35,13 +36,18 @@ class Meter:
             if attempt.start_ns is None:
                 continue
             elapsed_ns = max(0, now_ns - attempt.start_ns)
-            books.charge_attempt(
-                change.connection,
-                attempt.id,
-                self.context.account_ids[attempt.account],
-                owed_micro=owed(attempt.gpu_rate_micro + attempt.cpu_rate_micro, elapsed_ns),
-                upto_ns=elapsed_ns,
-                final=False,
-                now_us=change.now_us,
-            )
+            charge(self.context, change, attempt, elapsed_ns, final=False)
         self.arm()
+
+
+def charge(context: Context, change: Change, attempt: Attempt, elapsed_ns: int, *, final: bool) -> None:
+    """Bring an attempt's charges to what it owes after `elapsed_ns` of run time."""
+    books.charge_attempt(
+        change.connection,
+        attempt.id,
+        context.account_ids[attempt.account],
+        owed_micro=owed(attempt.gpu_rate_micro + attempt.cpu_rate_micro, elapsed_ns),
+        upto_ns=elapsed_ns,
+        final=final,
+        now_us=change.now_us,
+    )

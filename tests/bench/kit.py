@@ -177,4 +177,5 @@ def machine() -> str:
     """Name the machine by what matters here: cores, memory, kernel, Python."""
     cores = len(os.sched_getaffinity(0))
     gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30)
-    return f"{cores} cores, {gib:.0f} GiB of memory, Linux {platform.release()}, Python {platform.python_version()}"
+    kernel = platform.release().partition("-")[0]
+    return f"{cores} cores, {gib:.0f} GiB of memory, Linux {kernel}, Python {platform.python_version()}"
