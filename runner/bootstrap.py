@@ -319,6 +319,5 @@ def _write_failure(paths: Paths, error: StokerError) -> None:
         pass
 
 
-
 if __name__ == "__main__":
     sys.exit(main())

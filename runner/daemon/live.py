@@ -21,9 +21,7 @@ from schedulers.placement import short
 from schedulers.resources import Device
 
 
-def live_facts(
-    context: Context, devices: Devices, preparer: Preparer, saver: Saver, cgroups: CgroupRoots
-) -> LiveFacts:
+def live_facts(context: Context, devices: Devices, preparer: Preparer, saver: Saver, cgroups: CgroupRoots) -> LiveFacts:
     """Bind the questions to the daemon's parts."""
     return LiveFacts(
         preparing=preparer.reason,

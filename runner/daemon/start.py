@@ -151,11 +151,7 @@ class Starter:
         facts = context.facts(attempt.ref.job_id)
         launch.make_directories(context.paths, context.trees, attempt, facts, mounts_permitted=context.mounts_permitted)
         context.step(Step.LAUNCH_DIRECTORIES)
-        views = {
-            name: view(context.store, digest)
-            for name, writable, digest in facts.inputs
-            if not writable
-        }
+        views = {name: view(context.store, digest) for name, writable, digest in facts.inputs if not writable}
         plan = launch.build_plan(
             order,
             facts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -81,11 +82,8 @@ class ProcessExecutor:
         """Remove a control directory whose logs were taken away; its files serve the next attempt where they can."""
         directory = str(control_dir)
         try:
-            if set(os.listdir(directory)) <= _REUSED:
-                # Empty before it is a spare: a record of one attempt is never read as that of another.
-                os.truncate(directory + "/record", 0)
-                if self._spares.give(directory):
-                    return
+            if set(os.listdir(directory)) <= _REUSED and self._spares.give(directory):
+                return
         except OSError:
             pass
         shutil.rmtree(directory, ignore_errors=True)
@@ -181,10 +179,14 @@ class _Made:
         record_fd = os.open(directory + "/record", os.O_RDWR | new | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(record_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Written over, not cut to nothing first: that would cost a file system its next two syncs. What is left
+            # of an earlier attempt bears its number.
             write_whole(record_fd, blank, 0)
-            _write_private(directory + "/plan.json", document.encode(), new or os.O_TRUNC)
+            _write_over(directory + "/plan.json", document.encode(), new)
             # Both ends: what is written before the watcher listens waits for it.
             fifo_fd = os.open(directory + "/control", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            if not new:
+                _empty(fifo_fd)
         except BaseException:
             os.close(record_fd)
             raise
@@ -226,9 +228,18 @@ def _look_at(path: Path) -> tuple[Lock, bytes]:
         os.close(descriptor)
 
 
-def _write_private(path: str, content: bytes, flags: int) -> None:
+def _write_over(path: str, content: bytes, flags: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o600)
     try:
         write_whole(descriptor, content, 0)
+        if os.fstat(descriptor).st_size > len(content):
+            os.ftruncate(descriptor, len(content))
     finally:
         os.close(descriptor)
+
+
+def _empty(fifo_fd: int) -> None:
+    """Read away a command that came too late for the last attempt: the next one has nothing to do with it."""
+    with contextlib.suppress(BlockingIOError):
+        while os.read(fifo_fd, 65536):
+            pass

@@ -94,23 +94,29 @@ def read_record(
 ) -> tuple[StartRecord | None, tuple[RankExit | None, ...], FinalRecord | None]:
     """Return the start record, one entry a rank in the order of the plan, and the final record.
 
-    None stands for what is not written; without a start record no code of the user can have run. A record of another
-    attempt, which a loss of power can leave in a file that was used again, says nothing of this one.
+    None stands for what is not written; without a start record no code of the user can have run. What another attempt
+    left in a file that was used again says nothing of this one: each record bears its attempt's number.
     """
-    layout = unframe(content[:SLOT_BYTES])
-    if layout is None or layout.get("attempt_id") != attempt_id:
+    layout = _own(content[:SLOT_BYTES], attempt_id)
+    if layout is None:
         return None, (), None
-    count = int(layout["workers"])
-    slots = [unframe(content[at : at + SLOT_BYTES]) for at in range(SLOT_BYTES, SLOT_BYTES * (count + 2), SLOT_BYTES)]
+    end = SLOT_BYTES * (int(layout["workers"]) + 2)
+    slots = [_own(content[at : at + SLOT_BYTES], attempt_id) for at in range(SLOT_BYTES, end, SLOT_BYTES)]
     ranks = tuple(RankExit(**document) if document else None for document in slots[:-1])
     final = slots[-1]
-    start = unframe(content[SLOT_BYTES * (count + 2) :])
-    return _start(start) if start else None, ranks, FinalRecord(**final) if final else None
+    start = _own(content[end:], attempt_id)
+    return _start(start, attempt_id) if start else None, ranks, FinalRecord(**final) if final else None
 
 
-def _start(document: dict[str, Any]) -> StartRecord:
+def _own(content: bytes, attempt_id: int) -> dict[str, Any] | None:
+    """Return one record less its attempt's number, where that is this one; the first release numbered no slots."""
+    document = unframe(content)
+    return document if document is not None and document.pop("attempt_id", attempt_id) == attempt_id else None
+
+
+def _start(document: dict[str, Any], attempt_id: int) -> StartRecord:
     return StartRecord(
-        attempt_id=document["attempt_id"],
+        attempt_id=attempt_id,
         boot_id=document["boot_id"],
         token_hash=document["token_hash"],
         watcher=_mark(document["watcher"]),

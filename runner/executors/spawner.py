@@ -39,6 +39,7 @@ CONNECTIONS_MAX = 256
 BACKOFF_S = (1, 2, 4, 8, 16, 32, 60)
 TRIES = 200
 HAND_OVER_S = 5.0
+IDLE_MAX = 4
 PEER = struct.Struct("3i")
 
 
@@ -191,8 +192,8 @@ class Spawner:
         self.listener = listener
         self.connections: dict[int, Connection] = {}
         self.locks: dict[str, int] = {}
-        self.watchers: set[int] = set()
-        self.standby: tuple[int, socket.socket] | None = None
+        self.watchers: dict[int, socket.socket] = {}
+        self.idle: list[int] = []
         self.leaving = False
         self.signals = self.host.signal_descriptor(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
         self.poller = select.epoll()
@@ -203,7 +204,7 @@ class Spawner:
             "give": self._give,
             "drop": self._drop,
             "names": lambda peer, _: peer.answer({"ok": True, "names": sorted(self.locks)}),
-            "ping": lambda peer, _: peer.answer({"ok": True, "pid": os.getpid(), "watchers": len(self.watchers)}),
+            "ping": lambda peer, _: peer.answer({"ok": True, "pid": os.getpid(), "watchers": self._busy()}),
             "ready": self._ready,
             "start": self._start,
         }
@@ -226,13 +227,15 @@ class Spawner:
                     self._runner_ended()
                 elif descriptor in self.connections:
                     self._serve(self.connections[descriptor])
+                else:
+                    self._freed(descriptor)
             if self.runner.start_at and time.monotonic() >= self.runner.start_at:
                 self.runner.start()
 
     def _over(self) -> bool:
         if self.runner.pid or self.runner.start_at:
             return False
-        return self.leaving or not (self.watchers or (self.runner.argv and not os.path.exists(self.runner.mark)))
+        return self.leaving or not (self._busy() or (self.runner.argv and not os.path.exists(self.runner.mark)))
 
     def _signalled(self) -> None:
         content = os.read(self.signals, 128 * 16)
@@ -257,11 +260,7 @@ class Spawner:
             if pid == 0:
                 return
             if pid in self.watchers:
-                self.watchers.remove(pid)
-                self._prepare()
-            if self.standby is not None and pid == self.standby[0]:
-                self.standby[1].close()
-                self.standby = None
+                self._dismiss(pid)
             if pid == self.runner.pid:
                 self.runner.ended(os.waitstatus_to_exitcode(status))
 
@@ -328,47 +327,63 @@ class Spawner:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        self.watchers.add(pid)
         # It cannot have been reaped: only this loop reaps.
         peer.answer({"ok": True, "pid": pid}, os.pidfd_open(pid))
 
     def _hand_over(self, payload: bytes, descriptors: list[int]) -> int:
-        """Give the attempt to the watcher that stands by, or to a new one where that one is dead; return its pid."""
-        for fresh in (False, True):
-            if fresh or self.standby is None:
-                self.standby = self._fork(rehearsed=False)
-            pid, channel = self.standby
-            self.standby = None
+        """Give the attempt to a watcher that has none, the last to be free first, or to a new one; return its pid."""
+        while True:
+            fresh = not self.idle
+            pid = self._fork() if fresh else self.idle.pop()
             try:
-                watcher.send_request(channel, payload, descriptors)
-            except OSError:
+                watcher.send_request(self.watchers[pid], payload, descriptors)
+            except OSError:  # it is dead, or takes no whole request: then it runs none
+                self._dismiss(pid)
                 if fresh:
                     raise
             else:
                 return pid
-            finally:
-                channel.close()
-        raise AssertionError("the second try returns or raises")
 
-    def _fork(self, *, rehearsed: bool) -> tuple[int, socket.socket]:
+    def _fork(self) -> int:
         ours, theirs = socket.socketpair()
         try:
             pid = os.fork()
             if pid == 0:
-                watcher.stand_by(self.host, theirs, rehearsed=rehearsed)
+                watcher.serve(self.host, theirs)
         except BaseException:
             ours.close()
             raise
         finally:
             theirs.close()
         ours.settimeout(HAND_OVER_S)
-        return pid, ours
+        self.watchers[pid] = ours
+        self.poller.register(ours, select.EPOLLIN)
+        return pid
 
-    def _prepare(self) -> None:
-        """Have a watcher stand by for the next attempt: when one ends the next is soon to come, and a core is free."""
-        if self.standby is None:
-            with contextlib.suppress(OSError):
-                self.standby = self._fork(rehearsed=True)
+    def _freed(self, channel: int) -> None:
+        """Take note of a watcher that has done its attempt; more than enough of them are not kept."""
+        pid = next((pid for pid, ours in self.watchers.items() if ours.fileno() == channel), 0)
+        if not pid:
+            return
+        try:
+            free = self.watchers[pid].recv(1) == watcher.FREE
+        except OSError:
+            free = False
+        if free and len(self.idle) < IDLE_MAX:
+            self.idle.append(pid)
+        else:
+            self._dismiss(pid)
+
+    def _dismiss(self, pid: int) -> None:
+        """Let go of a watcher that is dead, or ends when it finds its channel closed."""
+        ours = self.watchers.pop(pid)
+        self.poller.unregister(ours)
+        ours.close()
+        if pid in self.idle:
+            self.idle.remove(pid)
+
+    def _busy(self) -> int:
+        return len(self.watchers) - len(self.idle)
 
     def _keep(self, peer: Connection, frame: dict[str, Any]) -> None:
         (descriptor,) = peer.take(1)

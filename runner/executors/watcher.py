@@ -31,6 +31,7 @@ RECORD_HEADER = struct.Struct("<4sHHI")  # magic, version, payload length, crc o
 SLOT_BYTES = 512
 BEAT = struct.Struct("<Q")
 REQUEST = struct.Struct("<II")  # payload length, number of descriptors
+FREE = b"f"  # what a watcher says to the spawner when it could take another attempt
 
 RETRY_S = 1.0
 KEPT_HEAD_BYTES = 1 << 20
@@ -144,21 +145,8 @@ class Host:
         anonymous = os.eventfd(0)
         self.anonymous_device = os.fstat(anonymous).st_dev
         os.close(anonymous)
-        self.warm()
-
-    def warm(self) -> None:
-        """Run once here what each watcher would else run for its first time, on pages it would have to copy."""
         for name in ("prctl", "syscall", "sigprocmask"):
             getattr(self.libc, name)  # ctypes looks a function up when it is first named
-        for _ in range(16):  # CPython 3.11 rewrites a function's code after its eighth call
-            self.rehearse()
-            close_others({0, 1, 2, *map(int, os.listdir("/proc/self/fd"))})
-
-    def rehearse(self) -> None:
-        """Do what every watcher does that leaves nothing behind: its memory is its own afterwards."""
-        slot({"rank": 0, "kind": "exited", "code": 0, "monotonic_ns": time.monotonic_ns(), "detail": ""})
-        json.loads(_encode({"plan": {"workers": [{"rank": 0, "argv": ["/bin/true"]}]}, "envs": [{"PATH": "/"}]}))
-        self.identity(os.getpid())
 
     def check(self, result: int, what: str) -> int:
         """Return the result of a libc call, or raise the OSError it left in errno."""
@@ -324,7 +312,7 @@ class Tree:
     def signal(self, number: int) -> int:
         """Signal every process of the tree through a pidfd opened before it was proven ours; return how many."""
         count = 0
-        for pid in self.processes():
+        for pid in sorted(self.processes()):  # mostly parents first: a shell dies of the signal, not of its child's death
             with contextlib.suppress(OSError):
                 descriptor = os.pidfd_open(pid)
                 try:
@@ -442,8 +430,8 @@ class Watcher:
         self.partial = b""
         self.dirty: list[int] = []
 
-    def run(self) -> None:
-        """Start the workers, see them to their end, write it down."""
+    def run(self) -> bool:
+        """Start the workers, see them to their end, write it down; say whether the runner was told of it."""
         self.slots = bytearray(SLOT_BYTES * (len(self.plan["workers"]) + 1))
         self.tree = Tree(self.host, self.plan["cgroups"])
         self.tree.limit(self.plan)
@@ -455,7 +443,7 @@ class Watcher:
         os.close(gate)
         os.close(opener)  # nobody passes a gate that was closed unopened
         self._loop()
-        self._leave()
+        return self._leave()
 
     def _create(self, name: str, flags: int) -> int:
         return os.open(name, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self.directory)
@@ -559,6 +547,7 @@ class Watcher:
     ) -> None:
         kills = self.tree.out_of_memory_kills()
         document = {
+            "attempt_id": self.plan["attempt_id"],
             "rank": self.plan["workers"][position]["rank"],
             "kind": kind,
             "code": code,
@@ -608,6 +597,7 @@ class Watcher:
     def _finish(self) -> None:
         self.done = True
         document = {
+            "attempt_id": self.plan["attempt_id"],
             "monotonic_ns": time.monotonic_ns(),
             "wall_us": time.time_ns() // 1000,
             "leftovers": self.leftovers,
@@ -692,19 +682,22 @@ class Watcher:
             for worker in self.workers:
                 cut_log(self.host, worker.log, limit)
 
-    def _hint(self, what: str) -> None:
+    def _hint(self, what: str) -> bool:
         """Tell the runner to look at the disk; it may be away, and what counts is on the disk."""
         path = self.request.get("notify")
         if path:
             with contextlib.suppress(OSError):
-                self.host.hints.sendto(f"{what} {self.plan['attempt_id']}".encode(), path)
+                return bool(self.host.hints.sendto(f"{what} {self.plan['attempt_id']}".encode(), path))
+        return False
 
-    def _leave(self) -> None:
+    def _leave(self) -> bool:
+        """Let go of all that was the attempt's. Where no word reaches the runner, the end of this process tells it."""
         for descriptor in self.devices:
             os.close(descriptor)
         fcntl.flock(self.record, fcntl.LOCK_UN)
-        self._hint("ended")
+        told = self._hint("ended")
         self.tree.remove()
+        return told
 
 
 def pidfd_inode(descriptor: int) -> int:
@@ -865,28 +858,32 @@ def _exec(argv: list[str], environment: dict[str, str]) -> NoReturn:
     raise failure
 
 
-def stand_by(host: Host, channel: socket.socket, *, rehearsed: bool) -> NoReturn:
-    """Be a watcher whose attempt is yet to come, in a process just forked with every signal blocked.
+def serve(host: Host, channel: socket.socket) -> NoReturn:
+    """Be a watcher, in a process just forked with every signal blocked: of one attempt, and then of the next.
 
-    Forked ahead, so that no job waits for the fork nor for the copies of the pages that a watcher writes to.
+    One that has had an attempt writes to pages of its own already; a fork for each would have to copy them again.
     """
     code = 70
     directory = ""
+    kept = {0, 1, 2, host.null, host.children, host.hints.fileno(), channel.fileno()}
     try:
         os.setsid()
         os.umask(0o077)
         for standard in (0, 1, 2):  # a reader of the runner's output must not have to wait for its jobs
             os.dup2(host.null, standard)
         host.subreaper()
-        close_others({0, 1, 2, host.null, host.children, host.hints.fileno(), channel.fileno()})
-        if rehearsed:
-            host.rehearse()
-        received = receive_request(channel)
-        if received is not None:
+        told = True
+        while told:
+            close_others(kept)
+            received = receive_request(channel)
+            if received is None:
+                break
             request, descriptors = received
             directory = request["control_dir"]
-            channel.close()
-            Watcher(host, request, descriptors).run()
+            told = Watcher(host, request, descriptors).run()
+            directory = ""
+            if told:
+                channel.send(FREE)
         code = 0
     except BaseException as error:  # a bug of ours: the runner finds it beside the records
         if directory:

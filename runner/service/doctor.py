@@ -153,5 +153,3 @@ def _tool(name: str, what: str) -> Check:
     return Check(
         name, "ok" if found else "warn", found or f"not found; it serves {what}", "" if found else f"install {name}"
     )
-
-

@@ -337,9 +337,7 @@ def inputs(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, str, 
     return [(name, uri, bool(writable), digest) for name, uri, writable, digest in rows]
 
 
-def staged(
-    connection: sqlite3.Connection, job_id: int
-) -> list[tuple[str, str, str | None, int, int, str]]:
+def staged(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, str, str | None, int, int, str]]:
     """Return (name, URI, tree digest, bytes, files, pins) of a job's inputs; the last four count with a digest."""
     return connection.execute(
         "SELECT name, uri, tree_digest, size_bytes, files, pins FROM inputs WHERE job_id = ? ORDER BY name", (job_id,)

@@ -78,9 +78,7 @@ class Box:
     def start(self, *, after_stop: bool = True) -> None:
         """Bring the runner up as the command line does, and wait for it."""
         command = spawner_command(self.paths.state_dir, detach=True)
-        ensure_runner(
-            self.paths, command, after_stop=after_stop, environ=self.environ, note=lambda _: None
-        )
+        ensure_runner(self.paths, command, after_stop=after_stop, environ=self.environ, note=lambda _: None)
 
     def client(self) -> Client:
         """Return a client that starts the runner where it is missing, as a verb of the command line does."""

@@ -32,9 +32,7 @@ def a_job(chance: random.Random, number: int, executions: Path) -> tuple[dict[st
     return {"command": ["/bin/sh", "-c", f"{said}; exit {code}"]}, (code, None)
 
 
-ENDS = (
-    "SELECT e.job_id, exit_code, signal, (SELECT count(*) FROM attempts a WHERE a.job_id = e.job_id) FROM elements e"
-)
+ENDS = "SELECT e.job_id, exit_code, signal, (SELECT count(*) FROM attempts a WHERE a.job_id = e.job_id) FROM elements e"
 
 
 def kill_under_load(box: Box, chance: random.Random, victims: tuple[str, ...], tmp_path: Path) -> dict[str, int]:

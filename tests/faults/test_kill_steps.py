@@ -52,7 +52,7 @@ def test_a_kill_while_a_job_is_stopped_still_stops_it(box: Box, step: Step) -> N
     """A stop that was answered, or asked again under its key, reaches the job, whoever was killed in between."""
     base = Path(box.paths.state_dir).parent
     armed, before = base / "crash" / step, box.runner_pid()
-    job = box.submit("/bin/sh", "-c", "sleep 300")
+    job = box.submit("/bin/sh", "-c", "exec sleep 300")
     box.wait_state(job, "running")
     armed.touch()
     box.post("/v1/jobs/stop", {"refs": [str(job)]})

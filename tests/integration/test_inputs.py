@@ -306,7 +306,11 @@ def test_s3_is_read_with_the_users_own_files(box: Box, s3: S3) -> None:
     tree = fill(s3.root / "bucket/set")
     (box.home / ".config/stoker").mkdir(parents=True)
     (box.home / ".config/stoker/config.toml").write_text(f'[sources.s3]\nendpoint = "{s3.endpoint}"\n')
-    box.environ |= {"AWS_ACCESS_KEY_ID": "wrong", "AWS_SECRET_ACCESS_KEY": "wrong", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    box.environ |= {
+        "AWS_ACCESS_KEY_ID": "wrong",
+        "AWS_SECRET_ACCESS_KEY": "wrong",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    }
     box.start()
     log = succeeds(box, "--input", "data=s3://bucket/set/", "--", "sh", "-c", HASH_ALL)
     assert log == hashes(tree)

@@ -271,9 +271,10 @@ def test_the_runner_hint_arrives_as_a_datagram(tmp_path: Path) -> None:
     hints.settimeout(20)
     with open_bench(tmp_path / "state") as bench, hints:
         bench.executor.notify = tmp_path / "hints"
-        attempt = bench.run(["true"])
+        attempt = bench.launch(["true"])
         heard = [hints.recv(64).decode() for _ in range(2)]
         assert heard == [f"started {attempt.plan.attempt_id}", f"ended {attempt.plan.attempt_id}"]
+        os.close(attempt.launched.pidfd)
 
 
 def test_the_idle_spawner_sleeps(bench: Bench) -> None:

@@ -201,9 +201,7 @@ def test_a_decision_depends_on_nothing_but_its_order(snapshot: Snapshot, random:
     entries, devices = list(snapshot.entries), list(snapshot.inventory.devices)
     random.shuffle(entries)
     random.shuffle(devices)
-    shuffled = replace(
-        snapshot, entries=tuple(entries), inventory=replace(snapshot.inventory, devices=tuple(devices))
-    )
+    shuffled = replace(snapshot, entries=tuple(entries), inventory=replace(snapshot.inventory, devices=tuple(devices)))
     assert decide(shuffled) == decide(snapshot) == decide(snapshot)
 
 

@@ -187,9 +187,7 @@ class BoxOfJobs(RuleBasedStateMachine):
             self.board._holders[uuid] = holders[uuid]
         pending = [life for life in self.lives.values() if life.state is State.PENDING]
         for life in sorted(pending, key=lambda each: (each.queued_us, each.ref)):
-            job = WaitingJob(
-                life.ref.job_id, life.request, life.priority, life.queued_us, life.limit, [life.ref.idx]
-            )
+            job = WaitingJob(life.ref.job_id, life.request, life.priority, life.queued_us, life.limit, [life.ref.idx])
             self.board.wait(job)
         assert self.board.inventory() == before
         assert {job.job_id: list(job.indices) for job in self.board.waiting.values()} == queue

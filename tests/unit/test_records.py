@@ -25,7 +25,8 @@ START: dict[str, Any] = {
 
 def whole() -> bytes:
     """Return the record file of a finished attempt of one worker."""
-    return slot({"attempt_id": 1, "workers": 1}) + slot(RANK) + slot(FINAL) + frame(START)
+    own = {"attempt_id": 1}
+    return slot({**own, "workers": 1}) + slot(own | RANK) + slot(own | FINAL) + frame(START)
 
 
 def test_a_whole_record_is_read_back() -> None:
@@ -46,6 +47,11 @@ def test_a_blank_record_says_that_nothing_happened() -> None:
 def test_a_record_of_another_attempt_says_nothing() -> None:
     """What a file that was used again may still hold is not taken for this attempt's."""
     assert read_record(whole(), 2) == (None, (), None)
+
+
+def test_what_is_left_of_an_earlier_attempt_is_not_read() -> None:
+    """A file used again may hold the slots and the start of another attempt below a new layout."""
+    assert read_record(blank_record(1, 2)[:SLOT_BYTES] + whole()[SLOT_BYTES:], 2) == (None, (None,), None)
 
 
 def test_every_truncated_prefix_reads_as_whole_records_or_none() -> None:

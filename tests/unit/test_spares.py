@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,23 @@ def test_a_control_directory_that_is_still_locked_is_not_used_again(tmp_path: Pa
     executor.abandon(first)
     assert executor.look(second.control_dir).lock == "held"
     executor.abandon(second)
+
+
+def test_a_stop_that_came_too_late_does_not_reach_the_next_attempt(tmp_path: Path) -> None:
+    """Its watcher read no more, and the FIFO was used again while it was still open."""
+    executor = executor_at(tmp_path)
+    first = executor.prepare(1, plan_of(1))
+    late = os.dup(first.fifo_fd)
+    try:
+        assert executor.stop(first.control_dir, signal.SIGTERM, 0.0)
+        executor.abandon(first)
+        executor.clear(first.control_dir)
+        second = executor.prepare(2, plan_of(2))
+        with pytest.raises(BlockingIOError):
+            os.read(second.fifo_fd, 1)
+        executor.abandon(second)
+    finally:
+        os.close(late)
 
 
 def test_a_directory_that_holds_more_is_removed(tmp_path: Path) -> None:
