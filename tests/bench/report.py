@@ -34,7 +34,8 @@ _TAIL = """
   HyperQueue's figure is its call alone, inside a client that has started, and is not on disk.
 - *Batch*: from the start of the submitting process to the last job's stamp.
 - *History*: {history} jobs with their elements, attempts and events written into the database of a runner that is down.
-- *Idle*: CPU time of all threads and voluntary context switches of runner and spawner, over a minute; the peer is its server.
+- *Idle*: CPU time of all threads and voluntary context switches of runner and spawner, over a minute, with the job that holds
+  the slots not sampled; the peer is its server.
 - *SIGKILL*: from the signal until a listing over a new connection shows all 64 jobs running.
 - *Followers*: one process reads 200 event streams, counts each one's lines to the end of the log, and shares the machine's cores
   with the runner.

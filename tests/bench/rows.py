@@ -291,7 +291,9 @@ def listing(room: Room) -> list[Row]:
 def idle(room: Room) -> list[Row]:
     """What a minute without work costs, with an empty and with a long queue, and what a peer's minute costs."""
     window_s = 60 * min(1.0, room.scale)
-    empty, full = Ours(room.bench, 2, tag="idle"), Ours(room.bench, 2, tag="queued")
+    empty, full = Ours(room.bench, 2, tag="idle"), Ours(room.bench, 2, tag="queued", start=False)
+    full.environment["STOKER_METRICS__INTERVAL"] = "1h"  # what holds the slots is not to be sampled
+    full.start()
     peer = HyperQueue(room.bench, room.hq_python, 2, tag="-idle") if room.hq_python else None
     try:
         full.hold()
