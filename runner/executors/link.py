@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import array
-import json
 import os
 import socket
 import sys
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.core.errors import Unavailable
-from runner.executors.spawner import FRAME_BYTES_MAX, LENGTH, PROTOCOL
+from runner.executors.wire import OtherProtocolError, RefusalError, exchange, greet, relieve
 
 SPAWNER = Path(__file__).with_name("spawner.py")
 ANSWER_S = 30.0
@@ -43,11 +41,13 @@ class SpawnerLink:
         self.spawner_pid = 0
         self._turn = threading.Lock()
         self._stream: socket.socket | None = None
+        # Locks on their way from a spawner that was relieved to the one that takes its place.
+        self._carried: dict[str, int] = {}
 
     def connect(self, *, start: bool = True) -> None:
-        """Connect and greet; start a spawner that adopts this process when none answers and `start` allows it.
+        """Connect and greet; where `start` allows it, start a spawner that adopts this process when none answers.
 
-        Raises Unavailable when there is none or it speaks another protocol.
+        One of another release is relieved by one of ours. Raises Unavailable when there is none then.
         """
         with self._turn:
             self._connect(start=start)
@@ -97,67 +97,58 @@ class SpawnerLink:
         return list(self._ask({"op": "names"})[0]["names"])
 
     def _connect(self, *, start: bool) -> socket.socket:
-        if self._stream is not None:
-            return self._stream
-        path = str(self.state_dir / "run" / "spawner.sock")
+        if self._stream is None:
+            try:
+                self._stream = self._greeted(start=start)
+            except (OSError, RefusalError, ValueError) as error:
+                message = f"the spawner cannot be reached: {getattr(error, 'strerror', None) or error}"
+                raise Unavailable(message) from error
+        return self._stream
+
+    def _greeted(self, *, start: bool) -> socket.socket:
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             stream.settimeout(ANSWER_S)
             try:
-                stream.connect(path)
-            except (FileNotFoundError, ConnectionRefusedError):
+                stream.connect(str(self.state_dir / "run" / "spawner.sock"))
+                self.spawner_pid = greet(stream)
+            except (FileNotFoundError, ConnectionRefusedError, OtherProtocolError) as error:
                 if not start:
                     raise
+                if isinstance(error, OtherProtocolError):
+                    self._relieve(stream, error.protocol)
                 start_spawner(self.state_dir, self.runner_argv, adopt=os.getpid())
-                stream.connect(path)
-            answer, _ = _exchange(stream, {"op": "hello", "protocol": PROTOCOL}, ())
-        except OSError as error:
-            stream.close()
-            message = f"the spawner cannot be reached: {error.strerror or error}"
-            raise Unavailable(message) from error
-        except Unavailable:
+                stream.close()
+                return self._greeted(start=False)
+            self._hand_on(stream)
+        except BaseException:
             stream.close()
             raise
-        self.spawner_pid = int(answer["pid"])
-        self._stream = stream
         return stream
+
+    def _relieve(self, stream: socket.socket, protocol: int) -> None:
+        relief = relieve(stream, protocol)
+        self._carried |= relief.locks
+        if relief.runner_pidfd >= 0:
+            os.close(relief.runner_pidfd)  # this process itself
+
+    def _hand_on(self, stream: socket.socket) -> None:
+        for name, descriptor in list(self._carried.items()):
+            exchange(stream, {"op": "keep", "name": name}, [descriptor])
+            os.close(self._carried.pop(name))
 
     def _ask(
         self, document: Mapping[str, Any], descriptors: Sequence[int] = (), attached: bytes = b""
     ) -> tuple[dict[str, Any], int]:
         """Ask over the connection there is. A broken one is not retried: whether the request was done is not known."""
         with self._turn:
-            stream = self._connect(start=True)
+            stream = self._connect(start=False)
             try:
-                return _exchange(stream, document, descriptors, attached)
+                return exchange(stream, document, descriptors, attached)
+            except RefusalError as error:
+                raise Unavailable(str(error)) from None
             except OSError as error:
                 stream.close()
                 self._stream = None
                 message = f"the spawner went away: {error.strerror or error}"
                 raise Unavailable(message) from error
-
-
-def _exchange(
-    stream: socket.socket, document: Mapping[str, Any], descriptors: Sequence[int], attached: bytes = b""
-) -> tuple[dict[str, Any], int]:
-    """Send one request with its descriptors; return the answer and the descriptor that came with it, else -1."""
-    payload = json.dumps(document, separators=(",", ":")).encode() + (b"\n" + attached if attached else b"")
-    if len(payload) > FRAME_BYTES_MAX:
-        message = "the job's command and environment are past 16 MiB"
-        raise Unavailable(message)
-    content = LENGTH.pack(len(payload)) + payload
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-    sent = stream.sendmsg([content], rights)
-    if sent < len(content):
-        stream.sendall(content[sent:])
-    received, answered = b"", -1
-    while len(received) < LENGTH.size or len(received) < LENGTH.size + LENGTH.unpack_from(received)[0]:
-        data, taken, _, _ = socket.recv_fds(stream, 65536, 1, socket.MSG_CMSG_CLOEXEC)
-        answered = taken[0] if taken else answered
-        if not data:
-            raise ConnectionResetError
-        received += data
-    answer = json.loads(received[LENGTH.size :])
-    if not answer.get("ok"):
-        raise Unavailable(str(answer.get("error")))
-    return answer, answered

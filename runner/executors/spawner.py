@@ -25,96 +25,22 @@ if TYPE_CHECKING:
     from typing import Any
 
 if TYPE_CHECKING or __name__ != "__main__":
-    from runner.executors import watcher
+    from runner.executors import watcher, wire
 else:  # by path: nothing of the product can be imported without `site`
-    _spec = importlib.util.spec_from_file_location("watcher", os.path.join(os.path.dirname(__file__), "watcher.py"))
-    watcher = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(watcher)
+    _loaded = []
+    for _name in ("watcher", "wire"):
+        _spec = importlib.util.spec_from_file_location(_name, os.path.join(os.path.dirname(__file__), _name + ".py"))
+        _loaded.append(importlib.util.module_from_spec(_spec))
+        _spec.loader.exec_module(_loaded[-1])
+    watcher, wire = _loaded
 
-PROTOCOL = 1
-LENGTH = struct.Struct("<I")
-FRAME_BYTES_MAX = 16 << 20
-DESCRIPTORS_MAX = 64
+Connection = wire.Connection
+RefusalError = wire.RefusalError
 CONNECTIONS_MAX = 256
 BACKOFF_S = (1, 2, 4, 8, 16, 32, 60)
 TRIES = 200
 HAND_OVER_S = 5.0
 IDLE_MAX = 4
-PEER = struct.Struct("3i")
-
-
-class RefusalError(Exception):
-    """An answer of `ok: false` with its reason."""
-
-
-class Connection:
-    """One peer of the same user: bytes and descriptors that arrived, answers that wait to leave."""
-
-    def __init__(self, stream: socket.socket, pid: int) -> None:
-        self.stream = stream
-        self.pid = pid
-        self.greeted = False
-        self.incoming = bytearray()
-        self.descriptors: list[int] = []
-        self.outgoing: list[tuple[bytes, int]] = []
-
-    def close(self) -> None:
-        """Close the stream and every descriptor nobody took."""
-        self.stream.close()
-        for descriptor in (*self.descriptors, *(kept for _, kept in self.outgoing if kept >= 0)):
-            os.close(descriptor)
-
-    def receive(self) -> list[bytes] | None:
-        """Return the whole frames that are here; None when the peer is gone; ValueError when it talks nonsense."""
-        data, ancillary, _, _ = self.stream.recvmsg(
-            1 << 16, socket.CMSG_SPACE(DESCRIPTORS_MAX * 4), socket.MSG_CMSG_CLOEXEC
-        )
-        for level, kind, content in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                count = len(content) // 4
-                self.descriptors += struct.unpack(f"{count}i", content[: count * 4])
-        if not data:
-            return None
-        self.incoming += data
-        frames = []
-        while len(self.incoming) >= LENGTH.size:
-            (length,) = LENGTH.unpack_from(self.incoming)
-            if length > FRAME_BYTES_MAX:
-                raise ValueError("a frame past the limit")
-            if len(self.incoming) < LENGTH.size + length:
-                break
-            frames.append(bytes(self.incoming[LENGTH.size : LENGTH.size + length]))
-            del self.incoming[: LENGTH.size + length]
-        return frames
-
-    def take(self, count: object) -> list[int]:
-        """Take the next descriptors in the order they were sent."""
-        if not isinstance(count, int) or not 0 <= count <= len(self.descriptors):
-            raise RefusalError("descriptors are missing")
-        taken, self.descriptors = self.descriptors[:count], self.descriptors[count:]
-        return taken
-
-    def answer(self, document: dict[str, Any], descriptor: int = -1) -> None:
-        """Queue an answer, with a descriptor that is closed once it left."""
-        payload = json.dumps(document, separators=(",", ":")).encode()
-        self.outgoing.append((LENGTH.pack(len(payload)) + payload, descriptor))
-
-    def flush(self) -> bool:
-        """Send what the socket takes; True when nothing is left."""
-        while self.outgoing:
-            content, descriptor = self.outgoing[0]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))] if descriptor >= 0 else []
-            try:
-                sent = self.stream.sendmsg([content], rights)
-            except BlockingIOError:
-                return False
-            if descriptor >= 0:
-                os.close(descriptor)
-            if sent < len(content):
-                self.outgoing[0] = (content[sent:], -1)
-            else:
-                del self.outgoing[0]
-        return True
 
 
 class Runner:
@@ -145,14 +71,26 @@ class Runner:
         watcher.expose(pid)
         self._watch(pid, child=True)
 
-    def adopt(self, pid: int) -> None:
-        """Watch a runner that somebody else started."""
+    def adopt(self, pid: int, pidfd: int = -1) -> None:
+        """Watch a runner that somebody else started; `pidfd` is of that very process, where the caller has one."""
         with contextlib.suppress(OSError):
-            self._watch(pid, child=False)
+            self._watch(pid, child=False, pidfd=pidfd)
 
-    def _watch(self, pid: int, *, child: bool) -> None:
+    def _watch(self, pid: int, *, child: bool, pidfd: int = -1) -> None:
         self.pid, self.child, self.ready = pid, child, not child
-        self.pidfd = os.pidfd_open(pid)
+        self.pidfd = os.pidfd_open(pid) if pidfd < 0 else pidfd
+
+    def heed_mark(self) -> None:
+        """Where `service stop` left its mark and met no runner that answers: end this one, and the tries."""
+        if os.path.exists(self.mark):
+            self.start_at = 0.0
+            self.end()
+
+    def end(self) -> None:
+        """Ask it to leave."""
+        if self.pidfd >= 0:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
 
     def ended(self, status: int | None) -> None:
         """Take its end: it starts at once again after it was ready, later and later when never, not at all after 0.
@@ -162,7 +100,7 @@ class Runner:
         os.close(self.pidfd)
         self.pid, self.pidfd = 0, -1
         wanted, self.wanted = self.wanted, False
-        if os.path.exists(self.mark) or (status == 0 and not wanted):
+        if not self.argv or os.path.exists(self.mark) or (status == 0 and not wanted):
             self.argv = []
         elif self.ready or wanted:
             self.failures = 0
@@ -186,9 +124,10 @@ def say(text: str) -> None:
 class Spawner:
     """The loop: connections, signals, the runner's end."""
 
-    def __init__(self, state: str, argv: list[str], listener: socket.socket) -> None:
+    def __init__(self, state: str, argv: list[str], lock: int, listener: socket.socket) -> None:
         self.host = watcher.Host()
         self.runner = Runner(argv, state)
+        self.lock = lock
         self.listener = listener
         self.connections: dict[int, Connection] = {}
         self.locks: dict[str, int] = {}
@@ -203,6 +142,7 @@ class Spawner:
             "keep": self._keep,
             "give": self._give,
             "drop": self._drop,
+            "drain": self._drain,
             "names": lambda peer, _: peer.answer({"ok": True, "names": sorted(self.locks)}),
             "ping": lambda peer, _: peer.answer({"ok": True, "pid": os.getpid(), "watchers": self._busy()}),
             "ready": self._ready,
@@ -245,9 +185,7 @@ class Spawner:
                 self.leaving = True
                 self.runner.argv = []
                 self.runner.start_at = 0.0
-                if self.runner.pidfd >= 0:
-                    with contextlib.suppress(OSError):
-                        signal.pidfd_send_signal(self.runner.pidfd, signal.SIGTERM)
+                self.runner.end()
         self._reap()
 
     def _reap(self) -> None:
@@ -271,11 +209,12 @@ class Spawner:
             self.runner.ended(None)
 
     def _accept(self) -> None:
+        self.runner.heed_mark()  # a client that stops a runner which does not answer only connects
         try:
             stream, _ = self.listener.accept()
         except OSError:
             return
-        pid, uid, _ = PEER.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
+        pid, uid, _ = wire.PEER.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, wire.PEER.size))
         if uid != os.geteuid() or len(self.connections) >= CONNECTIONS_MAX:
             stream.close()
             return
@@ -307,10 +246,10 @@ class Spawner:
         verb = frame.get("op")
         try:
             if verb == "hello":
-                if frame.get("protocol") != PROTOCOL:
-                    raise RefusalError(f"this spawner speaks protocol {PROTOCOL}")
+                if frame.get("protocol") != wire.PROTOCOL:
+                    raise wire.OtherProtocolError(wire.PROTOCOL)
                 peer.greeted = True
-                peer.answer({"ok": True, "protocol": PROTOCOL, "pid": os.getpid()})
+                peer.answer({"ok": True, "protocol": wire.PROTOCOL, "pid": os.getpid()})
             elif not peer.greeted or (verb != "spawn" and verb not in self.verbs):
                 raise RefusalError(f"unknown request {verb!r}")
             elif verb == "spawn":
@@ -405,6 +344,22 @@ class Spawner:
         if descriptor >= 0:
             os.close(descriptor)
 
+    def _drain(self, peer: Connection, _: dict[str, Any]) -> None:
+        """Make room for a spawner of another protocol: runner and locks are its own now, we see to what we started."""
+        pid = self.runner.pid
+        peer.answer({"ok": True, "runner": pid}, os.dup(self.runner.pidfd) if pid else -1)
+        self.runner.argv, self.runner.start_at = [], 0.0
+        for name in list(self.locks):
+            self._release(name)
+        for watcher_pid in list(self.idle):
+            self._dismiss(watcher_pid)
+        if self.verbs.pop("start", None):
+            del self.verbs["ready"]
+            self.poller.unregister(self.listener)
+            self.listener.close()
+            fcntl.flock(self.lock, fcntl.LOCK_UN)  # a watcher that was just forked may have it open yet
+            os.close(self.lock)
+
     def _ready(self, peer: Connection, frame: dict[str, Any]) -> None:
         if peer.pid != self.runner.pid:
             if self.runner.pid:
@@ -426,23 +381,6 @@ class Spawner:
             self.runner.failures = 0
             self.runner.start()
         peer.answer({"ok": True, "runner": self.runner.pid})
-
-
-def ask_running(path: str, argv: list[str]) -> None:
-    """Ask the spawner that is already there to start the runner, where it has none."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
-        stream.connect(path)
-        for document in ({"op": "hello", "protocol": PROTOCOL}, {"op": "start", "argv": argv}):
-            payload = json.dumps(document).encode()
-            stream.sendall(LENGTH.pack(len(payload)) + payload)
-            head = stream.recv(LENGTH.size, socket.MSG_WAITALL)
-            if len(head) < LENGTH.size:
-                raise ConnectionResetError
-            (length,) = LENGTH.unpack(head)
-            answer = json.loads(stream.recv(length, socket.MSG_WAITALL))
-        if not answer["ok"]:
-            say(answer["error"])
-            sys.exit(1)
 
 
 def detach(log: str) -> int:
@@ -479,15 +417,17 @@ def normalise() -> None:
         os.sched_setaffinity(0, range(4096))
 
 
-def listen(directory: str) -> socket.socket | None:
-    """Take the lock that makes this the only spawner of its state, and its socket; None when there is one."""
+def listen(directory: str) -> tuple[int, socket.socket] | None:
+    """Take the lock that makes this the only spawner of its state, and its socket; None when there is one.
+
+    The lock's descriptor stays open for the life of this process; watchers close it first thing.
+    """
     lock = os.open(os.path.join(directory, "spawner.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
         return None
-    # The descriptor stays open for the life of this process; watchers close it first thing.
     path = os.path.join(directory, "spawner.sock")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
@@ -495,7 +435,7 @@ def listen(directory: str) -> socket.socket | None:
     listener.bind(path)
     os.chmod(path, 0o600)
     listener.listen(128)
-    return listener
+    return lock, listener
 
 
 def main(argv: Sequence[str]) -> int:
@@ -514,26 +454,32 @@ def main(argv: Sequence[str]) -> int:
         adopted = 0  # it died meanwhile, and its pid may be anybody's
     told = detach(os.path.join(directory, "runner.log")) if "--detach" in flags else -1
     normalise()
+    relief = wire.Relief({}, adopted, -1)
     for _ in range(TRIES):
-        listener = listen(directory)
-        if listener is not None:
-            serve(state, command, listener, adopted=adopted, told=told)
+        place = listen(directory)
+        if place is not None:
+            serve(Spawner(state, command, *place), relief, told)
             return 0
         try:
-            ask_running(os.path.join(directory, "spawner.sock"), command)
+            done = wire.ask_to_start(os.path.join(directory, "spawner.sock"), command, relief)
         except OSError:
             time.sleep(0.05)  # the other one is just coming up, or just leaving
             continue
-        if told >= 0:
-            os.write(told, b"x")
-        return 0
+        except RefusalError as error:
+            say(str(error))
+            return 1
+        if done is relief:
+            if told >= 0:
+                os.write(told, b"x")
+            return 0
+        relief = done
     say("another spawner holds the lock and does not answer")
     return 1
 
 
-def serve(state: str, command: list[str], listener: socket.socket, *, adopted: int, told: int) -> None:
+def serve(spawner: Spawner, relief: wire.Relief, told: int) -> None:
     """Be the spawner of this state until there is nothing left to do."""
-    spawner = Spawner(state, command, listener)
+    spawner.locks.update(relief.locks)
     spawner.host.subreaper()
     spawner.host.name(b"stoker")
     spawner.host.protect()
@@ -541,8 +487,8 @@ def serve(state: str, command: list[str], listener: socket.socket, *, adopted: i
     gc.collect()
     gc.freeze()
     gc.disable()
-    if adopted:
-        spawner.runner.adopt(adopted)
+    if relief.runner_pid:
+        spawner.runner.adopt(relief.runner_pid, relief.runner_pidfd)
     if not spawner.runner.pid:
         spawner.runner.start()
     if told >= 0:

@@ -20,6 +20,7 @@ import pytest
 
 from runner.core.errors import Unavailable
 from runner.executors.link import SPAWNER, SpawnerLink, start_spawner
+from runner.executors.wire import PROTOCOL
 from tests.integration.executors_kit import PYTHON, Bench, open_bench, until
 
 # A runner that writes its pid a line a start, says it is ready when told to, and waits.
@@ -31,13 +32,13 @@ open(state + '/starts', 'a').write(f'{os.getpid()} {masked}\\n')
 s = socket.socket(socket.AF_UNIX); s.connect(state + '/run/spawner.sock')
 def ask(d):
     p = json.dumps(d).encode(); s.sendall(struct.pack('<I', len(p)) + p); n, = struct.unpack('<I', s.recv(4)); s.recv(n)
-ask({'op': 'hello', 'protocol': 1})
+ask({'op': 'hello', 'protocol': PROTOCOL})
 if ready:
     ask({'op': 'ready'})
     open(state + '/ready', 'a').write('x')
     signal.pause()
 sys.exit(code)
-"""
+""".replace("PROTOCOL", str(PROTOCOL))
 
 
 def starts(state: Path) -> list[int]:

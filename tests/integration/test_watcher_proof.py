@@ -20,6 +20,7 @@ from runner.executors.marks import reopen_process, this_box
 from runner.executors.process import ProcessExecutor
 from runner.executors.records import ProcessMark
 from runner.executors.watcher import Tree, in_group, start_ticks
+from runner.executors.wire import PROTOCOL
 from tests.integration.executors_kit import PYTHON, open_bench, open_host, token_of, until
 
 STARTER = """
@@ -112,7 +113,7 @@ def test_requests_may_be_sent_ahead(tmp_path: Path) -> None:
 
     with open_bench(tmp_path / "state") as bench, socket.socket(socket.AF_UNIX) as stream:
         stream.connect(str(bench.state / "run/spawner.sock"))
-        stream.sendall(packed({"op": "hello", "protocol": 1}) + packed({"op": "names"}) + packed({"op": "ping"}))
+        stream.sendall(packed({"op": "hello", "protocol": PROTOCOL}) + packed({"op": "names"}) + packed({"op": "ping"}))
         answers = []
         for _ in range(3):
             (length,) = struct.unpack("<I", stream.recv(4, socket.MSG_WAITALL))
