@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, NoReturn
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 RECORD_MAGIC = b"STKR"
 RECORD_HEADER = struct.Struct("<4sHHI")  # magic, version, payload length, crc of all but the crc
 SLOT_BYTES = 512
