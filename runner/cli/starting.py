@@ -51,6 +51,20 @@ def ensure_runner(
             note(f"started the stoker runner for {_user()} (stop it with `stoker service stop`)")
 
 
+def stop_silent(paths: Paths) -> bool:
+    """Leave the mark of a stop where no runner answers, and have the spawner see it; return whether one lives.
+
+    A runner that is on its way up, or dies again and again, is ended by its spawner, which then starts none.
+    """
+    try:
+        os.close(os.open(paths.stopped_mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    except FileNotFoundError:
+        return False  # nothing was ever started here
+    except OSError as error:
+        raise NoRunner(f"cannot write {paths.stopped_mark}: {error.strerror}", hint="free some space") from None
+    return _spawner_lives(paths.spawner_socket)
+
+
 def spawner_command(state_dir: str, *, detach: bool) -> list[str]:
     """Return the command that starts the spawner, which starts the runner and keeps it up."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -121,6 +135,8 @@ def _start(paths: Paths, command: list[str], environ: Mapping[str, str]) -> bool
             child = _spawn(paths, command, environ)
         if os.path.exists(failed):
             raise _failure(failed)
+        if os.path.exists(paths.stopped_mark):
+            raise NoRunner("the runner was stopped while it started", hint="`stoker service start` starts it again")
         if child > 0:
             child = _reap(child, paths)
         if time.monotonic() > deadline:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -9,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from runner.cli.starting import spawner_command
 from runner.core.errors import NoRunner
-from tests.faults.campaign import alive_with, count, open_box, report, seeded, until
+from runner.state.engine import migrations
+from tests.faults.campaign import Box, alive_with, count, open_box, report, seeded, until
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
@@ -137,3 +142,50 @@ def test_nobody_but_a_start_brings_a_stopped_runner_back(tmp_path: Path) -> None
             box.get("/v1/jobs")
         assert box.spawner_pid()
         assert not box.runner_pid()
+
+
+def test_a_runner_that_dies_again_and_again_can_be_stopped(tmp_path: Path) -> None:
+    """`service stop` leaves its mark though nobody answers, and the spawner tries no more; a start begins anew."""
+    with open_box(tmp_path / "state") as box:
+        box.stop_service()
+        until(lambda: not box.spawner_pid(), what="the end of the spawner")
+        _set_version(box, 99)
+        with pytest.raises(NoRunner, match="newer"):
+            box.start()
+        spawner = Path(f"/proc/{box.spawner_pid()}")
+        assert "the runner is stopped" in _stop(box)
+        assert Path(box.paths.stopped_mark).exists()
+        until(lambda: not spawner.exists() and not box.runner_pid(), what="the end of the spawner")
+        _set_version(box, len(migrations()))
+        box.start()
+
+
+def test_a_runner_on_its_way_up_can_be_stopped(tmp_path: Path) -> None:
+    """One that hangs before it answers is ended, and its spawner goes with it."""
+    os.mkfifo(tmp_path / "config.toml")
+    box = Box(tmp_path / "state", {"STOKER_CONFIG": str(tmp_path / "config.toml"), "STOKER_NO_CONFIG": ""})
+    try:
+        Path(box.paths.state_dir).mkdir(mode=0o700)
+        command = spawner_command(box.paths.state_dir, detach=True)
+        subprocess.run(command, env=box.environ, check=True, timeout=60)
+        until(box.runner_pid, what="a runner that reads its configuration")
+        spawner = Path(f"/proc/{box.spawner_pid()}")
+        assert "the runner is stopped" in _stop(box)
+        until(lambda: not spawner.exists() and not box.runner_pid(), what="the end of runner and spawner")
+    finally:
+        box.close()
+
+
+def _stop(box: Box) -> str:
+    """Run `stoker service stop`; return what it says."""
+    environ = box.environ | {"STOKER_NO_CONFIG": "1"}
+    argv = [str(Path(sys.executable).with_name("stoker")), "service", "stop"]
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def _set_version(box: Box, version: int) -> None:
+    connection = sqlite3.connect(box.paths.database)
+    connection.execute(f"PRAGMA user_version = {version}")
+    connection.close()

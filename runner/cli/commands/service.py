@@ -9,7 +9,7 @@ import sys
 import time
 
 from runner.cli.detail import tree_text
-from runner.cli.starting import answers, ensure_runner, log_tail, spawner_command
+from runner.cli.starting import answers, ensure_runner, log_tail, spawner_command, stop_silent
 from runner.cli.text import plain
 from runner.core.errors import NoRunner
 from runner.paths import Paths, state_dir
@@ -34,10 +34,9 @@ def run(args: Args, client: Client, out: Out) -> int:
     if not answers(paths.api_socket):
         if args.action == "restart":
             return _start(paths, client, out)
-        stopped = "the runner is stopped" if os.path.exists(paths.stopped_mark) else "no runner is up"
         if args.action == "stop":
-            out.note(stopped)
-            return 0
+            return _stop_silent(paths, out)
+        stopped = "the runner is stopped" if os.path.exists(paths.stopped_mark) else "no runner is up"
         raise NoRunner(stopped, hint="`stoker service start` starts it")
     if args.action == "status":
         out.document(client.get("/v1/runner"), lambda runner: tree_text(runner, 0))
@@ -46,11 +45,23 @@ def run(args: Args, client: Client, out: Out) -> int:
         return _restart(client, out)
     try:
         out.note("the runner is stopping; " + _keeps(client.post("/v1/runner/stop", {})["running"]))
-    except NoRunner:
-        if not os.path.exists(paths.stopped_mark):
-            raise
-        out.note("the runner is stopped; what runs goes on under its watchers")  # it left before it answered
-    out.note("`stoker service start`, `run` and `submit` start it again")
+    except NoRunner:  # it left before it answered
+        return _stop_silent(paths, out)
+    out.note(_STARTED_BY)
+    return 0
+
+
+_STARTED_BY = "`stoker service start`, `run` and `submit` start it again"
+
+
+def _stop_silent(paths: Paths, out: Out) -> int:
+    marked = os.path.exists(paths.stopped_mark)
+    lived = stop_silent(paths)
+    if lived or marked:
+        out.note("the runner is stopped; what runs goes on under its watchers")
+    else:
+        out.note("no runner is up")
+    out.note(_STARTED_BY)
     return 0
 
 
