@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import random
@@ -54,9 +55,14 @@ class Bench:
         self.folder = folder
         self.random = random.Random(seed)
         self.environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8"}
-        self.stamp = str(folder / "stamp")
-        subprocess.run(["cc", "-O2", "-static", "-o", self.stamp, str(HERE / "stamp.c")], check=True)
         self._files = 0
+
+    @functools.cached_property
+    def stamp(self) -> str:
+        """The job that notes the time of its first instruction."""
+        path = str(self.folder / "stamp")
+        subprocess.run(["cc", "-O2", "-static", "-o", path, str(HERE / "stamp.c")], check=True)
+        return path
 
     def rounds(self, names: Sequence[str], count: int) -> Iterator[str]:
         """Yield every name `count` times, in a new random order each round."""

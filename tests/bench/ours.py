@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import time
@@ -15,6 +16,7 @@ from runner.client import Client
 from runner.core.errors import StokerError
 from tests.bench.kit import DEADLINE_S, Bench, Timeout, call, pids_with
 
+LEAVE_S = 10.0
 STOKER = str(Path(sys.executable).with_name("stoker"))
 
 
@@ -99,11 +101,26 @@ class Ours:
         return killed_ns
 
     def close(self) -> None:
-        """End the runner and whatever still runs."""
-        with contextlib.suppress(StokerError):
-            left = self.client.get("/v1/jobs?state=pending,starting,running&limit=1000")["jobs"]
-            if left:
-                self.client.post("/v1/jobs/stop", {"refs": [each["id"] for each in left], "grace_s": 1})
-        self.held.clear()
-        self.client.close()
-        call([STOKER, "service", "stop"], self.environment)
+        """End the runner and whatever still runs, wherever a row broke off."""
+        try:
+            self.start()  # where a row broke off just after it had killed the runner, nobody else could stop the jobs
+            with contextlib.suppress(StokerError):
+                left = self.client.get("/v1/jobs?state=pending,starting,running&limit=1000")["jobs"]
+                if left:
+                    self.client.post("/v1/jobs/stop", {"refs": [each["id"] for each in left], "grace_s": 1})
+            self.held.clear()
+            self.client.close()
+            call([STOKER, "service", "stop"], self.environment)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Wait until runner, spawner and watchers are gone; those that stay are killed."""
+        deadline = time.monotonic() + LEAVE_S
+        while pids := pids_with(self.state_dir):
+            with contextlib.suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(pids[0])
+                if not select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    select.select([pidfd], [], [], DEADLINE_S)
+                os.close(pidfd)
