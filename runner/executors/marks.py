@@ -54,4 +54,13 @@ def belongs(pid: int, token: str, group: str | None) -> bool:
 
 def state_of(pid: int) -> str:
     """Return the one-letter state of a process; OSError when there is none."""
-    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    return _fields(pid)[0]
+
+
+def parent_of(pid: int) -> int:
+    """Return the parent of a process; OSError when there is none."""
+    return int(_fields(pid)[1])
+
+
+def _fields(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()

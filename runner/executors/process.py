@@ -163,7 +163,7 @@ class ProcessExecutor:
 
     def sweep(self, record: AttemptRecord) -> Swept:
         """Kill what a dead watcher left alive; nothing at all after a reboot."""
-        return sweep_attempt(record, self.box)
+        return sweep_attempt(record, self.box, spawner=self.link.spawner_pid)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,21 +14,21 @@ from pathlib import Path
 
 from runner.core.plan import CgroupPlan, from_document
 from runner.executors.base import AttemptRecord, Swept
-from runner.executors.marks import Box, reopen_process, state_of
+from runner.executors.marks import Box, parent_of, reopen_process, state_of
 from runner.executors.records import ProcessMark
-from runner.executors.watcher import TOKEN_VARIABLE, in_group, remove_group
+from runner.executors.watcher import CHASES_MAX, TOKEN_VARIABLE, children_of, in_group, remove_group
 
 EMPTY_WITHIN_S = 5.0
 LOOKS_WITH_GROUP = 1
-LOOKS_WITHOUT = 3  # a process that forks and exits all the time can slip through one reading of /proc
+LOOKS_WITHOUT = 2  # a process that forks and exits all the time can slip through one reading of /proc
 ENVIRON_BYTES_MAX = 4 << 20
 
 
-def sweep_attempt(record: AttemptRecord, box: Box) -> Swept:
+def sweep_attempt(record: AttemptRecord, box: Box, *, spawner: int = 0) -> Swept:
     """Kill and wait up to 5 s for the end; call again while it is not `empty`.
 
     After a reboot nothing is looked for. Processes are found by the cgroup that the plan names (the kernel kills it
-    whole) and by the token in their environment.
+    whole) and by the token in their environment. `spawner` is the pid of the one that inherits a dead watcher's tree.
     """
     if record.start is not None and record.start.boot_id != box.boot_id:
         return Swept(empty=True, killed=0, unprovable=False)
@@ -38,17 +38,27 @@ def sweep_attempt(record: AttemptRecord, box: Box) -> Swept:
     token, groups = plan
     if record.start is not None and hashlib.sha256(token.encode()).hexdigest() != record.start.token_hash:
         return Swept(empty=False, killed=0, unprovable=True)
-    return _kill_all(token, groups, record.start.workers if record.start else ())
+    return _kill_all(token, groups, record.start.workers if record.start else (), _reapers(spawner))
 
 
-def _kill_all(token: str, groups: CgroupPlan, workers: Sequence[ProcessMark]) -> Swept:
+def _reapers(spawner: int) -> list[int]:
+    """Return who may have been given the orphans of a dead watcher: its spawner, and all that stand above us."""
+    found, pid = {spawner: None}, os.getppid()
+    with suppress(OSError):
+        while pid > 0:
+            found[pid] = None
+            pid = parent_of(pid)
+    return list(found)
+
+
+def _kill_all(token: str, groups: CgroupPlan, workers: Sequence[ProcessMark], reapers: Sequence[int]) -> Swept:
     group = groups.unified
     killed: set[int] = set()
     clean = 0
     deadline = time.monotonic() + EMPTY_WITHIN_S
     while clean < (LOOKS_WITH_GROUP if group else LOOKS_WITHOUT):
         found = _kill_group(group) if group else set()
-        found |= _kill_marked(token) | _kill_workers(workers)
+        found |= _kill_marked(token, reapers) | _kill_workers(workers)
         killed |= found
         populated = group is not None and _populated(group)
         clean = 0 if found or populated else clean + 1
@@ -106,31 +116,53 @@ def _populated(group: str) -> bool:
         return False
 
 
-def _kill_marked(token: str) -> set[int]:
-    """Kill every process of our uid whose environment holds the token, each through a pidfd opened before the look."""
+def _kill_marked(token: str, reapers: Sequence[int]) -> set[int]:
+    """Kill every process whose environment holds the token.
+
+    First, again and again, among the youngest orphans: one that forks and exits all the time is always there, and is
+    gone from wherever a look at all of /proc would come upon it.
+    """
     mark = f"{TOKEN_VARIABLE}={token}".encode()
-    own = os.getpid()
-    found = set()
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == own:
-            continue
-        with suppress(OSError):
-            descriptor = os.pidfd_open(int(name))
-            try:
-                if mark in _environment(name).split(b"\0"):
-                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                    found.add(int(name))
-            finally:
-                os.close(descriptor)
-    return found
+    found: set[int] = set()
+    for _ in range(CHASES_MAX):
+        caught = {pid for reaper in reapers for pid in reversed(children_of(reaper)) if _kill_if_marked(pid, mark)}
+        found |= caught
+        if not caught:
+            break
+    return found | {int(name) for name in os.listdir("/proc") if name.isdigit() and _kill_if_marked(int(name), mark)}
 
 
-def _environment(pid: str) -> bytes:
-    with open(f"/proc/{pid}/environ", "rb", buffering=0) as stream:
+def _kill_if_marked(pid: int, mark: bytes) -> bool:
+    """Kill a process whose environment holds the mark, through a pidfd opened before that is seen; say whether it did.
+
+    Most do not hold it: a first look, which proves nothing, spares them the pidfd.
+    """
+    try:
+        if pid == os.getpid() or not _holds(pid, mark):
+            return False
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        if not _holds(pid, mark):
+            return False
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _holds(pid: int, mark: bytes) -> bool:
+    descriptor = os.open(f"/proc/{pid}/environ", os.O_RDONLY | os.O_CLOEXEC)
+    try:
         content = b""
-        while len(content) < ENVIRON_BYTES_MAX and (chunk := stream.read(65536)):
+        while len(content) < ENVIRON_BYTES_MAX and (chunk := os.read(descriptor, 65536)):
             content += chunk
-        return content
+        return mark in content.split(b"\0")
+    finally:
+        os.close(descriptor)
 
 
 def _await_change(group: str | None, timeout_s: float) -> None:

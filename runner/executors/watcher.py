@@ -34,6 +34,7 @@ REQUEST = struct.Struct("<II")  # payload length, number of descriptors
 FREE = b"f"  # what a watcher says to the spawner when it could take another attempt
 
 RETRY_S = 1.0
+CHASES_MAX = 20
 KEPT_HEAD_BYTES = 1 << 20
 COMMAND_BYTES_MAX = 4096
 
@@ -107,10 +108,13 @@ def _stat_fields(pid: int) -> list[bytes]:
     return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
 
 
-def _read(path: str, size: int = 4096) -> bytes:
+def _read(path: str) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.read(descriptor, size)
+        content = b""
+        while piece := os.read(descriptor, 8192):  # the kernel gives its lists a page at a time
+            content += piece
+        return content
     finally:
         os.close(descriptor)
 
@@ -309,19 +313,25 @@ class Tree:
         found = set(_group_processes(self.path)) if self.path is not None else set()
         return found | _descendants(os.getpid())
 
-    def signal(self, number: int) -> int:
-        """Signal every process of the tree through a pidfd opened before it was proven ours; return how many."""
-        count = 0
-        for pid in sorted(self.processes()):  # mostly parents first: a shell dies of the signal, not of its child's death
-            with contextlib.suppress(OSError):
-                descriptor = os.pidfd_open(pid)
-                try:
-                    if self._owns(pid):
-                        signal.pidfd_send_signal(descriptor, number)
-                        count += 1
-                finally:
-                    os.close(descriptor)
-        return count
+    def signal(self, number: int) -> None:
+        """Signal every process of the tree through a pidfd opened before it was proven ours.
+
+        SIGKILL is sent to what they forked meanwhile, too; what one forks to clean up after a softer signal is spared.
+        """
+        told: set[int] = set()
+        for _ in range(CHASES_MAX if number == signal.SIGKILL else 1):
+            new = self.processes() - told
+            if not new:
+                return
+            told |= new
+            for pid in sorted(new):  # mostly parents first: a shell dies of the signal, not of its child's death
+                with contextlib.suppress(OSError):
+                    descriptor = os.pidfd_open(pid)
+                    try:
+                        if self._owns(pid):
+                            signal.pidfd_send_signal(descriptor, number)
+                    finally:
+                        os.close(descriptor)
 
     def kill(self) -> None:
         """SIGKILL the whole tree; called again until it is empty, since what is outside a group may fork meanwhile."""
@@ -364,7 +374,7 @@ def in_group(pid: int, group: str) -> bool:
 def _group_processes(path: str) -> Iterator[int]:
     for parent, _, _ in os.walk(path):
         with contextlib.suppress(OSError):
-            yield from map(int, _read(parent + "/cgroup.procs", 1 << 20).split())
+            yield from map(int, _read(parent + "/cgroup.procs").split())
 
 
 def remove_group(path: str) -> None:
@@ -378,19 +388,30 @@ def remove_group(path: str) -> None:
 
 
 def _descendants(root: int) -> set[int]:
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError, IndexError):
-                state, parent = _stat_fields(int(name))[:2]
-                if state not in b"ZX":
-                    children.setdefault(int(parent), []).append(int(name))
+    """Return the living processes below one."""
     found: set[int] = set()
     ahead = [root]
     while ahead:
-        for pid in children.get(ahead.pop(), ()):
-            found.add(pid)
-            ahead.append(pid)
+        for pid in children_of(ahead.pop()):
+            with contextlib.suppress(OSError, IndexError):
+                if pid not in found and _stat_fields(pid)[0] not in b"ZX":
+                    found.add(pid)
+                    ahead.append(pid)
+    return found
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of a process, zombies included, those of each thread in the order of their birth."""
+    found: list[int] = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            found += map(int, _read(f"/proc/{pid}/task/{task}/children").split())
+    except OSError:
+        if not os.path.exists("/proc/thread-self/children"):  # a kernel without these lists
+            for name in filter(str.isdigit, os.listdir("/proc")):
+                with contextlib.suppress(OSError, IndexError):
+                    if int(_stat_fields(int(name))[1]) == pid:
+                        found.append(int(name))
     return found
 
 

@@ -21,6 +21,18 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 TREE_JOB = [PYTHON, "-I", "-S", str(HERE / "tree_job.py")]
 ROUNDS = 3
+ZOMBIES = 3000
+MOVER = """
+import os, time
+end = time.monotonic() + 120
+if os.fork():
+    time.sleep(120)
+print("up", flush=True)
+while time.monotonic() < end:
+    time.sleep(0.001)
+    if os.fork():
+        os._exit(0)
+"""
 
 
 @pytest.fixture(params=[True, False], ids=["groups", "bare"])
@@ -105,6 +117,26 @@ def test_a_swept_worker_that_cleared_its_environment_is_still_ours(bench: Bench)
     attempt.wait()
     sweep_until_empty(attempt)
     assert not _lives(record.start.workers[0].pid)
+
+
+@pytest.mark.parametrize("end", ["kill", "sweep"])
+def test_what_moves_all_the_time_is_caught_among_thousands_of_zombies(tmp_path: Path, end: str) -> None:
+    """Without a group, a process with a new pid every millisecond dies at once, however long /proc takes to read."""
+    zombies = [os.posix_spawn("/bin/true", ["true"], {}) for _ in range(ZOMBIES)]
+    try:
+        with open_bench(tmp_path / "state", cgroups=False) as bench:
+            attempt = bench.launch([PYTHON, "-I", "-S", "-c", MOVER])
+            attempt.until_log("up")
+            if end == "kill":
+                bench.executor.kill(attempt.control_dir)
+                assert attempt.wait().final is not None
+            else:
+                signal.pidfd_send_signal(attempt.launched.pidfd, signal.SIGKILL)
+                assert bench.executor.sweep(attempt.wait()).empty
+            assert attempt.survivors() == []
+    finally:
+        for pid in zombies:
+            os.waitpid(pid, 0)
 
 
 def _lives(pid: int) -> bool:
