@@ -54,7 +54,15 @@ def credit_verify(request: Request) -> JSONResponse:
 def runner_info(request: Request) -> JSONResponse:
     """Say who runs here."""
     room = room_of(request)
-    return JSONResponse(box.runner(room.reader(), room.paths, version=room.version, started_us=room.started_us))
+    return JSONResponse(
+        box.runner(
+            room.reader(),
+            room.paths,
+            version=room.version,
+            started_us=room.started_us,
+            stalled=room.live.stalled(),
+        )
+    )
 
 
 @router.post("/runner/stop", openapi_extra=bodies.NONE)
@@ -86,7 +94,12 @@ def run_doctor(request: Request) -> JSONResponse:
     live = room.live
     return JSONResponse(
         doctor.examine(
-            room.paths, enforced=live.enforced(), gpus=live.devices(), admission=live.admission(), ways=live.ways()
+            room.paths,
+            enforced=live.enforced(),
+            gpus=live.devices(),
+            admission=live.admission(),
+            stalled=live.stalled(),
+            ways=live.ways(),
         )
     )
 

@@ -69,6 +69,7 @@ class Context:
     trees: Spares
     clock: Clock = field(default_factory=Clock)
     admission: str = ""
+    stalled: str = ""  # why nothing can be launched now, though all else goes on
     step: Callable[[Step], None] = pass_by
     _environments: dict[tuple[int, bytes], Unsealed] = field(default_factory=dict)
     _facts: OrderedDict[int, JobFacts] = field(default_factory=OrderedDict)

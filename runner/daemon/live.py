@@ -30,6 +30,7 @@ def live_facts(context: Context, devices: Devices, preparer: Preparer, saver: Sa
         inventory=context.board.inventory,
         devices=lambda: _devices(context, devices),
         admission=lambda: context.admission,
+        stalled=lambda: context.stalled,
         enforced=lambda: {name: cgroups.enforces(name) for name in ("cpu", "memory")},
         ways=lambda: {"cgroup": cgroups.unified is not None, "mounts": context.mounts_permitted},
     )

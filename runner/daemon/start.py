@@ -61,7 +61,7 @@ class Starter:
     def start(self, order: Order) -> None:
         """Hand a committed attempt to a watcher; where that fails it is looked at again and launched again."""
         running = self.context.board.running.get(order.attempt.id)
-        if running is None:
+        if running is None or self.context.stalled:  # each is looked at again when there is a spawner
             return
         self.context.step(Step.LAUNCH_COMMITTED)
         running.launches += 1

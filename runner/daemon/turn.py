@@ -137,9 +137,9 @@ class Turn:
                 self.preparer.withdraw(effect.ref)
 
     def _decide(self, change: Change) -> list[Order]:
-        """Start what may start now, row by row; nothing on a full disk, where it could not even be launched."""
+        """Start what may start now, row by row; nothing where it could not be launched: disk full, no spawner."""
         orders: list[Order] = []
-        if self.context.board.waiting and not self.context.admission:
+        if self.context.board.waiting and not self.context.admission and not self.context.stalled:
             self.devices.refresh()
             while not self._start_what_may(change, orders):
                 pass

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from functools import partial
 from pathlib import Path
 
+from runner.core.errors import StokerError
 from runner.daemon.context import Context
 from runner.daemon.loop import Loop
 from runner.daemon.start import Starter
@@ -15,6 +17,9 @@ HINT_BYTES = 256
 HINTS_A_TURN = 1000
 # Nobody sees a job's start this much later, and one that ends meanwhile is written down by one turn instead of two.
 STARTED_S = 0.005
+BACKOFF_S = (1, 2, 4, 8, 16, 32, 60)
+
+log = logging.getLogger("stoker.watch")
 
 
 class Watch:
@@ -26,6 +31,8 @@ class Watch:
         self.starter = starter
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         self._spawner = -1
+        self._serving = False
+        self._failures = 0
 
     def open(self) -> None:
         """Bind the socket anew and begin to listen."""
@@ -57,20 +64,49 @@ class Watch:
         if attempt_id in self.context.board.running:
             self.loop.look_at(attempt_id)
 
+    def ready(self) -> None:
+        """Say that this runner serves; where no spawner is up the next one is told."""
+        self._serving = True
+        if self._spawner >= 0:
+            try:
+                self.context.link.ready()
+            except StokerError as error:
+                self._without(error)
+
     def _mind_spawner(self) -> None:
-        """A dead spawner is replaced at once; watchers do not need it, but the next job does."""
-        self._spawner = self.context.link.open_spawner()
+        """Have a spawner: watchers do not need it, but the next job does, and so does a runner that dies.
+
+        Where none can be started nothing else suffers: it is tried again, and what waits says why.
+        """
+        try:
+            self._spawner = self.context.link.open_spawner()
+            if self._serving:
+                self.context.link.ready()
+        except (StokerError, OSError) as error:
+            self._without(error)
+            return
+        self._failures, self.context.stalled = 0, ""
         self.loop.listen(self._spawner, self._spawner_died)
+        self.starter.devices.locks.keep_all()
+        for running in self.context.board.running.values():
+            self.loop.look_at(running.attempt_id)
 
     def _spawner_died(self) -> None:
+        """Replace it at once."""
+        self._let_go()
+        self._mind_spawner()
+
+    def _without(self, error: Exception) -> None:
+        self._let_go()
+        wait_s = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
+        self._failures += 1
+        self.context.stalled = f"no spawner is up: {error}"
+        log.error("%s; next try in %d s", self.context.stalled, wait_s)
+        self.loop.after(wait_s, self._mind_spawner)
+
+    def _let_go(self) -> None:
         if self._spawner >= 0:
             self.loop.forget(self._spawner)
             os.close(self._spawner)
             self._spawner = -1
         self.context.link.close()
-        self.context.link.connect()
-        self.context.link.ready()
-        self.starter.devices.locks.keep_all()
-        for running in self.context.board.running.values():
-            self.loop.look_at(running.attempt_id)
-        self._mind_spawner()

@@ -71,7 +71,9 @@ def settings(config: Config) -> dict[str, Any]:
     return {"version": 1, "settings": shown}
 
 
-def runner(connection: sqlite3.Connection, paths: Paths, *, version: str, started_us: int) -> dict[str, Any]:
+def runner(
+    connection: sqlite3.Connection, paths: Paths, *, version: str, started_us: int, stalled: str
+) -> dict[str, Any]:
     """Say who runs, since when, with what."""
     names = (
         "state_dir",
@@ -90,6 +92,7 @@ def runner(connection: sqlite3.Connection, paths: Paths, *, version: str, starte
         "private": True,
         "state_dir": paths.state_dir,
         "started_at": iso(started_us),
+        "spawner": stalled or "up",
         "jobs": listing.counts(connection),
         "paths": {name: getattr(paths, name) for name in names},
     }

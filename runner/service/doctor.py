@@ -29,7 +29,13 @@ class Check:
 
 
 def examine(
-    paths: Paths, *, enforced: Mapping[str, bool], gpus: Mapping[str, Any], admission: str, ways: Mapping[str, bool]
+    paths: Paths,
+    *,
+    enforced: Mapping[str, bool],
+    gpus: Mapping[str, Any],
+    admission: str,
+    stalled: str,
+    ways: Mapping[str, bool],
 ) -> dict[str, Any]:
     """Run every check. `ways` says what this runner may do: mounts, cgroup kill."""
     checks = [
@@ -37,6 +43,7 @@ def examine(
         _filesystem(paths),
         _space(paths, admission),
         _state_mode(paths),
+        _spawner(stalled),
         _gpus(gpus),
         _cgroup(ways),
         *(_limit(name, holds=holds) for name, holds in enforced.items()),
@@ -79,6 +86,12 @@ def _state_mode(paths: Paths) -> Check:
     if mode & 0o077:
         return Check("state directory", "fail", f"mode {mode:04o} lets others in", f"chmod 700 {paths.state_dir}")
     return Check("state directory", "ok", f"{paths.state_dir}, mode {mode:04o}")
+
+
+def _spawner(stalled: str) -> Check:
+    if stalled:
+        return Check("spawner", "fail", stalled, "`stoker service logs` says why; it is tried again by itself")
+    return Check("spawner", "ok", "up: it starts jobs, and the runner where that dies")
 
 
 def _gpus(gpus: Mapping[str, Any]) -> Check:

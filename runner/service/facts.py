@@ -21,5 +21,6 @@ class LiveFacts:
     inventory: Callable[[], Inventory]
     devices: Callable[[], dict[str, Any]]
     admission: Callable[[], str]
+    stalled: Callable[[], str]
     enforced: Callable[[], dict[str, bool]]
     ways: Callable[[], dict[str, bool]]

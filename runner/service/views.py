@@ -161,6 +161,8 @@ def wait_reason(row: Row, live: LiveFacts, now_us: int) -> WaitReason | None:
         return preparing
     if admission := live.admission():
         return WaitReason(Waiting.DISK, admission)
+    if stalled := live.stalled():
+        return WaitReason(Waiting.BACKOFF, f"nothing can be started now: {stalled}")
     return live.explain(row.job_id) or WaitReason(Waiting.RESOURCES, "it starts next")
 
 

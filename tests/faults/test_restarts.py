@@ -203,6 +203,34 @@ def test_stale_sockets_are_no_obstacle(tmp_path: Path) -> None:
         assert box.spawner_pid() not in {0, spawner}
 
 
+def test_a_runner_serves_on_while_no_spawner_can_be_started(tmp_path: Path) -> None:
+    """Jobs go on and end, new ones wait and say why, service status and doctor too; all goes on when one is up."""
+    with open_box(tmp_path / "state") as box:
+        gate, lock = tmp_path / "go", Path(box.paths.run_dir, "spawner.lock")
+        job = box.submit("/bin/sh", "-c", f"while [ ! -e {gate} ]; do sleep 0.02; done; exit 7")
+        box.wait_state(job, "running")
+        runner = box.runner_pid()
+        lock.unlink()
+        lock.mkdir()  # what it has to open, no spawner can
+        kill(box.spawner_pid())
+        until(lambda: box.get("/v1/runner")["spawner"] != "up", what="word of the missing spawner")
+        following = box.submit("/bin/true")
+        reason = box.show(following)["reason"]
+        assert (reason["kind"], "no spawner is up" in reason["sentence"]) == ("backoff", True)
+        levels = {each["name"]: each["level"] for each in box.get("/v1/doctor")["checks"]}
+        assert levels["spawner"] == "fail"
+        gate.touch()
+        box.wait_state(job, "failed")
+        assert box.show(job)["exit_code"] == 7
+        assert box.rows("SELECT state FROM elements WHERE job_id = ?", following) == [("pending",)]
+        lock.rmdir()
+        box.wait_state(following, "succeeded")
+        assert box.get("/v1/runner")["spawner"] == "up"
+        assert box.runner_pid() == runner
+        kill(runner)
+        until(box.answers, what="the next runner")
+
+
 def test_what_waited_starts_under_the_next_runner_by_itself(tmp_path: Path) -> None:
     """Nothing runs and nobody asks: a runner that comes up decides about what it finds in the queue."""
     with open_box(tmp_path / "state") as box:

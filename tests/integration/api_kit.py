@@ -78,6 +78,7 @@ class Box:
                 inventory=lambda: INVENTORY,
                 devices=lambda: {"devices": [], "driver": "", "error": ""},
                 admission=lambda: self.admission,
+                stalled=lambda: "",
                 enforced=lambda: {"cpu": False, "memory": False},
                 ways=lambda: {"cgroup": False, "mounts": self.mounts_permitted},
             ),
