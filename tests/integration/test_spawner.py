@@ -258,6 +258,7 @@ def test_requests_out_of_order_are_refused(bench: Bench, frame: dict[str, object
 def test_descriptors_are_closed_on_all_paths(bench: Bench) -> None:
     """A hundred launches, looks and stops leave runner and spawner with the descriptors they had."""
     bench.run(["true"])
+    until(lambda: bench.link.ping()["watchers"] == 0)
     spawner = Path(f"/proc/{bench.link.spawner_pid}/fd")
     before = len(os.listdir("/proc/self/fd")), len(os.listdir(spawner))
     for _ in range(25):
