@@ -322,9 +322,14 @@ def marks_of(connection: sqlite3.Connection, attempt_id: int) -> tuple[str, str 
 
 
 def spent_endings(connection: sqlite3.Connection, ref: Ref) -> list[str]:
-    """Return how the earlier attempts of an element ended, oldest first."""
+    """Return how the attempts of an element ended since somebody last asked for it to run, oldest first.
+
+    `stoker start` queues an element anew, so that what went before spends no budget any more.
+    """
     rows = connection.execute(
-        "SELECT ending FROM attempts WHERE job_id = ? AND idx = ? AND ending IS NOT NULL ORDER BY number", ref
+        "SELECT a.ending FROM attempts a JOIN elements e ON e.job_id = a.job_id AND e.idx = a.idx"
+        " WHERE a.job_id = ? AND a.idx = ? AND a.ending IS NOT NULL AND a.decided_us >= e.queued_us ORDER BY a.number",
+        ref,
     )
     return [row[0] for row in rows]
 

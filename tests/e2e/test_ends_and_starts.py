@@ -20,6 +20,15 @@ def test_retries_are_spent_and_the_last_code_stands(runner: Box) -> None:
     assert [each["exit_code"] for each in shown["attempts"]] == [11, 12]
 
 
+def test_a_start_by_hand_begins_the_budget_anew(runner: Box) -> None:
+    """Who asks for a failed job again gets its retries again."""
+    job = runner.submit("--retries", "1", "--", "sh", "-c", "exit $((10 + STOKER_ATTEMPT))")
+    runner.wait(job)
+    runner.ok("start", job)
+    shown = runner.wait(job)
+    assert [each["exit_code"] for each in shown["attempts"]] == [11, 12, 13, 14]
+
+
 def test_a_back_off_outlives_the_runner(runner: Box) -> None:
     """A job that waits out a back-off waits on under a restarted runner, and is started once."""
     job = runner.submit("--retries", "2", "--", "sh", "-c", "exit 1")
@@ -35,7 +44,7 @@ def test_a_back_off_outlives_the_runner(runner: Box) -> None:
 
 
 def test_a_job_stopped_in_its_back_off_can_be_started_at_once(runner: Box) -> None:
-    """Stopped and started again within its back-off, it runs once, however many timers were set before."""
+    """Stopped and started again within its back-off, it runs once at a time, however many timers were set before."""
     job = runner.submit("--retries", "1", "--", "sh", "-c", "exit 1")
     runner.wait_state(job, "pending")
     wait_until(lambda: runner.show(job)["attempts"], what="the first attempt")
@@ -46,7 +55,7 @@ def test_a_job_stopped_in_its_back_off_can_be_started_at_once(runner: Box) -> No
     assert runner.wait(job)["state"] == "failed"
     last = runner.submit("--", "sleep", "1.5")
     assert runner.wait(last)["state"] == "succeeded"
-    assert len(runner.show(job)["attempts"]) == 2
+    assert len(runner.show(job)["attempts"]) == 3
 
 
 def test_a_stop_before_a_back_off_ends_saves_what_is_there(runner: Box) -> None:
