@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -17,20 +14,23 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from runner.api.room import Room, room_of, uid_of
 from runner.api.routes_jobs import ID_MAX
-from runner.core.errors import WaitTimedOut
-from runner.core.reasons import Waiting
+from runner.api.streams import Asked, Ear, Place, follow_array, follow_job, frame
+from runner.core.errors import UsageError, WaitTimedOut
+from runner.core.spec import ARRAY_MAX
 from runner.service import logs, views
-from runner.service.logs import LogOf
-from runner.service.refs import Target
 from runner.state import listing
-from runner.telemetry.follow import follow
 from runner.telemetry.logs import read_log
-from runner.telemetry.masking import Mask
 
 router = APIRouter(prefix="/v1")
 
 WAIT_MAX_S = 10 * 365 * 86400.0
+WAIT_JOBS_MAX = 1000
 EVENTS_PAGE = 500
+RESUME_MAX = 60_000
+_PLACE = r"([0-9]{1,9}:){1,2}[0-9]{1,18}"
+_RESUME = rf"^({_PLACE}(,{_PLACE})*)?$"
+_RANGE = r"[0-9]{1,9}(-[0-9]{1,9})?"
+_DONE = rf"^({_RANGE}(,{_RANGE})*)?$"
 
 
 @router.get("/jobs/{ref}/logs")
@@ -42,15 +42,22 @@ def job_log(
     rank: Annotated[int, Query(ge=0, le=1000)] = 0,
     tail: Annotated[int | None, Query(ge=0, le=10_000_000)] = None,
     offset: Annotated[int, Query(ge=0, le=ID_MAX, alias="from")] = 0,
-    resume: Annotated[str | None, Query(pattern=r"^[0-9]{1,9}:[0-9]{1,18}$")] = None,
+    resume: Annotated[str, Query(max_length=RESUME_MAX, pattern=_RESUME)] = "",
+    done: Annotated[str, Query(max_length=RESUME_MAX, pattern=_DONE)] = "",
 ) -> Response:
-    """Return the bytes of a log, or follow it to the end of the job as server-sent events."""
+    """Return the bytes of a log, or follow it to the end of the job as server-sent events.
+
+    `resume` says how far a follower was, as ATTEMPT:OFFSET; of an array as INDEX:ATTEMPT:OFFSET for each element that
+    it was in the middle of, while `done` are those that it has whole: 0-7,9.
+    """
     room = room_of(request)
     target = room.target(ref, uid_of(request))
     mask = logs.mask_of(room.reader(), room.sealer, target)
     if follow:
-        place = Place(*map(int, resume.split(":"))) if resume else Place(None, offset)
-        stream = _follow(room, target, mask, place, tail, attempt, rank)
+        place, places = _places(resume, offset)
+        asked = Asked(place, tail, attempt, rank, places, _indices(done))
+        whole_array = target.is_array and target.index is None
+        stream = (follow_array if whole_array else follow_job)(room, target, mask, asked)
         return StreamingResponse(stream, media_type="text/event-stream")
     found = logs.log_of(room.reader(), room.paths, target, attempt, rank)
     paths = [found.path] if found is not None else []
@@ -70,19 +77,17 @@ async def wait_for_job(
     request: Request, ref: str, timeout_s: Annotated[float | None, Query(ge=0, le=WAIT_MAX_S)] = None
 ) -> JSONResponse:
     """Answer with the outcome of a job, when it has one."""
-    room, uid = room_of(request), uid_of(request)
-    target = await run_in_threadpool(room.target, ref, uid)
-    with Ear(room, target.job_id) as ear:
-        try:
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    outcome = await run_in_threadpool(lambda: views.outcome(room.reader(), target))
-                    if outcome is not None:
-                        return JSONResponse(outcome)
-                    await ear.hear()
-        except TimeoutError:
-            hint = "it goes on; wait again, or `stoker attach` follows it"
-            raise WaitTimedOut(f"job {target.label} has not finished after {timeout_s:g} s", hint=hint) from None
+    return await _first_outcome(request, [ref], timeout_s)
+
+
+@router.get("/wait")
+async def wait_for_any(
+    request: Request,
+    ref: Annotated[list[str], Query(min_length=1, max_length=WAIT_JOBS_MAX)],
+    timeout_s: Annotated[float | None, Query(ge=0, le=WAIT_MAX_S)] = None,
+) -> JSONResponse:
+    """Answer with the outcome of the first of some jobs to end."""
+    return await _first_outcome(request, ref, timeout_s)
 
 
 @router.get("/events")
@@ -96,105 +101,22 @@ def follow_events(
     return JSONResponse({"version": 1, "events": _shown_events(room, after)})
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """How far a follower had read: an offset in the log of one attempt, of whichever comes first when none is said."""
-
-    attempt: int | None
-    offset: int
-
-    def offset_in(self, number: int) -> int:
-        """Return where to go on in the log of attempt `number`."""
-        return self.offset if self.attempt in (None, number) else 0
-
-
-class Ear:
-    """Hears of changes to a job on the event loop; changes while nobody listens are not lost."""
-
-    def __init__(self, room: Room, job_id: int | None) -> None:
-        self._event = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        self._forget: Callable[[], None] = room.hub.listen(job_id, lambda: loop.call_soon_threadsafe(self._event.set))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._forget()
-
-    async def hear(self) -> None:
-        """Wait for the next change."""
-        await self._event.wait()
-        self._event.clear()
-
-
-async def _follow(
-    room: Room, target: Target, mask: Mask, place: Place, tail: int | None, attempt: int | None, rank: int
-) -> AsyncIterator[bytes]:
-    """Tell states while the job waits, its log while it runs, attempt after attempt, and its outcome at last.
-
-    `attempt` frames say whose offsets the `log` frames after them have; 0 is the build of the environment.
-    """
-    told: tuple[Any, ...] = ()
-    seen = 0
-    built = bool(place.attempt) or tail is not None or attempt is not None
-    with Ear(room, target.job_id) as ear:
-        while True:
-            document = await run_in_threadpool(lambda: views.explain(room.reader(), room.live, target, room.now_us()))
-            state = (document["state"], json.dumps(document["reasons"]))
-            if state != told:
-                told = state
-                yield frame("state", {"state": document["state"], "reasons": document["reasons"]})
-            if not built and os.path.exists(logs.environment_log(room.paths, target)):
-                built = True
-                yield frame("attempt", {"number": 0})
-                async for piece in _build_output(room, target, mask, place.offset_in(0)):
-                    yield piece
-                continue
-            found = await run_in_threadpool(lambda: logs.log_of(room.reader(), room.paths, target, attempt, rank))
-            # An attempt has a row before its watcher has opened the log; the next change tells.
-            if found is not None and found.number != seen and (found.ended or os.path.exists(found.path)):
-                seen = found.number
-                yield frame("attempt", {"number": found.number})
-                async for piece in _log(room, found, mask, place.offset_in(found.number), tail, rank):
-                    yield piece
-                place, tail = Place(found.number + 1, 0), None
-                continue
-            outcome = await run_in_threadpool(lambda: views.outcome(room.reader(), target))
-            if outcome is not None:
-                yield frame("end", outcome)
-                return
-            await ear.hear()
-
-
-async def _log(room: Room, found: LogOf, mask: Mask, offset: int, tail: int | None, rank: int) -> AsyncIterator[bytes]:
-    """Yield the frames of one attempt's log until it has ended; one that never wrote has no file."""
-    for path in (found.path, room.paths.job_log(found.attempt_id, rank)):
+async def _first_outcome(request: Request, refs: Sequence[str], timeout_s: float | None) -> JSONResponse:
+    room, uid = room_of(request), uid_of(request)
+    targets = await run_in_threadpool(lambda: [room.target(ref, uid) for ref in refs])
+    with Ear(room, {target.job_id for target in targets}) as ear:
         try:
-            if tail is not None:
-                offset = (await run_in_threadpool(read_log, path, tail_lines=tail)).start
-
-            def ended() -> bool:
-                return logs.attempt_ended(room.reader(), found.attempt_id)
-
-            async for piece in follow(room.tail, path, offset, mask=mask, ended=ended):
-                yield piece
-            return
-        except FileNotFoundError:
-            continue
-
-
-async def _build_output(room: Room, target: Target, mask: Mask, offset: int) -> AsyncIterator[bytes]:
-    """Yield what the build of a job's environment says, until it is done."""
-
-    def ended() -> bool:
-        reason = room.live.preparing(target.job_id)
-        return reason is None or reason.kind is not Waiting.ENVIRONMENT
-
-    with suppress(OSError):
-        path = logs.environment_log(room.paths, target)
-        async for piece in follow(room.tail, path, offset, mask=mask, ended=ended):
-            yield piece
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    outcome = await run_in_threadpool(lambda: views.first_outcome(room.reader(), targets))
+                    if outcome is not None:
+                        return JSONResponse(outcome)
+                    await ear.hear()
+        except TimeoutError:
+            label = targets[0].label
+            said = f"job {label} has not" if len(targets) == 1 else f"none of {len(targets)} jobs has"
+            hint = "it goes on; wait again, or `stoker attach` follows it" if len(targets) == 1 else "they go on"
+            raise WaitTimedOut(f"{said} finished after {timeout_s:g} s", hint=hint) from None
 
 
 async def _events(room: Room, after: int) -> AsyncIterator[bytes]:
@@ -219,6 +141,24 @@ def _shown_events(room: Room, after: int) -> list[dict[str, Any]]:
     ]
 
 
-def frame(event: str, document: dict[str, Any]) -> bytes:
-    """Return one server-sent event."""
-    return f"event: {event}\ndata: {json.dumps(document)}\n\n".encode()
+def _places(resume: str, offset: int) -> tuple[Place, dict[int, Place]]:
+    """Return where a follower was: in the log of a job, or of the whole array, and in those of single elements."""
+    place, places = Place(None, offset), {}
+    for text in resume.split(",") if resume else ():
+        *index, attempt, at = map(int, text.split(":"))
+        if index:
+            places[index[0]] = Place(attempt, at)
+        else:
+            place = Place(attempt, at)
+    return place, places
+
+
+def _indices(done: str) -> frozenset[int]:
+    found: set[int] = set()
+    for text in done.split(",") if done else ():
+        first, _, last = text.partition("-")
+        indices = range(int(first), int(last or first) + 1)
+        if len(indices) + len(found) > ARRAY_MAX:
+            raise UsageError("done names more elements than an array has", hint="write ranges: 0-7,9")
+        found.update(indices)
+    return frozenset(found)

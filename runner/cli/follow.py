@@ -19,44 +19,47 @@ if TYPE_CHECKING:
 SECOND_INTERRUPT_S = 2.0
 PAUSE_MIN_S = 0.01
 PAUSE_MAX_S = 1.0
+LINE_MAX_BYTES = 1 << 16
 
 
 class Follower:
-    """Prints the log of one job as it grows, and tells its changes of state on stderr."""
+    """Prints the log of one job as it grows, and tells its changes of state on stderr.
+
+    Of an array all elements are followed at once, each line under the name of its element.
+    """
 
     def __init__(self, client: Client, out: Out, ref: str, *, raw: bool = False, states: bool = True) -> None:
         self._client = client
         self._out = out
         self._ref = ref
         self._states = states
-        self._filter = None if raw or not out.stdout_is_tty else LogFilter()
+        self._filters = not raw and out.stdout_is_tty
         self._said = ""
+        # The logs under way, by element; that of a job that is no array, or of the whole, is under None.
+        self._logs: dict[int | None, _Log] = {}
+        self._index: int | None = None
+        self._is_array = False
+        self._done: set[int] = set()
         self.title = f"job {ref}"
 
     def follow(self, *, offset: int | None = None, **choice: object) -> dict[str, Any]:
         """Return the outcome; `choice` is the query (tail, attempt, rank). Takes up at the same byte after a break."""
-        number: int | None = None
         pause_s = PAUSE_MIN_S
         while True:
-            resume = None if number is None else f"{number}:{offset or 0}"
-            path = query(job_path(self._ref, "/logs"), follow=1, from_=offset, resume=resume, **choice)
+            began = {"from_": offset} if not self._logs and not self._done else {"resume": self._places()}
+            path = query(job_path(self._ref, "/logs"), follow=1, **began, done=_ranges(self._done), **choice)
+            self._index = None
             try:
                 for event, document in self._client.events(path):
                     pause_s = PAUSE_MIN_S
-                    if event == "attempt":
-                        # Offsets are those of one attempt's log; 0 is the build of its environment.
-                        if document["number"] != number:
-                            number, offset = document["number"], offset if number is None else 0
+                    if event == "element":
+                        self._is_array, self._index = True, document["index"]
                     elif event == "log":
-                        data = document["text"].encode("utf-8", "surrogateescape")
-                        self._print(data, document)
-                        offset = document.get("next", document["offset"] + len(data))
                         choice.pop("tail", None)
-                    elif event == "state":
-                        self.tell_state(document)
-                    elif event == "end":
+                    if event == "end" and self._index is None:
                         self._finish()
                         return dict(document)
+                    self._take(event, document, offset or 0)
             except Lost:
                 pass
             time.sleep(pause_s)  # a stream that ended without its end: ask again, never spin
@@ -82,21 +85,94 @@ class Follower:
         elif state == "pending":
             self._out.status(line)
 
-    def _print(self, data: bytes, document: dict[str, Any]) -> None:
-        if self._out.format in {"json", "jsonl"}:
-            self._out.data(dumps(document))
-            self._out.flush()
-        elif self._filter:
-            self._out.raw(self._filter.feed(data).encode("utf-8", "replace"))
-        else:
-            self._out.raw(data)
+    def _take(self, event: str, document: dict[str, Any], offset: int) -> None:
+        """Take one event of the job, or of the element whose turn it is."""
+        log = self._logs.get(self._index)
+        if event == "attempt":
+            # Offsets are those of one attempt's log; 0 is the build of its environment.
+            if log is None:
+                self._logs[self._index] = self._new_log(document["number"], offset if self._index is None else 0)
+            elif document["number"] != log.number:
+                log.number, log.offset = document["number"], 0
+        elif event == "log":
+            if log is None:
+                log = self._logs[self._index] = self._new_log(1, 0)
+            data = document["text"].encode("utf-8", "surrogateescape")
+            log.offset = document.get("next", document["offset"] + len(data))
+            if self._out.format in {"json", "jsonl"}:
+                self._out.data(dumps({"index": self._index, **document} if self._is_array else document))
+                self._out.flush()
+            else:
+                self._out.raw(log.shown(data))
+        elif event == "state":
+            self.tell_state(document)
+        elif event == "end" and self._index is not None:
+            self._end_element(self._index, document)
+
+    def _new_log(self, number: int, offset: int) -> _Log:
+        prefix = "" if not self._is_array else f"{self._ref_of(self._index)} | "
+        return _Log(number, offset, LogFilter() if self._filters else None, prefix.encode())
+
+    def _ref_of(self, index: int | None) -> str:
+        return self._ref if index is None else f"{self._ref}[{index}]"
+
+    def _end_element(self, index: int, outcome: dict[str, Any]) -> None:
+        log = self._logs.pop(index, None)
+        self._done.add(index)
+        if log is not None and self._out.format not in {"json", "jsonl"}:
+            self._out.raw(log.rest())
+        if self._states and outcome.get("code"):
+            self._out.note(str(outcome.get("summary") or f"job {self._ref_of(index)} {outcome.get('state')}"))
+
+    def _places(self) -> str:
+        """Return how far each log was read, as the API takes it."""
+        return ",".join(
+            ("" if index is None else f"{index}:") + f"{log.number}:{log.offset}" for index, log in self._logs.items()
+        )
 
     def _finish(self) -> None:
-        if self._filter:
-            rest = self._filter.feed(b"", final=True)
-            if rest:
-                self._out.raw(rest.encode("utf-8", "replace"))
+        if self._out.format not in {"json", "jsonl"}:
+            for log in self._logs.values():
+                self._out.raw(log.rest())
         self._out.clear_status()
+
+
+class _Log:
+    """How far one log was read, and how it is shown: as it is, or whole lines that say whose they are."""
+
+    def __init__(self, number: int, offset: int, filter: LogFilter | None, prefix: bytes) -> None:  # noqa: A002
+        self.number = number
+        self.offset = offset
+        self._filter = filter
+        self._prefix = prefix
+        self._line = b""
+
+    def shown(self, data: bytes, *, final: bool = False) -> bytes:
+        """Return what may be printed now that `data` has come."""
+        if self._filter:
+            data = self._filter.feed(data, final=final).encode("utf-8", "replace")
+        if not self._prefix:
+            return data
+        *lines, self._line = (self._line + data).split(b"\n")
+        if len(self._line) > LINE_MAX_BYTES or (final and self._line):
+            lines.append(self._line)
+            self._line = b""
+        return b"".join(self._prefix + line + b"\n" for line in lines)
+
+    def rest(self) -> bytes:
+        """Return what is left to print at the end of the log."""
+        return self.shown(b"", final=True)
+
+
+def _ranges(indices: set[int]) -> str:
+    """Return indices as ranges: 0-7,9."""
+    ranges: list[list[int]] = []
+    for index in sorted(indices):
+        if ranges and ranges[-1][1] == index - 1:
+            ranges[-1][1] = index
+        else:
+            ranges.append([index, index])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
 def _reason(document: dict[str, Any]) -> dict[str, Any]:

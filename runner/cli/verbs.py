@@ -151,7 +151,11 @@ VERBS: dict[str, Verb] = {
             "wait",
             "Wait until jobs have ended; 0 only when all succeeded.",
             "JOB...",
-            (Flag("--timeout", "Give up after this time (90s, 30m); exit code 124.", "DURATION"),),
+            (
+                Flag("--all", "Until all of them have ended: the default."),
+                Flag("--any", "Until the first of them has ended; the exit code is its own."),
+                Flag("--timeout", "Give up after this time (90s, 30m); exit code 124.", "DURATION"),
+            ),
         ),
         Verb(
             "stop",

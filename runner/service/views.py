@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -143,6 +144,14 @@ def outcome(connection: sqlite3.Connection, target: Target) -> dict[str, Any] | 
         "hint": _hint(row),
         "outputs": [_output(each) for each in artifacts.of_job(connection, target.job_id) if _meant(each.ref, target)],
     }
+
+
+def first_outcome(connection: sqlite3.Connection, targets: Sequence[Target]) -> dict[str, Any] | None:
+    """Return the outcome of that of some jobs which ended first; None while all of them go on."""
+    over = [each for each in targets if not listing.is_unfinished(connection, each.job_id, each.index)]
+    if not over:
+        return None
+    return outcome(connection, min(over, key=lambda each: listing.finished_us(connection, each.job_id, each.index)))
 
 
 def wait_reason(row: Row, live: LiveFacts, now_us: int) -> WaitReason | None:

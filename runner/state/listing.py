@@ -129,6 +129,35 @@ def is_unfinished(connection: sqlite3.Connection, job_id: int, index: int | None
     return row is not None
 
 
+def finished_us(connection: sqlite3.Connection, job_id: int, index: int | None) -> int:
+    """Return when the last element of a finished job, or this one, finished; 0 where none did."""
+    row = connection.execute(
+        "SELECT MAX(finished_us) FROM elements WHERE job_id = ? AND (? IS NULL OR idx = ?)", (job_id, index, index)
+    ).fetchone()
+    return int(row[0] or 0)
+
+
+def finished_elements(connection: sqlite3.Connection, job_id: int) -> frozenset[int]:
+    """Return the elements of a job that have finished."""
+    rows = connection.execute("SELECT idx FROM elements WHERE job_id = ? AND finished_us IS NOT NULL", (job_id,))
+    return frozenset(index for (index,) in rows)
+
+
+def begun(connection: sqlite3.Connection, job_id: int, after: int | None, limit: int) -> list[tuple[int, int]]:
+    """Return (attempt, element) of the attempts of a job opened after one, oldest first; from its first where None.
+
+    It costs what was opened since, in all jobs, and nothing for the history: the attempts are gone through by number.
+    """
+    if after is None:
+        first = connection.execute("SELECT MIN(id) FROM attempts WHERE job_id = ?", (job_id,)).fetchone()[0]
+        if first is None:
+            return []
+        after = first - 1
+    return connection.execute(
+        "SELECT id, idx FROM attempts WHERE id > ? AND +job_id = ? ORDER BY id LIMIT ?", (after, job_id, limit)
+    ).fetchall()
+
+
 def pending(connection: sqlite3.Connection, job_id: int, index: int | None, now_us: int, limit: int) -> list[Row]:
     """Return one pending element for each way in which elements of a job wait."""
     rows = connection.execute(

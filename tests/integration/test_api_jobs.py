@@ -108,6 +108,28 @@ def test_a_reason_is_asked_for_once(box: Box) -> None:
     assert box.explained == before + 1
 
 
+def test_waiting_for_any_of_some_jobs(box: Box) -> None:
+    """The one that ends first answers, an array when all of it is over; of several that have ended, the earliest."""
+    array, first, second = box.submit(flags=[("--array", "0-1")]), box.submit(), box.submit()
+    path = f"/v1/wait?ref={array}&ref={first}&ref={second}"
+    status, problem = box.ask("GET", path + "&timeout_s=0")
+    assert (status, problem["message"]) == (504, "none of 3 jobs has finished after 0 s")
+    answers = []
+    waiter = threading.Thread(target=lambda: answers.append(box.ask("GET", path)))
+    waiter.start()
+    box.finish(array, 0)
+    box.finish(second, state="failed", code=7)
+    box.hub.changed({second})
+    waiter.join(10)
+    assert (answers[0][1]["id"], answers[0][1]["code"]) == (str(second), 7)
+    box.now_us += 1
+    box.finish(first)
+    assert box.ask("GET", path)[1]["id"] == str(second)
+    assert box.ask("GET", f"/v1/wait?ref={array}&ref={first}")[1]["id"] == str(first)
+    assert box.ask("GET", "/v1/wait?ref=nobody")[0] == 404
+    assert box.ask("GET", "/v1/wait")[0] == 400
+
+
 def test_waiting_for_an_array(box: Box) -> None:
     """`wait` of an array answers when all elements are over: 0 if all succeeded, else 1, the failed one speaking."""
     array = box.submit(flags=[("--array", "0-2")])

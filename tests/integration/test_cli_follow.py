@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.api import OUTCOME, Answer, FakeApi, Request, event, log_event
+from tests.fakes.api import OUTCOME, SUBMITTED, Answer, FakeApi, Request, event, log_event
 from tests.integration.cli_kit import Cli, serving
 
 LOGS = "GET /v1/jobs/42/logs"
@@ -176,6 +176,41 @@ def test_a_runner_stopped_under_a_follower_is_not_brought_back(cli: Cli, api: Fa
     assert (done.returncode, done.stdout) == (7, "x\n")
     assert "error: the runner was stopped" in done.stderr
     assert (cli.state_dir / "run/stopped").exists()
+
+
+def test_an_array_is_followed_element_by_element(cli: Cli, api: FakeApi) -> None:
+    """Each line says whose it is and comes whole and once, over a break too; the code is that of the whole."""
+    submitted = {**SUBMITTED, "elements": {"pending": 3}}
+    api.routes["POST /v1/jobs"] = Answer(submitted, 201)
+    failed = {**OUTCOME, "id": "42[2]", "code": 7, "summary": "job 42[2] brave-otter failed"}
+    first = [
+        element(None),
+        event("state", {"state": "running", "reasons": []}),
+        *[element(0), event("attempt", {"number": 1}), log_event(0, b"zero\nha")],
+        *[element(2), event("attempt", {"number": 1}), log_event(0, b"two\n"), event("end", failed)],
+    ]
+    second = [
+        element(None),
+        *[element(0), event("attempt", {"number": 1}), log_event(7, b"lf\n"), event("end", OUTCOME)],
+        *[element(1), event("attempt", {"number": 1}), log_event(0, b"no newline"), event("end", OUTCOME)],
+        *[element(None), event("end", {**OUTCOME, "code": 1, "summary": "job 42 brave-otter failed"})],
+    ]
+    answers = iter([Answer(stream=iter(first), cut=True), Answer(stream=iter(second))])
+    api.routes[LOGS] = lambda _: next(answers)
+    done = cli("run", "--array", "0-2", "--", "true")
+    assert done.returncode == 1
+    assert done.stdout == "42[0] | zero\n42[2] | two\n42[0] | half\n42[1] | no newline\n"
+    assert done.stderr.splitlines()[1:] == [
+        "job 42 brave-otter · running",
+        "job 42[2] brave-otter failed",
+        "job 42 brave-otter failed",
+    ]
+    assert api.requests[2].query == "follow=1&resume=0%3A1%3A7&done=2"
+
+
+def element(index: int | None) -> bytes:
+    """Return the event that says whose the next ones are."""
+    return event("element", {"index": index})
 
 
 def _endless() -> Iterator[bytes]:

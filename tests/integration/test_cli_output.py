@@ -302,6 +302,17 @@ def test_wait_gives_the_jobs_code(cli: Cli, api: FakeApi) -> None:
     assert cli("submit", "-w", "--", "true").returncode == 0
 
 
+def test_wait_for_any_gives_the_code_of_the_first(cli: Cli, api: FakeApi) -> None:
+    """All are waited for in one question; with --all it would be another, so both at once are refused."""
+    api.routes["GET /v1/wait"] = {**OUTCOME, "id": "43", "code": 7, "summary": "job 43 failed"}
+    done = cli("wait", "--any", "--timeout", "5s", "42", "brave otter")
+    assert (done.returncode, done.stderr) == (7, "job 43 failed\n")
+    assert api.requests[0].query == "ref=42&ref=brave%20otter&timeout_s=5.000"
+    assert cli("wait", "--all", "42").returncode == 0
+    refused = cli("wait", "--any", "--all", "42")
+    assert (refused.returncode, refused.stderr.splitlines()[0]) == (2, "error: --any and --all do not go together")
+
+
 def test_completion_offers_verbs_flags_and_jobs(cli: Cli, api: FakeApi) -> None:
     """Verbs and flags come from the declarations, ids and names from the runner."""
     assert cli("_complete", "su").stdout == "submit\n"

@@ -34,8 +34,6 @@ def run(args: Args, client: Client, out: Out) -> int:
         follower.title = f"job {ref} {answer['name']}"
         out.note(f"{follower.title} · {waiting_sentence(answer)}")
         follower.known(answer)
-        if answer.get("elements"):
-            return wait_all([ref], client, out, None)
         return end_with(follower.follow(offset=0), out)
     except KeyboardInterrupt:
         return detach(ref, client, out)

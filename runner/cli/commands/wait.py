@@ -1,4 +1,4 @@
-"""`stoker wait`: until jobs have ended; 0 only when all of them succeeded."""
+"""`stoker wait`: until jobs have ended, 0 only when all of them succeeded; or until the first has, with its code."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import time
 
 from runner.cli.follow import end_with
 from runner.cli.jobs import job_path
-from runner.client import query
-from runner.core.errors import WaitTimedOut
+from runner.client import query, quote
+from runner.core.errors import UsageError, WaitTimedOut
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from runner.cli.out import Out
     from runner.cli.parse import Args
@@ -19,8 +20,15 @@ if TYPE_CHECKING:
 
 
 def run(args: Args, client: Client, out: Out) -> int:
-    """Wait for every job named."""
-    return wait_all(args.words, client, out, args.seconds("timeout"))
+    """Wait for every job named, or for any."""
+    timeout_s = args.seconds("timeout")
+    if not args.get("any"):
+        return wait_all(args.words, client, out, timeout_s)
+    if args.get("all"):
+        raise UsageError("--any and --all do not go together", hint="--all is what `stoker wait` does without either")
+    refs = "&".join(f"ref={quote(ref)}" for ref in args.words)
+    limit = "" if timeout_s is None else f"&timeout_s={timeout_s:.3f}"
+    return _tell(client.get(f"/v1/wait?{refs}{limit}", timeout_s=None), out)
 
 
 def wait_all(refs: Sequence[str], client: Client, out: Out, timeout_s: float | None) -> int:
@@ -32,10 +40,12 @@ def wait_all(refs: Sequence[str], client: Client, out: Out, timeout_s: float | N
         if left_s is not None and left_s < 0 and codes:
             raise WaitTimedOut(f"job {ref} had not ended in time", hint=f"`stoker show {ref}`")
         path = query(job_path(ref, "/wait"), timeout_s=None if left_s is None else f"{max(left_s, 0):.3f}")
-        outcome = client.get(path, timeout_s=None)
-        if out.format in {"json", "jsonl"}:
-            out.document(outcome, str)
-            codes.append(int(outcome["code"]))
-        else:
-            codes.append(end_with(outcome, out))
+        codes.append(_tell(client.get(path, timeout_s=None), out))
     return codes[0] if len(codes) == 1 else int(any(codes))
+
+
+def _tell(outcome: dict[str, Any], out: Out) -> int:
+    if out.format not in {"json", "jsonl"}:
+        return end_with(outcome, out)
+    out.document(outcome, str)
+    return int(outcome["code"])
