@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import logging
 import os
-import pwd
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +45,7 @@ from runner.executors.process import ProcessExecutor
 from runner.executors.spares import Spares
 from runner.gpus.nvml import Nvml
 from runner.identity.sealing import Sealer
+from runner.identity.users import user_name
 from runner.ledger.accounts import AccountKind
 from runner.ledger.money import parse_credits
 from runner.ledger.pricing import Price, PriceKind
@@ -203,10 +203,7 @@ def runner_argv(paths: Paths) -> list[str]:
 
 def account_name(uid: int) -> str:
     """Return the name of a user's own account."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    return user_name(uid) or str(uid)
 
 
 def _make_state(paths: Paths) -> int:

@@ -23,7 +23,8 @@ router = APIRouter(prefix="/v1")
 @router.get("/gpus")
 def list_gpus(request: Request) -> JSONResponse:
     """List devices and who holds them, outsiders included."""
-    return JSONResponse({"version": 1} | room_of(request).live.devices())
+    room = room_of(request)
+    return JSONResponse(box.devices(room.reader(), room.live))
 
 
 @router.get("/credit/balance")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runner.cli.rows import code_text, why
+from runner.cli.rows import code_text, owner_text, why
 from runner.cli.text import credit, duration, plain, size, table, when
 
 TYPE_CHECKING = False
@@ -25,7 +25,7 @@ def job_text(job: dict[str, Any], state: Callable[[str], str]) -> str:
         ("signal", job.get("signal")),
         ("command", " ".join(str(word) for word in job.get("command") or ())),
         ("directory", job.get("cwd")),
-        ("owner", job.get("owner")),
+        ("owner", owner_text(job)),
         ("account", job.get("account")),
         ("created", job.get("created_at") and when(job["created_at"])),
         ("started", job.get("started_at") and when(job["started_at"])),

@@ -26,6 +26,7 @@ JOB_FIELDS = (
     "exit_code",
     "signal",
     "owner",
+    "owner_name",
     "charge_micro",
 )
 
@@ -41,6 +42,12 @@ def code_text(row: dict[str, Any]) -> str:
     if row.get("signal"):
         return f"signal {row['signal']}"
     return "-" if row.get("exit_code") is None else str(row["exit_code"])
+
+
+def owner_text(row: dict[str, Any]) -> str:
+    """Return whose it is: a user's name, or the uid where there is no name."""
+    uid = row.get("owner")
+    return str(row.get("owner_name") or ("" if uid is None else f"uid {uid}"))
 
 
 def _state(row: dict[str, Any]) -> str:
@@ -72,7 +79,7 @@ JOB_COLUMNS: tuple[Column, ...] = (
     ("REASON", lambda row: why(row) or "-"),
 )
 JOB_WIDE: tuple[Column, ...] = (
-    ("OWNER", lambda row: str(row.get("owner") or "-")),
+    ("OWNER", lambda row: owner_text(row) or "-"),
     ("PRIORITY", lambda row: str(row.get("priority", 0))),
     ("CREATED", lambda row: str(row.get("created_at") or "-")),
     ("FINISHED", lambda row: str(row.get("finished_at") or "-")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pwd
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from runner.core.job import Attempt
 from runner.daemon.context import Context
 from runner.executors.marks import belongs
 from runner.gpus.reading import BoxReading
+from runner.identity.users import user_name
 from runner.service.desk import Change
 from runner.state import jobs, measurements
 
@@ -90,11 +90,7 @@ def process_name(pid: int) -> str:
         name, uid = (directory / "comm").read_text(errors="replace").strip(), directory.stat().st_uid
     except OSError:
         return f"pid {pid}"
-    try:
-        user = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        user = f"uid {uid}"
-    return f"pid {pid} ({name}) of {user}"
+    return f"pid {pid} ({name}) of {user_name(uid) or f'uid {uid}'}"
 
 
 def _counters(reading: BoxReading, uuids: Iterable[str]) -> dict[str, int]:

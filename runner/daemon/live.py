@@ -87,6 +87,7 @@ def _gone(context: Context, devices: Devices, device: Device) -> dict[str, Any]:
         "memory_bytes": device.memory_bytes,
         "state": "quarantined" if device.uuid in devices.quarantined else "gone",
         "holder": f"job {ref.label}" if ref is not None else None,
+        "job": ref.label if ref is not None else None,
         "reason": devices.absent.get(device.uuid),
         "processes": [],
     }
@@ -118,6 +119,7 @@ def _device(context: Context, devices: Devices, reading: GpuReading) -> dict[str
         "power_w": reading.power_mw / 1000 if reading.power_mw is not None else None,
         "state": state,
         "holder": f"job {ref.label}" if ref is not None else outside,
+        "job": ref.label if ref is not None else None,
         "reason": reason,
         "processes": [
             {

@@ -11,12 +11,14 @@ from typing import Any
 from runner import config as configuration
 from runner.config import Config
 from runner.core.errors import UsageError
+from runner.identity.users import user_name
 from runner.ledger.accounts import AccountKind
 from runner.ledger.money import format_credits
 from runner.paths import Paths
+from runner.service.facts import LiveFacts
 from runner.service.intake import absolute_path
 from runner.service.views import iso
-from runner.state import books, listing
+from runner.state import books, jobs, listing
 from runner.state.engine import Database
 from runner.state.verify import verify
 
@@ -55,6 +57,15 @@ def verified(connection: sqlite3.Connection) -> dict[str, Any]:
     finally:
         connection.execute("COMMIT")
     return {"version": 1} | dataclasses.asdict(verdict)
+
+
+def devices(connection: sqlite3.Connection, live: LiveFacts) -> dict[str, Any]:
+    """Return the devices of the box, what holds each, and whose job that is."""
+    document = {"version": 1} | live.devices()
+    for device in document["devices"]:
+        uid = jobs.owner_of(connection, int(device["job"].partition("[")[0])) if device["job"] else None
+        device |= {"owner": uid, "owner_name": None if uid is None else user_name(uid)}
+    return document
 
 
 def settings(config: Config) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from runner.core.job import PLAIN, Ref
 from runner.core.lifecycle import FINISHED, State
 from runner.core.reasons import HINTS, Ending, Waiting, WaitReason, outcome_code
 from runner.core.units import format_duration, format_size
+from runner.identity.users import user_name
 from runner.ledger.money import format_credits
 from runner.service.facts import LiveFacts
 from runner.service.refs import Target
@@ -224,6 +225,7 @@ def _listed(
         "exit_code": None if is_whole_array else first.exit_code,
         "signal": None if is_whole_array else first.signal,
         "owner": first.owner_uid,
+        "owner_name": user_name(first.owner_uid),
         "charge_micro": listing.charged(connection, target.job_id, target.index) if attempted else 0,
     }
 

@@ -33,7 +33,8 @@ ROW = {
     "reason": None,
     "exit_code": None,
     "signal": None,
-    "owner": "eve",
+    "owner": 1000,
+    "owner_name": "eve",
     "charge_micro": 410_000,
 }
 OUTCOME = {

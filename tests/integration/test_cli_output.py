@@ -156,6 +156,22 @@ def test_reading_verbs_print_the_document(cli: Cli, api: FakeApi, words: list[st
     assert document == expected
 
 
+@pytest.mark.parametrize(("whose", "shown"), [({"owner_name": "eve"}, "eve"), ({"owner_name": None}, "uid 0")])
+def test_an_owner_is_shown_by_name(cli: Cli, api: FakeApi, whose: dict[str, object], shown: str) -> None:
+    """People read the user's name, or the uid where the box has none for it; programs get both."""
+    job = {**ROW, "owner": 0, **whose}
+    api.routes["GET /v1/jobs"] = {"jobs": [job], "more": False}
+    api.routes["GET /v1/jobs/42"] = job
+    device = {**DEVICE, "holder": "job 42", "owner": 0, **whose}
+    api.routes["GET /v1/gpus"] = {"devices": [device], "driver": "1", "error": None}
+    assert f"  {shown}  " in cli("ps", "-o", "wide").stdout
+    assert f"\n  owner      {shown}\n" in cli("show", "42").stdout
+    assert f"job 42 of {shown}\n" in cli("gpu").stdout
+    assert json.loads(cli("ps", "--json").stdout)["jobs"][0]["owner"] == 0
+    (row,) = csv.DictReader(io.StringIO(cli("ps", "-o", "csv").stdout))
+    assert (row["owner"], row["owner_name"]) == ("0", whose["owner_name"] or "")
+
+
 def test_csv_is_csv(cli: Cli, api: FakeApi) -> None:
     """CSV quotes what must be quoted."""
     api.routes["GET /v1/jobs"] = {"jobs": [{**ROW, "name": 'a,"b"\nc'}], "more": False}
@@ -172,7 +188,7 @@ def test_nothing_in_a_listing_reaches_the_terminal(cli: Cli, api: FakeApi, words
         **ROW,
         "id": "4" + EVIL,
         "name": EVIL,
-        "owner": EVIL,
+        "owner_name": EVIL,
         "reason": {"kind": "held", "sentence": EVIL, "data": {}},
     }
     api.routes["GET /v1/jobs"] = {"jobs": [evil], "more": False}

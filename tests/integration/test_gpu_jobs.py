@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -68,6 +70,9 @@ def test_no_device_is_given_twice_and_the_holders_are_named(make_runner: MakeRun
     assert runner.show(three)["state"] == "pending"
     assert runner.sentence(three) == f"waits for 1 GPU: job {one} holds GPU-bbbb, job {two} holds GPU-aaaa"
     assert (runner.device("GPU-bbbb0000")["state"], runner.device("GPU-bbbb0000")["holder"]) == ("held", f"job {one}")
+    me, mine = pwd.getpwuid(os.geteuid()).pw_name, runner.device("GPU-bbbb0000")
+    assert (mine["owner"], mine["owner_name"]) == (os.geteuid(), me)
+    assert f"job {one} of {me}" in runner.ok("gpu", "ls")
     gate.unlink()
     assert runner.wait_state(three, "running")["devices"] == ["GPU-bbbb0000"]
 

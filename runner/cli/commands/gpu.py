@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from runner.cli.rows import owner_text
 from runner.cli.text import size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from runner.cli.out import Out
     from runner.cli.parse import Args
     from runner.client import Client
@@ -26,6 +29,11 @@ def _unit(value: object, unit: str) -> str:
     return "-" if value is None else f"{value:.0f}{unit}" if isinstance(value, float) else f"{value}{unit}"
 
 
+def _holder(row: dict[str, Any]) -> str:
+    whose = owner_text(row)
+    return str(row.get("holder") or row.get("reason") or "-") + (f" of {whose}" if whose else "")
+
+
 _COLUMNS = (
     ("GPU", lambda row: str(row["index"])),
     ("UUID", lambda row: str(row["uuid"])[:12]),
@@ -36,7 +44,7 @@ _COLUMNS = (
     ("TEMP", lambda row: _unit(row.get("temperature_c"), "°C")),
     ("POWER", lambda row: _unit(row.get("power_w"), " W")),
     ("STATE", lambda row: str(row["state"])),
-    ("HOLDER", lambda row: str(row.get("holder") or row.get("reason") or "-")),
+    ("HOLDER", _holder),
 )
 _WIDE = (
     ("FULL UUID", lambda row: str(row["uuid"])),
@@ -53,5 +61,7 @@ _FIELDS = (
     "power_w",
     "state",
     "holder",
+    "owner",
+    "owner_name",
     "reason",
 )
