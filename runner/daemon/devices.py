@@ -25,7 +25,7 @@ from runner.gpus.reading import BoxReading, GpuReading, foreign_use
 from runner.gpus.release import APART_NS, Again, Quarantine, Release, Released, empty_look, next_step
 from runner.service.desk import Change
 from runner.service.stop import stop_element
-from runner.state import jobs
+from runner.state import devices, jobs
 from runner.telemetry import samples
 from schedulers.resources import Device
 
@@ -248,14 +248,8 @@ class Devices:
         known = {each.uuid for each in self.context.board.known}
         for each in self.reading.devices:
             if each.uuid not in known and not each.error and not self._is_excluded(each):
-                change.connection.execute(
-                    "INSERT INTO devices (uuid, model, memory_bytes, first_seen_us, last_seen_us)"
-                    " VALUES (?, ?, ?, ?, ?) ON CONFLICT (uuid) DO UPDATE SET last_seen_us = excluded.last_seen_us",
-                    (each.uuid, each.model, each.memory_bytes, change.now_us, change.now_us),
-                )
-        rows = change.connection.execute(
-            "SELECT uuid, model, memory_bytes, quarantine FROM devices ORDER BY first_seen_us, uuid"
-        ).fetchall()
+                devices.remember(change.connection, each.uuid, each.model, each.memory_bytes, change.now_us)
+        rows = devices.ever_seen(change.connection)
         # A GPU that was cut into instances is no device any more.
         away = set(self.context.config.gpu.exclude) | {each.mig_parent for each in self.reading.devices}
         self.quarantined = {uuid: reason for uuid, _, _, reason in rows if reason}
@@ -352,7 +346,7 @@ class Devices:
         self.context.board.release_device(uuid)
 
     def _set_quarantine(self, change: Change, uuid: str, reason: str | None) -> None:
-        change.connection.execute("UPDATE devices SET quarantine = ? WHERE uuid = ?", (reason, uuid))
+        devices.set_quarantine(change.connection, uuid, reason)
         kind = "quarantined" if reason else "device_back"
         jobs.note(change.connection, change.now_us, kind, None, {"uuid": uuid, "reason": reason})
         if reason:

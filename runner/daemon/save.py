@@ -21,7 +21,7 @@ from runner.daemon.verdict import Ended
 from runner.paths import Paths
 from runner.service.desk import Change, Discard
 from runner.service.outputs import printable
-from runner.state import artifacts, jobs, listing
+from runner.state import artifacts, jobs, listing, removal
 from storage.errors import Cancelled, DiskFull, StorageError
 from storage.files import remove_directory
 from storage.publish import Published, publish
@@ -204,7 +204,7 @@ class Saver:
 
     def _tidy(self) -> None:
         found = [int(each.name) for each in Path(self.context.paths.jobs_dir).iterdir() if each.name.isdigit()]
-        removed, attempts = jobs.removed_of(self.context.database.reader(), found)
+        removed, attempts = removal.removed_of(self.context.database.reader(), found)
         self._discard(Discard(tuple(removed), tuple(attempts)))
 
 

@@ -10,7 +10,7 @@ from runner.core.units import DURATION_MAX_S
 from runner.service.desk import Change, Discard
 from runner.service.intake import seconds
 from runner.service.refs import resolve
-from runner.state import artifacts
+from runner.state import artifacts, removal
 
 REMOVE_MAX = 10_000
 
@@ -30,8 +30,7 @@ def remove(change: Change, document: dict[str, Any], owner_uid: int) -> dict[str
         )
     attempts = []
     for job_id in job_ids:
-        change.connection.execute("UPDATE jobs SET removed_us = ? WHERE id = ?", (change.now_us, job_id))
-        attempts += [row[0] for row in change.connection.execute("SELECT id FROM attempts WHERE job_id = ?", (job_id,))]
+        attempts += removal.mark_removed(change.connection, job_id, change.now_us)
     for each in going:
         artifacts.remove(change.connection, each.id, change.now_us)
     if job_ids:
@@ -55,25 +54,13 @@ def _meant(connection: sqlite3.Connection, document: dict[str, Any], owner_uid: 
         target = resolve(connection, text, owner_uid)
         if target.index is not None:
             raise UsageError(f"{text} is one element of an array", hint=f"remove the array: stoker rm {target.job_id}")
-        unfinished = connection.execute(
-            "SELECT state FROM elements WHERE job_id = ? AND finished_us IS NULL LIMIT 1", (target.job_id,)
-        ).fetchone()
-        if unfinished is not None:
-            raise Conflict(f"job {target.label} is {unfinished[0]}", hint=f"stop it first: stoker stop {target.label}")
+        state = removal.unfinished_state(connection, target.job_id)
+        if state is not None:
+            raise Conflict(f"job {target.label} is {state}", hint=f"stop it first: stoker stop {target.label}")
         job_ids.append(target.job_id)
     if older_than_s is not None:
-        job_ids += older_than(connection, now_us - int(older_than_s * 1e6), owner_uid)
+        before_us = now_us - int(older_than_s * 1e6)
+        job_ids += removal.finished_before(connection, before_us, owner_uid, REMOVE_MAX)
     if not refs and older_than_s is None:
         raise UsageError("no job is named", hint="stoker rm JOB…, or --older-than 30d")
     return sorted(set(job_ids))
-
-
-def older_than(connection: sqlite3.Connection, before_us: int, owner_uid: int) -> list[int]:
-    """Return the jobs of a user that finished whole before an instant."""
-    rows = connection.execute(
-        "SELECT j.id FROM jobs j WHERE j.owner_uid = ? AND j.removed_us IS NULL AND NOT EXISTS"
-        " (SELECT 1 FROM elements e WHERE e.job_id = j.id AND (e.finished_us IS NULL OR e.finished_us >= ?))"
-        " ORDER BY j.id LIMIT ?",
-        (owner_uid, before_us, REMOVE_MAX),
-    )
-    return [row[0] for row in rows]

@@ -8,6 +8,7 @@ from typing import Any
 
 from runner.core.errors import Conflict, UsageError
 from runner.service.desk import Change, Work
+from runner.state import requests
 
 KEY_MAX = 200
 
@@ -23,14 +24,13 @@ def check_key(key: str) -> str:
 
 def answered(connection: sqlite3.Connection, *, owner_uid: int, key: str, body_hash: bytes) -> Any:
     """Return the answer that `key` was given, None for none yet; refuse another body."""
-    row = connection.execute(
-        "SELECT body_hash, answer FROM requests WHERE owner_uid = ? AND key = ?", (owner_uid, key)
-    ).fetchone()
-    if row is None:
+    found = requests.answer_to(connection, owner_uid, key)
+    if found is None:
         return None
-    if bytes(row[0]) != body_hash:
+    known_hash, answer = found
+    if known_hash != body_hash:
         raise Conflict("this idempotency key was used for another request", hint="use a key once", key=key)
-    return json.loads(row[1])
+    return json.loads(answer)
 
 
 def once(change: Change, *, owner_uid: int, key: str, body_hash: bytes, work: Work) -> Any:
@@ -39,8 +39,6 @@ def once(change: Change, *, owner_uid: int, key: str, body_hash: bytes, work: Wo
     if known is not None:
         return known
     answer = work(change)
-    change.connection.execute(
-        "INSERT INTO requests (owner_uid, key, body_hash, answer, at_us) VALUES (?, ?, ?, ?, ?)",
-        (owner_uid, key, body_hash, json.dumps(answer), change.now_us),
-    )
+    text = json.dumps(answer)
+    requests.keep_answer(change.connection, owner_uid, key, body_hash=body_hash, answer=text, now_us=change.now_us)
     return answer

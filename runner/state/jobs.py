@@ -349,21 +349,6 @@ def staged(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, str, 
     ).fetchall()
 
 
-def removed_of(connection: sqlite3.Connection, job_ids: Iterable[int]) -> tuple[list[int], list[int]]:
-    """Return those of some jobs that were removed, and their attempts."""
-    found = [
-        job_id
-        for job_id in job_ids
-        if connection.execute("SELECT 1 FROM jobs WHERE id = ? AND removed_us IS NOT NULL", (job_id,)).fetchone()
-    ]
-    rows = [
-        row
-        for job_id in found
-        for row in connection.execute("SELECT id FROM attempts WHERE job_id = ? ORDER BY id", (job_id,))
-    ]
-    return found, [row[0] for row in rows]
-
-
 def owner_of(connection: sqlite3.Connection, job_id: int) -> int:
     """Return whose job it is."""
     return int(connection.execute("SELECT owner_uid FROM jobs WHERE id = ?", (job_id,)).fetchone()[0])
