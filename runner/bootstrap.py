@@ -51,6 +51,7 @@ from runner.ledger.money import parse_credits
 from runner.ledger.pricing import Price, PriceKind
 from runner.paths import Paths, config_files
 from runner.service.desk import Desk, Hub, Leave
+from runner.service.keys import finish_rotation
 from runner.state import books
 from runner.state.ballast import Ballast
 from runner.state.engine import Database, open_database
@@ -191,6 +192,7 @@ def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context,
         clock=clock,
         step=stepper(os.environ),
     )
+    finish_rotation(database, context.sealer)
     if not ballast.take():
         context.admission = "the disk that holds the state is full"
     return context, executor

@@ -78,6 +78,19 @@ async def restart_runner(request: Request) -> JSONResponse:
     return await _leave(request, for_good=False)
 
 
+@router.post("/runner/rotate-key", openapi_extra=bodies.NONE)
+async def rotate_key(request: Request) -> JSONResponse:
+    """Seal with a new key from now on; the runner is started anew, and then nothing is left under the old one."""
+    sealer = room_of(request).sealer
+
+    def work(change: Change) -> dict[str, Any]:
+        key_id = sealer.rotate()
+        change.effects.append(Leave(for_good=False))
+        return {"key_id": key_id}
+
+    return JSONResponse(await Once(request, b"").ask(work))
+
+
 @router.post("/backup", openapi_extra=bodies.BACKUP)
 async def backup(request: Request) -> JSONResponse:
     """Copy the database, verified."""

@@ -209,7 +209,7 @@ VERBS: dict[str, Verb] = {
             "Start, stop or look at the runner itself.",
             "",
             (_FOLLOW, _TAIL),
-            actions=("status", "start", "stop", "restart", "logs"),
+            actions=("status", "start", "stop", "restart", "logs", "rotate-key"),
             hot=False,
             starts="never",
         ),

@@ -77,13 +77,19 @@ class Sealer:
         """The id of the key that encrypts, to be shown; it tells nothing of the key."""
         return _key_id(self._current).hex()
 
+    @property
+    def has_older_keys(self) -> bool:
+        """Whether keys of before a rotation are still there to open what they sealed."""
+        return self._credential is None and self._own is not None and len(self._own.sealing) > 1
+
     def seal(self, owner: int, kind: str, name: str, value: bytes) -> bytes:
         """Return the blob that only the same owner uid, kind and name open again."""
         if len(value) > VALUE_BYTES_MAX:
             raise UsageError(f"{kind} {name!a} is larger than {VALUE_BYTES_MAX} bytes")
-        head = bytes([_VERSION]) + _key_id(self._current)
+        key = self._current  # looked up once: another thread may rotate meanwhile
+        head = bytes([_VERSION]) + _key_id(key)
         nonce = os.urandom(_NONCE_BYTES)
-        return head + nonce + _cipher(self._current, nonce, value, _bound(head, owner, kind, name), seal=True)
+        return head + nonce + _cipher(key, nonce, value, _bound(head, owner, kind, name), seal=True)
 
     def unseal(self, owner: int, kind: str, name: str, blob: bytes) -> bytes:
         """Return the value; raise `SecretLocked` where key, owner, kind, name or a single bit is not what it was."""
@@ -135,8 +141,8 @@ class Sealer:
     def _use(self) -> None:
         found = [keys for keys in (self._credential, self._own) if keys is not None]
         sealing = [key for keys in found for key in keys.sealing]
-        self._current = sealing[0]
         self._by_id = {_key_id(key): key for key in sealing}
+        self._current = sealing[0]
         self._hashing = _derive(found[0].hashing, b"stoker keyed hash 1")
 
     def _changeable(self) -> _Keys:

@@ -51,7 +51,7 @@ def api(cli: Cli) -> Iterator[FakeApi]:
         ("show 42 -o csv", "this has no csv form", "--format table or json"),
         ("config check none.toml", "cannot read {home}/none.toml: No such file or directory", "check STOKER_CONFIG"),
         ("config shwo", "`stoker config` knows no 'shwo'", "did you mean 'show'?"),
-        ("service frob", "`stoker service` knows no 'frob'", "one of status, start, stop, restart, logs"),
+        ("service frob", "`stoker service` knows no 'frob'", "one of status, start, stop, restart, logs, rotate-key"),
         ("completion tcsh", "no completion for 'tcsh'", "bash, zsh or fish"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`stoker service start|stop|restart|status|logs`: the runner itself."""
+"""`stoker service start|stop|restart|status|logs|rotate-key`: the runner itself."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ def run(args: Args, client: Client, out: Out) -> int:
         out.document(client.get("/v1/runner"), lambda runner: tree_text(runner, 0))
         return 0
     if args.action == "restart":
-        return _restart(client, out)
+        return _restart(client, out, "restart")
+    if args.action == "rotate-key":
+        code = _restart(client, out, "rotate-key")
+        out.note(f"a new key seals every stored value; copy {paths.key_file} beside your next backup")
+        return code
     try:
         out.note("the runner is stopping; " + _keeps(client.post("/v1/runner/stop", {})["running"]))
     except NoRunner:  # it left before it answered
@@ -85,9 +89,9 @@ def _start_command() -> str:
     return shlex.join(["env", f"STOKER_STATE_DIR={named}", *words] if named else words)
 
 
-def _restart(client: Client, out: Out) -> int:
+def _restart(client: Client, out: Out, action: str) -> int:
     before = client.get("/v1/runner")
-    client.post("/v1/runner/restart", {})
+    client.post(f"/v1/runner/{action}", {})
     client.close()
     deadline = time.monotonic() + RESTART_TIMEOUT_S
     while time.monotonic() < deadline:

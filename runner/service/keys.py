@@ -1,0 +1,49 @@
+"""The key of sealed values, rotated: a new one now, and at the next start nothing is left under the old (X21).
+
+Between the two both open. No request is under way at a start, so that nothing sealed with the old key comes later.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from itertools import islice
+
+from runner.identity.sealing import Sealer, SecretLocked
+from runner.state import variables
+from runner.state.engine import Database
+
+ROWS_A_TRANSACTION = 500
+
+log = logging.getLogger("stoker.keys")
+
+
+def finish_rotation(database: Database, sealer: Sealer) -> None:
+    """Seal all that is stored with the newest key and drop the older ones, where a rotation left some.
+
+    A kill in the middle costs nothing: the next start goes on. So it does where the disk is full.
+    """
+    if not sealer.has_older_keys:
+        return
+    stored = iter(variables.owners(database.reader()))
+    try:
+        while batch := list(islice(stored, ROWS_A_TRANSACTION)):
+            with database.transaction() as connection:
+                for digest, owner_uid in batch:
+                    _reseal(connection, sealer, digest, owner_uid)
+    except sqlite3.OperationalError as error:
+        log.warning("the older keys stay: stored values could not be sealed anew: %s", error)
+        return
+    gone = sealer.retire()
+    log.info("key %s seals all stored values; %d older keys are gone", sealer.key_id, gone)
+
+
+def _reseal(connection: sqlite3.Connection, sealer: Sealer, digest: bytes, owner_uid: int) -> None:
+    blob = variables.sealed(connection, digest)
+    try:
+        resealed = sealer.reseal(owner_uid, "environment", "variables", blob)
+    except SecretLocked as error:  # none of our keys opens it, so none is kept for it
+        log.warning("an environment stays as it is: %s", error)
+        return
+    if resealed is not blob:
+        variables.set_sealed(connection, digest, resealed)
