@@ -43,7 +43,7 @@ def job_metrics(
     request: Request,
     ref: str,
     name: Annotated[str | None, Query(max_length=100)] = None,
-    tail: Annotated[int, Query(ge=1, le=1_000_000)] = 2000,
+    tail: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
 ) -> JSONResponse:
     """Return what a job measured of itself and what was measured of it."""
     room = room_of(request)

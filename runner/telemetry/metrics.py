@@ -13,6 +13,8 @@ import re
 import stat
 from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import re2
@@ -20,7 +22,7 @@ import re2
 from runner.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 PATTERNS_MAX = 40
 PATTERN_MAX_CHARS = 500
@@ -35,6 +37,9 @@ _PATTERN_MAX_BYTES = 1 << 20
 _NUMBER = re.compile(rb"[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,4})?")
 _STEP = re.compile(rb"[0-9]{1,18}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_./@-]{0,62}", re.ASCII)
+
+
+PlotPoint = tuple[int, float, int]
 
 
 class Point(NamedTuple):
@@ -285,19 +290,21 @@ def open_regular(path: str) -> int:
     return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def thin(points: Sequence[tuple[int, float, int]], most: int = 2000) -> list[tuple[int, float, int]]:
-    """Return at most `most` of the (step, value, at_us): smallest and largest of each bucket, in their order."""
-    if len(points) <= most:
-        return list(points)
+def thin(points: Iterable[PlotPoint], count: int, most: int) -> list[PlotPoint]:
+    """Return at most `most` of `count` (step, value, at_us): smallest and largest of each bucket, in their order.
+
+    A bucket is all that is held at a time, so that a series may be of any length.
+    """
+    rest = iter(points)
+    if count <= most:
+        return list(islice(rest, count))
     buckets = max(1, most // 2)
-    kept: list[tuple[int, float, int]] = []
+    kept: list[PlotPoint] = []
     for number in range(buckets):
-        first, last = number * len(points) // buckets, (number + 1) * len(points) // buckets
-        bucket = range(first, last)
-        low = min(bucket, key=lambda index: points[index][1])
-        high = max(bucket, key=lambda index: points[index][1])
-        kept.extend(points[index] for index in sorted({low, high}))
-    return kept
+        bucket = list(islice(rest, (number + 1) * count // buckets - number * count // buckets))
+        if bucket:
+            kept += sorted({min(bucket, key=itemgetter(1)), max(bucket, key=itemgetter(1))})
+    return kept[:most]
 
 
 def cut_lines(lines: bytes) -> bytes:

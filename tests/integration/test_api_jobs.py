@@ -16,7 +16,7 @@ from runner.core.reasons import Waiting, WaitReason
 from runner.service import places, views
 from runner.service.desk import Change, Discard, Enqueue, Salvage
 from runner.service.refs import resolve
-from runner.state import jobs
+from runner.state import jobs, measurements
 from tests.integration.api_kit import Box, running, until
 
 
@@ -352,6 +352,21 @@ def test_an_older_answer_is_never_changed(box: Box) -> None:
     for statement in ("UPDATE requests SET answer = '{}'", "DELETE FROM requests"):
         with pytest.raises(Exception, match="append-only"):
             box.change(lambda change, statement=statement: change.connection.execute(statement))
+
+
+def test_a_long_series_is_thinned_and_keeps_its_extremes(box: Box) -> None:
+    """The whole run is shown in at most 2 000 points, spikes included; with a tail the last ones as they are."""
+    box.finish(box.submit())
+    points = [("loss", step, float(step % 7), step) for step in range(1, 20_001)]
+    points[9_999] = ("loss", 10_000, 1e9, 10_000)
+    box.change(lambda change: measurements.add_points(change.connection, 1, points))
+    whole = box.ask("GET", "/v1/jobs/1/metrics")[1]
+    assert len(whole["series"]["loss"]) <= 2_000
+    assert whole["counts"] == {"loss": 20_000}
+    assert [10_000, 1e9, 10_000] in whole["series"]["loss"]
+    assert whole["series"]["loss"][0][0] < 20
+    last = box.ask("GET", "/v1/jobs/1/metrics?tail=3000")[1]["series"]["loss"]
+    assert [step for step, _, _ in last] == list(range(17_001, 20_001))
 
 
 def test_a_secret_is_nowhere_in_clear(box: Box) -> None:

@@ -283,6 +283,8 @@ def test_metrics_in_three_forms(cli: Cli, api: FakeApi) -> None:
     api.routes["GET /v1/jobs/42/metrics"] = {"series": {"loss": points}, "samples": []}
     assert cli("metrics", "42").stdout.splitlines()[:2] == ["NAME  STEP  VALUE", "loss  0     1"]
     assert cli("metrics", "42", "-o", "csv").stdout.splitlines()[1] == "loss,0,1.0,0"
+    api.routes["GET /v1/jobs/42/metrics"]["counts"] = {"loss": 100_000}
+    assert "note: loss is shown by 50 of its 100000 points" in cli("metrics", "42", "-o", "csv").stderr
     plot = cli("metrics", "42", "--plot").stdout
     assert plot.startswith("loss · last 0.02 · min 0.02 · max 1\n")
     assert any("\u2801" <= character <= "\u28ff" for character in plot)

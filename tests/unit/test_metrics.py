@@ -195,8 +195,9 @@ def test_thinning_keeps_the_extremes() -> None:
     points = [(step, float(step % 7), step) for step in range(100_000)]
     points[50_000] = (50_000, 1e9, 50_000)
     points[77_777] = (77_777, -1e9, 77_777)
-    thinned = thin(points)
+    thinned = thin(iter(points), len(points), 2000)
     assert len(thinned) <= 2000
     assert thinned == sorted(thinned)
     assert {points[50_000], points[77_777]} <= set(thinned)
-    assert thin(points[:2000]) == points[:2000]
+    assert thin(iter(points), 2000, 2000) == points[:2000]
+    assert len(thin(points, len(points), 7)) <= 7

@@ -25,6 +25,11 @@ def run(args: Args, client: Client, out: Out) -> int:
         out.listing(document, document["samples"], _SAMPLE_COLUMNS, name="at_us", fields=SAMPLE_FIELDS)
         return 0
     series: dict[str, list[list[float]]] = document["series"]
+    if args.number("tail") is None:
+        for name, count in (document.get("counts") or {}).items():
+            if len(series[name]) < count:
+                shown = f"{len(series[name])} of its {count} points"
+                out.note(f"note: {name} is shown by {shown}, extremes kept; --tail N gives the last N as they are")
     if args.get("plot"):
         for name, points in series.items():
             out.data(plot(plain(name), [(point[0], point[1]) for point in points], out.columns))
