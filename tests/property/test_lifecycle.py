@@ -1,16 +1,13 @@
-"""The life of a job: the table is total, and a box that obeys it shares no device, loses no core and ends every job."""
+"""The life of a job on a box: one that obeys the table shares no device, loses no core and ends every job."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from runner.core.errors import Conflict
 from runner.core.job import PLAIN, Attempt, Ref
 from runner.core.lifecycle import ACTIVE, FINISHED, TABLE, Event, State, after
 from runner.core.reasons import RETRYABLE, Becomes, Ending, becomes
@@ -23,46 +20,6 @@ from schedulers.resources import Device, ResourceRequest
 CPU_MILLI = 4000
 DEVICES = tuple(Device(f"GPU-{number}", "A100", 40 << 30, number) for number in range(3))
 ARRIVES = {Becomes.SUCCEEDED: Event.SUCCEED, Becomes.STOPPED: Event.STOP_SAVED, Becomes.FAILED: Event.FAIL}
-
-
-@pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))
-def test_every_pair_is_a_move_or_a_refusal_that_names_both_ends(state: State, event: Event) -> None:
-    """The table has no hole, and what it refuses says from where, to what, and why."""
-    entry = TABLE[state][event]
-    if isinstance(entry, State):
-        assert after(state, event, "42[7]") is entry
-    else:
-        with pytest.raises(Conflict) as refused:
-            after(state, event, "42[7]")
-        assert all(part in refused.value.message for part in ("42[7]", str(state), event.replace("_", " "), entry))
-
-
-def test_only_a_restart_leaves_an_end() -> None:
-    """A finished job stays what it is, but for `stoker start`; one that succeeded stays in any case."""
-    moves = {(state, event) for state in FINISHED for event, to in TABLE[state].items() if isinstance(to, State)}
-    assert moves == {(State.FAILED, Event.RESTART), (State.STOPPED, Event.RESTART)}
-
-
-def test_every_state_is_reached_and_leads_to_an_end() -> None:
-    """Nothing in the table is dead, and there is no state that a job could be stuck in."""
-    leads = {state: {to for to in TABLE[state].values() if isinstance(to, State)} for state in State}
-    assert _closure(leads, State.PENDING) == set(State)
-    assert all(_closure(leads, state) & FINISHED for state in State)
-
-
-def test_an_attempt_ends_by_way_of_saving_alone() -> None:
-    """Whatever ran passes `saving`: from an active state no event leads straight to an end or to the queue."""
-    for state in ACTIVE:
-        assert {to for to in TABLE[state].values() if isinstance(to, State)} <= {*ACTIVE, State.SAVING}
-
-
-def _closure(leads: dict[State, set[State]], start: State) -> set[State]:
-    found, ahead = {start}, [start]
-    while ahead:
-        new = leads[ahead.pop()] - found
-        found |= new
-        ahead += new
-    return found
 
 
 @dataclass
