@@ -151,17 +151,6 @@ class Store:
             finally:
                 batch.discard()
 
-    def put_file(self, path: Path) -> tuple[str, int]:
-        """Copy a regular file in and return its digest and size; the same bytes again cost no second copy."""
-        with self.batch() as batch, batch.temp() as temp:
-            source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                digest, size = files.copy_hashed(source, temp.fd)
-            finally:
-                os.close(source)
-            batch.add(temp, digest, size)
-        return digest, size
-
     def put_tree(self, manifest: Manifest) -> str:
         """Publish a tree whose objects are all here and return its digest; raise `NotStored` naming one that is not."""
         digest, target = manifest.digest, self._tree_path(manifest.digest)

@@ -1,4 +1,4 @@
-"""The rules at work on plain dictionaries: what `runner.state.books` keeps in SQLite, for simulations and estimates."""
+"""The ledger's rules at work on plain dictionaries: the model that the books in SQLite are compared with."""
 
 from __future__ import annotations
 

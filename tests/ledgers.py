@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 from runner.ledger.accounts import Account, AccountKind, Balance, Mode
-from runner.ledger.book import Book
 from runner.ledger.transfers import Result, Transfer
 from runner.state import books
+from tests.book import Book
 
 MIGRATION = Path(books.__file__).parent / "migrations" / "0002_ledger.sql"
 

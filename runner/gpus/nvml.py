@@ -60,13 +60,6 @@ class Nvml:
             reading = self._read_one(uuid)
             return reading if reading is not None and reading.error is None else self._read().device(uuid)
 
-    def process_pids(self, uuid: str) -> frozenset[int] | None:
-        """Return the pids on a device, or None where they cannot be listed."""
-        reading = self.read_device(uuid)
-        if reading is None or reading.processes is None:
-            return None
-        return frozenset(process.pid for process in reading.processes)
-
     def links(self) -> tuple[Link, ...]:
         """Return how far each two GPUs are apart, as far as the driver tells; it does not change while it is loaded."""
         with self._lock:
