@@ -308,7 +308,7 @@ def _leave(database: Database, leaving: Leave, lock: int) -> int:
 
 def _write_failure(paths: Paths, error: StokerError) -> None:
     """Leave word for the client that waits for this runner."""
-    sys.stderr.write(f"error: {error.message}\n")
+    sys.stderr.write(f"error: {error.message}\n" + (f"  hint: {error.hint}\n" if error.hint else ""))
     try:
         path = Path(paths.run_dir, "failed")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from runner.core.errors import UsageError
+from runner.core.errors import NoRunner, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +49,15 @@ class Paths:
 
 
 def state_dir(environ: Mapping[str, str]) -> str:
-    """Return what `environ` names: STOKER_STATE_DIR, XDG_STATE_HOME/stoker or ~/.local/state/stoker."""
+    """Return where the runner lies: STOKER_STATE_DIR, XDG_STATE_HOME/stoker or ~/.local/state/stoker.
+
+    STOKER_RUNNER says which runner; `--private` sets it. A user's own is the only one there is yet.
+    """
+    runner = environ.get("STOKER_RUNNER") or "private"
+    if runner == "system":
+        raise NoRunner("this box has no system runner", hint="leave STOKER_RUNNER unset, or use --private")
+    if runner != "private":
+        raise UsageError(f"STOKER_RUNNER cannot be {runner[:60]!r}", hint="private or system")
     named = environ.get("STOKER_STATE_DIR")
     if named:
         if not named.startswith("/"):

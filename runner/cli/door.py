@@ -76,11 +76,13 @@ def configure(args: Args, out: Out) -> None:
 
 
 def client_for(args: Args, out: Out) -> Client:
-    """Return the client of a verb; it starts a runner where the verb may."""
+    """Return the client of a verb; it starts a runner where the verb may. One that needs none needs no state either."""
+    starts = args.verb.starts if args.verb else "never"
+    if starts == "apart":
+        return Client("")
     paths = Paths(state_dir(os.environ))
     if out.verbose:
         out.note(f"the runner's socket is {paths.api_socket}")
-    starts = args.verb.starts if args.verb else "never"
 
     def start(reviving: bool) -> None:
         from runner.cli.starting import ensure_runner, spawner_command  # only where no runner answers

@@ -198,7 +198,9 @@ class Out:
                 return
             if isinstance(error, BrokenPipeError):
                 raise OutputClosed from None
-            raise StokerError(f"cannot write the output: {error.strerror}") from None
+            raise StokerError(
+                f"cannot write the output: {error.strerror}", hint="nothing is lost but the output: ask again elsewhere"
+            ) from None
 
     def _columns(self, stream: TextIO | None) -> int:
         given = self._environ.get("COLUMNS", "")

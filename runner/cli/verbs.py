@@ -38,6 +38,9 @@ class Flag:
 class Verb:
     """One verb: its summary, arguments and flags, and whether it may start the runner.
 
+    `starts` is `need` for by need, `always` where it also ends what `service stop` began, `never`, or `apart` for a
+    verb that has nothing to do with a runner.
+
     `words` is the metavar of its arguments: `JOB` exactly one, `[JOB]` at most one, `JOB...` at least one,
     `[NAME...]` any number, empty none; `[CMD]` is a script, a job file or a command with all that follows it.
     `actions` are the words of a noun's second level, the first is the default. `module` is empty where it is the name.
@@ -222,7 +225,7 @@ VERBS: dict[str, Verb] = {
             "[FILE]",
             actions=("show", "check", "path"),
             hot=False,
-            starts="never",
+            starts="apart",
         ),
         Verb(
             "completion",
@@ -230,7 +233,7 @@ VERBS: dict[str, Verb] = {
             "[SHELL]",
             actions=("show", "install", "bash", "zsh", "fish"),
             hot=False,
-            starts="never",
+            starts="apart",
         ),
         Verb("schema", "Print the JSON Schema of a document.", "", (), actions=("job", "event", "config"), hot=False),
     )

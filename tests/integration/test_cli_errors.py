@@ -139,11 +139,35 @@ def test_verbs_that_do_not_start_a_runner(cli: Cli) -> None:
     assert not cli.state_dir.exists()
 
 
-def test_no_home(cli: Cli) -> None:
-    """Without HOME and STOKER_STATE_DIR there is nowhere to be."""
+@pytest.mark.parametrize("line", ["ps", "run -- true", "service start", "serve", "info", "doctor"])
+def test_no_home(cli: Cli, line: str) -> None:
+    """Without HOME and STOKER_STATE_DIR there is nowhere to be; what needs no state works all the same."""
     del cli.environ["HOME"], cli.environ["STOKER_STATE_DIR"]
-    done = cli("ps")
-    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "error: there is no HOME to keep the state in")
+    done = cli(*line.split())
+    told = "error: there is no HOME to keep the state in\n  hint: set HOME or STOKER_STATE_DIR\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+    assert cli("completion", "bash").returncode == 0
+    assert cli("config", "path").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "runner", "code", "error", "hint"),
+    [
+        ([], "system", 7, "this box has no system runner", "leave STOKER_RUNNER unset, or use --private"),
+        ([], "sytem", 2, "STOKER_RUNNER cannot be 'sytem'", "private or system"),
+        (["--private"], "system", 0, "", ""),
+        ([], "private", 0, "", ""),
+        ([], "", 0, "", ""),
+    ],
+)
+def test_which_runner_is_meant(
+    cli: Cli, api: FakeApi, flags: list[str], runner: str, code: int, error: str, hint: str
+) -> None:
+    """STOKER_RUNNER names it and --private overrides that; one that is not there, or no kind at all, is refused."""
+    done = cli(*flags, "ps", env={"STOKER_RUNNER": runner})
+    told = f"error: {error}\n  hint: {hint}\n" if error else ""
+    assert (done.returncode, done.stderr) == (code, told)
+    assert bool(api.requests) == (code == 0)
 
 
 def test_a_stopped_runner_stays_stopped(cli: Cli) -> None:
@@ -207,8 +231,10 @@ def test_an_unwritable_state_directory_is_bad_input(cli: Cli) -> None:
     """A state directory that cannot be made says which and why."""
     cli.environ["STOKER_STATE_DIR"] = "/proc/stoker"
     done = cli("ps")
-    assert done.returncode == 2
+    hint = "set STOKER_STATE_DIR to a directory on a local disk that you may write to"
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: cannot keep the state in /proc/stoker: ")
+    assert done.stderr.endswith(f"\n  hint: {hint}\n")
 
 
 def test_somebody_elses_socket_gets_nothing(cli: Cli, api: FakeApi) -> None:

@@ -263,7 +263,7 @@ def test_a_full_disk_under_stdout_is_an_error(cli: Cli, api: FakeApi) -> None:
             cli.command("ps"), env=cli.environ, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False
         )
     assert done.returncode == 1
-    assert done.stderr.startswith(b"error: cannot write the output")
+    assert done.stderr.startswith(b"error: cannot write the output: No space left on device\n  hint: ")
 
 
 def test_logs_pass_raw_bytes_through_a_pipe_only(cli: Cli, api: FakeApi) -> None:
