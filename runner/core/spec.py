@@ -31,9 +31,16 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"
 _KEY = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
 _ARRAY = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?(?:%([0-9]{1,9}))?", re.ASCII)
+_ARRAY_SCHEMA = WithJsonSchema(
+    {"type": "string", "pattern": r"^[0-9]{1,9}(-[0-9]{1,9})?(%(?!0+$)[0-9]{1,9})?$", "maxLength": 40}
+)
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
-Name = Annotated[str, StringConstraints(pattern=_NAME)]
+Name = Annotated[
+    str,
+    StringConstraints(pattern=_NAME),
+    WithJsonSchema({"type": "string", "pattern": _NAME.replace("^", "^(?![0-9]+$)")}),
+]
 Variable = Annotated[str, StringConstraints(pattern=_VARIABLE)]
 Key = Annotated[str, StringConstraints(pattern=_KEY)]
 Argument = Annotated[str, StringConstraints(max_length=131_072, pattern=r"^[^\x00]*$")]
@@ -60,13 +67,22 @@ def _as_stated(parse: Callable[[str, str], object], text: str) -> object:
         raise ValueError(error.message.removeprefix("it is ").partition(":")[0]) from None
 
 
-def _schema(kind: str, least: float, most: float, text: str | None = None) -> WithJsonSchema:
-    number: dict[str, Any] = {"type": kind, "minimum": least, "maximum": most}
+def _schema(kind: str, least: float, most: float, text: str | None = None, *, above: bool = False) -> WithJsonSchema:
+    number: dict[str, Any] = {"type": kind, "exclusiveMinimum" if above else "minimum": least, "maximum": most}
     return WithJsonSchema({"anyOf": [number, {"type": "string", "pattern": text}]} if text else number)
 
 
 _SIZE_TEXT = r"^\s*[0-9]{1,19}(\.[0-9]{1,6})?\s*([KMGTP](i?B)?|B)?\s*$"
 _DURATION_TEXT = r"^\s*([0-9]{1,9}(\.[0-9]{1,6})?|([0-9]{1,9}(\.[0-9]{1,6})?[smhdw])+)\s*$"
+
+def _closed(schema: dict[str, Any]) -> None:
+    """Let the description of a table refuse the keys that its pattern does not name, as the model does."""
+    for each in schema["properties"].values():
+        if "patternProperties" in each:
+            each["additionalProperties"] = False
+
+
+_SIGNAL_NAMES = [name for signal in signals.Signals.__members__ for name in (signal.removeprefix("SIG"), signal)]
 
 SizeBytes = Annotated[
     int,
@@ -80,12 +96,25 @@ Seconds = Annotated[
     Field(ge=0, le=DURATION_MAX_S),
     _schema("number", 0, DURATION_MAX_S, _DURATION_TEXT),
 ]
+TimeLimit = Annotated[
+    float,
+    BeforeValidator(_duration),
+    Field(gt=0, le=DURATION_MAX_S),
+    _schema("number", 0, DURATION_MAX_S, _DURATION_TEXT.replace("^", "^(?=.*[1-9])"), above=True),
+]
 Cores = Annotated[float, BeforeValidator(_number), Field(ge=0, le=4096), _schema("number", 0, 4096)]
 Parameter = Annotated[str, StringConstraints(max_length=4096)] | bool | int | float
 
 
 class _Document(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        populate_by_name=True,
+        json_schema_extra=_closed,
+    )
 
 
 class Input(_Document):
@@ -108,7 +137,7 @@ class JobSpec(_Document):
     gpus: Annotated[int, Field(ge=0, le=64)] | None = None
     cpus: Cores | None = None
     memory_bytes: SizeBytes | None = Field(default=None, alias="mem")
-    time_limit_s: Annotated[Seconds, Field(gt=0)] | None = Field(default=None, alias="time")
+    time_limit_s: TimeLimit | None = Field(default=None, alias="time")
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     inputs: Annotated[dict[Key, Input], Field(max_length=100)] = Field(default={}, alias="input")
     output: Text | None = None
@@ -121,9 +150,9 @@ class JobSpec(_Document):
     retries: Annotated[int, Field(ge=0, le=1000)] = 0
     requeue: Literal["always", "never"] | None = None
     grace_s: Seconds | None = Field(default=None, alias="grace")
-    signal: Annotated[str, Field(max_length=16)] | None = None
+    signal: Annotated[str, Field(max_length=16), WithJsonSchema({"enum": _SIGNAL_NAMES})] | None = None
     executor: Literal["process"] = "process"
-    array: Annotated[str, Field(max_length=40)] | None = None
+    array: Annotated[str, Field(max_length=40), _ARRAY_SCHEMA] | None = None
 
     @field_validator("name")
     @classmethod
@@ -187,7 +216,7 @@ def validate(document: dict[str, Any], origins: dict[str, str] | None = None) ->
     if not isinstance(document, dict):
         raise UsageError("a job document is a table", hint=_SEE_SCHEMA)
     try:
-        return JobSpec.model_validate(document)
+        return JobSpec.model_validate(document, by_alias=True, by_name=False)
     except ValidationError as error:
         raise _usage(error, origins or {}) from None
 

@@ -10,12 +10,18 @@ from runner.core.reasons import Ending, Waiting
 from runner.core.spec import JobSpec
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
+# A property test holds that the schema and the model differ in nothing else.
+BEYOND = (
+    "What JSON Schema cannot say is refused all the same: a whole number written with a fraction (2.0), a size or time"
+    " in words beyond its bounds, an array that counts downwards or is too long, and a command that is blank or longer"
+    " than 1 MiB in all."
+)
 
 
 def schema(name: str) -> dict[str, Any] | None:
     """Return the JSON Schema of a document by name; None for no such document."""
     if name == "job":
-        return {"$schema": DRAFT, **JobSpec.model_json_schema(by_alias=True)}
+        return {"$schema": DRAFT, "$comment": BEYOND, **JobSpec.model_json_schema(by_alias=True)}
     if name == "event":
         return _event()
     if name == "config":

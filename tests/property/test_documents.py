@@ -138,6 +138,54 @@ def test_units_are_in_the_schema(change: dict[str, Any]) -> None:
     assert fits(document, described, described)
 
 
+KEYS_AND_VALUES = [
+    ("gpus", 2.0), ("priority", 1.0), ("version", 1.0), ("mem", float(1 << 21)), ("mem", "1K"), ("mem", "9999P"),
+    ("time", "99999d"), ("grace", "99999d"), ("array", "3-1"), ("array", "0-999999"), ("command", [" "]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), KEYS_AND_VALUES, ids=str)
+def test_what_a_schema_cannot_say_is_refused_all_the_same(key: str, value: Any) -> None:
+    """JSON Schema takes 2.0 for a whole number and cannot reckon; the model can, and the schema's comment says so."""
+    described = schema("job")
+    assert described is not None
+    assert "2.0" in described["$comment"]
+    document = {"command": ["true"], key: value}
+    assert fits(document, described, described)
+    with pytest.raises(UsageError):
+        validate(document)
+
+
+ODD = st.sampled_from(
+    [
+        0, 1, -1, 64, 65, 1 << 20, 1 << 62, 0.5, -0.5, 1e300, True, False, None, "", " ", "2", "8G", "0", "0s", "1h",
+        "x", "SIGTERM", "NOPE", "12", "a.b", "a/b", "a\n", "a\x00", "0-3", "0-3%0", "0-3%2", "%", "always", "process",
+        [], {}, ["a"], [1], ["a b"], {"A": "x"}, {"a b": "x"}, {"A": 1}, {"A": True}, {"A": None}, {"A": {"uri": "x"}},
+        {"A": {"uri": "x", "rw": 1}}, {"A": {"uri": "x", "rw": True}}, {"A": {"uri": "x", "more": 1}},
+    ]
+)  # fmt: skip
+KEYS_NEAR = st.sampled_from(
+    [field.alias or name for name, field in JobSpec.model_fields.items()] + [*JobSpec.model_fields, "gpsu"]
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(DOCUMENTS, st.dictionaries(KEYS_NEAR, ODD, min_size=1, max_size=2))
+def test_the_schema_is_as_strict_as_the_model(document: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Whatever a key is given, both take it or both refuse it; the exceptions have a test of their own."""
+    document = document | changes
+    described = schema("job")
+    assert described is not None
+    try:
+        validate(document)
+        taken = True
+    except UsageError:
+        taken = False
+    if not taken and changes.get("mem") in ("2", "0", "12"):
+        return  # less than the least size, in words
+    assert fits(document, described, described) == taken
+
+
 def fits(value: Any, node: dict[str, Any], root: dict[str, Any]) -> bool:
     """Check a value against the parts of JSON Schema that the job's description is made of; others are an error."""
     if "$ref" in node:
@@ -156,7 +204,7 @@ def fits(value: Any, node: dict[str, Any], root: dict[str, Any]) -> bool:
     known = {
         "type", "title", "description", "default", "$schema", "$defs", "const", "enum", "minimum", "maximum", "pattern",
         "exclusiveMinimum", "minLength", "maxLength", "minItems", "maxItems", "maxProperties", "items", "properties",
-        "additionalProperties", "required", "propertyNames", "patternProperties",
+        "additionalProperties", "required", "propertyNames", "patternProperties", "$comment",
     }  # fmt: skip
     assert set(node) <= known, set(node) - known
     checks = [
@@ -178,8 +226,7 @@ def fits(value: Any, node: dict[str, Any], root: dict[str, Any]) -> bool:
         checks += [fits(key, node["propertyNames"], root) for key in value if "propertyNames" in node]
         for key, item in value.items():
             matched = [each for pattern, each in node.get("patternProperties", {}).items() if re.search(pattern, key)]
-            other = False if node.get("patternProperties") else node.get("additionalProperties", True)
-            found = known_keys.get(key, matched[0] if matched else other)
+            found = known_keys.get(key, matched[0] if matched else node.get("additionalProperties", True))
             checks.append(found if isinstance(found, bool) else fits(item, found, root))
     return all(checks)
 
