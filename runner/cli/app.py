@@ -21,6 +21,8 @@ EPILOG = (
 )
 
 
+VERB_EPILOG = "Every verb also takes the flags that `stoker --help` lists, --json and --quiet among them."
+JOB_HELP = "A number, a name or its beginning, @last or @failed; 42[7] is one element of 42."
 HELP_COLUMNS = 80
 _WORDS = "words"
 _CMD = "[SCRIPT | FILE.toml | -] [-- CMD...]"
@@ -64,7 +66,10 @@ def help_text(verb: str) -> str:
         raise UsageError(f"there is no verb {verb[:60]!r}", hint=nearest(verb, VERBS, "`stoker --help` lists them"))
     assert isinstance(program, TyperGroup)
     command = program.commands[verb]
-    return command.get_help(typer.Context(command, info_name=verb, parent=context)).rstrip()
+    text = command.get_help(typer.Context(command, info_name=verb, parent=context)).rstrip()
+    # Click brackets what it may go without; that there is too little is told by the reader that all verbs share.
+    words = VERBS[verb].words
+    return text if words.startswith("[") else text.replace(f"[{words}]", words, 1)
 
 
 def build(run: Callable[[Args], None]) -> typer.Typer:
@@ -79,9 +84,13 @@ def build(run: Callable[[Args], None]) -> typer.Typer:
     )
     app.callback()(_with_signature(lambda **_: None, GLOBAL_FLAGS, ""))
     for verb in VERBS.values():
-        app.command(verb.name, help=verb.summary, short_help=verb.summary, context_settings=_HELP_NAMES)(
-            _command(verb, run)
-        )
+        app.command(
+            verb.name,
+            help=verb.summary,
+            short_help=verb.summary,
+            epilog=VERB_EPILOG,
+            context_settings=_HELP_NAMES,
+        )(_command(verb, run))
     return app
 
 
@@ -109,7 +118,9 @@ def _with_signature(function: Callable[..., None], flags: tuple[Flag, ...], meta
     """Give a function the signature from which typer makes its arguments and options."""
     parameters = []
     if metavar:
-        parameters.append((_WORDS, list[str] | None, typer.Argument(None, metavar=metavar, show_default=False)))
+        told = JOB_HELP if "JOB" in metavar else ""
+        argument = typer.Argument(None, metavar=metavar, show_default=False, help=told, hidden=not told)
+        parameters.append((_WORDS, list[str] | None, argument))
     for flag in flags:
         if flag.names[-1] == "--help":  # click's own
             continue

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TEXT_MAX_BYTES = 1 << 20
 REF_MAX = 200
 BATCH_MAX_BYTES = 1 << 29
+_READABLE = "name a file that you may read"
 _LEADING = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
 
 
@@ -95,7 +96,7 @@ def read_text(path: str, what: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise UsageError(f"the {what} {path} is not UTF-8 text") from None
+        raise UsageError(f"the {what} {path} is not UTF-8 text", hint="save it as UTF-8") from None
 
 
 def batch(args: Args, head: str) -> int:
@@ -120,7 +121,9 @@ def batch(args: Args, head: str) -> int:
         try:
             piece = os.read(0, 1 << 16)
         except OSError as error:
-            raise UsageError(f"cannot read jobs from stdin: {error.strerror}") from None
+            raise UsageError(
+                f"cannot read jobs from stdin: {error.strerror}", hint="stoker submit - < jobs.jsonl"
+            ) from None
     return descriptor
 
 
@@ -177,7 +180,7 @@ def _interpreter(data: bytes) -> list[str]:
 def _read(path: str, what: str, most: int) -> bytes:
     hint = "the path is looked up from here" if not path.startswith("/") else ""
     if "\0" in path:
-        raise UsageError(f"the path of the {what} holds a NUL")
+        raise UsageError(f"the path of the {what} holds a NUL", hint="no file has such a name")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -185,14 +188,14 @@ def _read(path: str, what: str, most: int) -> bytes:
             f"there is no {what} {path[:200]}", hint=hint + "; a command goes after `--`" if hint else ""
         ) from None
     except OSError as error:
-        raise UsageError(f"cannot read the {what} {path[:200]}: {error.strerror}") from None
+        raise UsageError(f"cannot read the {what} {path[:200]}: {error.strerror}", hint=_READABLE) from None
     pieces = []
     try:
         while most > 0 and (piece := os.read(descriptor, min(most, 1 << 16))):
             pieces.append(piece)
             most -= len(piece)
     except OSError as error:
-        raise UsageError(f"cannot read the {what} {path[:200]}: {error.strerror}") from None
+        raise UsageError(f"cannot read the {what} {path[:200]}: {error.strerror}", hint=_READABLE) from None
     finally:
         os.close(descriptor)
     return b"".join(pieces)

@@ -40,7 +40,7 @@ class Args:
         if text is None:
             return None
         if not (text.isascii() and text.isdigit() and len(text) <= 18):
-            raise UsageError(f"--{key.replace('_', '-')} is not a whole number: {text[:60]!r}")
+            raise UsageError(f"--{key.replace('_', '-')} is not a whole number: {text[:60]!r}", hint="write it as 20")
         return int(text)
 
     def seconds(self, key: str) -> float | None:
@@ -111,7 +111,7 @@ def _read(args: Args, rest: list[str], flags: dict[str, Flag], *, tail: bool) ->
             raise UsageError(f"there is no flag {name[:60]}", hint=nearest(name, flags, _help_hint(args)))
         if not flag.metavar:
             if equals:
-                raise UsageError(f"{name} takes no value")
+                raise UsageError(f"{name} takes no value", hint=f"{name} alone")
             if len(word) > 2 and word[1] != "-":  # -qv
                 rest.insert(position, "-" + word[2:])
             keep(args, flag, True)

@@ -209,7 +209,7 @@ VERBS: dict[str, Verb] = {
         Verb("serve", "Run the runner in the foreground.", hot=False, starts="never"),
         Verb(
             "service",
-            "Start, stop or look at the runner itself.",
+            "Start, stop or look at the runner itself; or give it a new key.",
             "",
             (_FOLLOW, _TAIL),
             actions=("status", "start", "stop", "restart", "logs", "rotate-key"),

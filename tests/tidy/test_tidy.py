@@ -203,6 +203,19 @@ def test_every_test_can_fail(name: str) -> None:
     assert weak == []
 
 
+def test_every_refusal_of_the_command_line_says_what_to_do() -> None:
+    """Whatever the client refuses comes with a hint; where it passes one on, that is the runner's."""
+    errors = {"UsageError", "NotFound", "Refused", "Conflict", "NoRunner", "Unavailable", "WaitTimedOut"}
+    wrong = [
+        f"{name}:{node.lineno}: an error without a hint"
+        for name in sources("runner/cli/", "runner/client.py", "runner/paths.py", "runner/config.py")
+        for node in ast.walk(tree(name))
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and dotted(node.exc.func) in errors
+        if not any(keyword.arg == "hint" for keyword in node.exc.keywords)
+    ]
+    fail_on(wrong)
+
+
 _TEXT = (".py", ".md", ".toml", ".sh", ".sql", ".txt", ".c", "Makefile", "run")
 
 

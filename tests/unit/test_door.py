@@ -66,7 +66,7 @@ def test_a_command_line_is_read(line: str, expected: tuple[Any, ...]) -> None:
         ("ps --zzz", "there is no flag --zzz", "`stoker ps --help` shows how"),
         ("submit --gpus", "--gpus needs a value", "--gpus N"),
         ("submit --name --gpus 2 -- a", "--name needs a value", "--name NAME"),
-        ("ps --all=1", "--all takes no value", ""),
+        ("ps --all=1", "--all takes no value", "--all alone"),
         ("ps -o yaml", "--format cannot be 'yaml'", "one of table, wide, json, jsonl, csv, name"),
         ("show", "`stoker show` needs JOB", "`stoker show --help` shows how"),
         ("show 1 2", "`stoker show` does not take '2'", "`stoker show --help` shows how"),
@@ -156,6 +156,8 @@ def test_every_verb_has_its_module() -> None:
 def test_every_help_is_complete_and_fits(verb: str) -> None:
     """The help names every flag and action of a verb, in 80 columns."""
     text = help_text(verb)
+    usage = text.splitlines()[0]
+    assert not verb or usage.endswith(("[-- CMD...]", VERBS[verb].words)), usage
     assert max(len(line) for line in text.splitlines()) <= 80
     wanted = GLOBAL_FLAGS if not verb else VERBS[verb].flags
     assert all(flag.names[-1] in text for flag in wanted)
