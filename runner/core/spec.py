@@ -75,6 +75,7 @@ def _schema(kind: str, least: float, most: float, text: str | None = None, *, ab
 _SIZE_TEXT = r"^\s*[0-9]{1,19}(\.[0-9]{1,6})?\s*([KMGTP](i?B)?|B)?\s*$"
 _DURATION_TEXT = r"^\s*([0-9]{1,9}(\.[0-9]{1,6})?|([0-9]{1,9}(\.[0-9]{1,6})?[smhdw])+)\s*$"
 
+
 def _closed(schema: dict[str, Any]) -> None:
     """Let the description of a table refuse the keys that its pattern does not name, as the model does."""
     for each in schema["properties"].values():
