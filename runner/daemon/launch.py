@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,23 +132,38 @@ def make_directories(
 
 
 def give_tree(paths: Paths, spares: Spares, ref: Ref) -> None:
-    """Let the directories of a job that left nothing behind serve the next one."""
+    """Let the directories of a job serve the next one where they are as they were made; anything may be there now."""
     tree = str(attempt_dir(paths, ref, 1).parent)
     try:
-        if _names(tree) == {"attempt-1", "checkpoint"} and not any(_names(f"{tree}/{name}") for name in _EMPTY):
-            with open(tree + "/attempt-1/params.json", "rb") as file:
-                plain = file.read(3) == b"{}"
-            if plain and _names(tree + "/attempt-1") == {"output", "scratch", "params.json"}:
-                spares.give(tree)
+        if all(_is_as_made(tree + name, inside) for name, inside in _TREE.items()) and _is_plain(tree + _PARAMS):
+            spares.give(tree)
     except OSError:  # gone, or of another shape: it stays as it is
         return
 
 
-_EMPTY = ("checkpoint", "attempt-1/output", "attempt-1/scratch")
+_PARAMS = "/attempt-1/params.json"
+_TREE = {
+    "": {"attempt-1", "checkpoint"},
+    "/checkpoint": set[str](),
+    "/attempt-1": {"output", "scratch", "params.json"},
+    "/attempt-1/output": set[str](),
+    "/attempt-1/scratch": set[str](),
+}
 
 
-def _names(directory: str) -> set[str]:
-    return set(os.listdir(directory))
+def _is_as_made(directory: str, inside: set[str]) -> bool:
+    """Say whether a directory is one, ours alone, and holds these names: a link would lead the next job elsewhere."""
+    facts = os.lstat(directory)
+    return facts.st_mode == stat.S_IFDIR | 0o700 and set(os.listdir(directory)) == inside
+
+
+def _is_plain(params: str) -> bool:
+    """Say whether a file of parameters is empty and nobody's but the tree's; anything may stand in its place."""
+    facts = os.lstat(params)
+    if facts.st_mode != stat.S_IFREG | 0o600 or facts.st_nlink != 1:
+        return False
+    with open(params, "rb") as file:
+        return file.read(3) == b"{}"
 
 
 def _take_tree(spares: Spares, tree: Path) -> bool:

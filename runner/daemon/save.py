@@ -226,12 +226,17 @@ def remove_logs(paths: Paths, attempt_ids: Iterable[int]) -> None:
 
 
 def has_files(directory: Path) -> bool:
-    """Say whether an output directory holds anything at all."""
+    """Say whether there is anything to publish in an output directory.
+
+    What cannot be looked into is for publishing to refuse.
+    """
     try:
         with os.scandir(directory) as found:
             return next(found, None) is not None
     except FileNotFoundError:
         return False
+    except OSError:
+        return True
 
 
 def _size(directory: Path) -> int:
