@@ -5,6 +5,7 @@ from __future__ import annotations
 from runner.core.job import Attempt
 from runner.daemon.context import Context
 from runner.daemon.loop import Loop
+from runner.ledger.accounts import AccountKind
 from runner.ledger.metering import owed
 from runner.service.desk import Change
 from runner.state import books
@@ -42,10 +43,14 @@ class Meter:
 
 def charge(context: Context, change: Change, attempt: Attempt, elapsed_ns: int, *, final: bool) -> None:
     """Bring an attempt's charges to what it owes after `elapsed_ns` of run time."""
+    account_id = context.account_ids.get(attempt.account)
+    if account_id is None:
+        # The user goes by another name now than when the job was submitted.
+        account_id = books.ensure_account(change.connection, attempt.account, AccountKind.USER, now_us=change.now_us).id
     books.charge_attempt(
         change.connection,
         attempt.id,
-        context.account_ids[attempt.account],
+        account_id,
         owed_micro=owed(attempt.gpu_rate_micro + attempt.cpu_rate_micro, elapsed_ns),
         upto_ns=elapsed_ns,
         final=final,
