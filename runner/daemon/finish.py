@@ -24,6 +24,7 @@ from runner.daemon.start import Starter
 from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
 from runner.executors.base import AttemptRecord
+from runner.executors.records import token_hash
 from runner.ledger.metering import Instant, metered_ns
 from runner.service.desk import Change, Enqueue, Halt
 from runner.state import jobs
@@ -75,7 +76,7 @@ class Finisher:
         if running.attempt.boot_id != self.context.boot_id:
             self._after_reboot(change, running)
             return
-        record = self.context.executor.look(self.context.control_dir(attempt_id))
+        record = self._record(running)
         if record.start is not None and running.attempt.start_ns is None:
             self._begin(change, running, record)
         match record.fate:
@@ -87,8 +88,21 @@ class Finisher:
                 self._end(change, running, record, self._judge(running, record))
             case "lost":
                 self._sweep(running, record)
+            case "never_ran" if running.attempt.start_ns is not None:
+                self._end(change, running, record, verdict.UNKNOWN)
             case "never_ran" if running.pidfd < 0:
                 self._never_ran(change, running, record)
+
+    def _record(self, running: RunningAttempt) -> AttemptRecord:
+        """Ask the disk about an attempt.
+
+        Where an older database was put back, another attempt of this number may have left a record: it says nothing.
+        """
+        directory = self.context.control_dir(running.attempt_id)
+        record = self.context.executor.look(directory)
+        if record.start is not None and record.start.token_hash != token_hash(running.attempt.token):
+            return AttemptRecord(directory, "absent", None, (), None, None)
+        return record
 
     def settle(self, change: Change, ref: Ref, ended: Ended, becomes_: Becomes, finished_us: int) -> None:
         """Move an element out of saving to where its last attempt leads.
@@ -336,7 +350,7 @@ class Finisher:
 
     def _after_reboot(self, change: Change, running: RunningAttempt) -> None:
         """Another boot: nothing is signalled; what was recorded counts, all else was interrupted."""
-        record = self.context.executor.look(self.context.control_dir(running.attempt_id))
+        record = self._record(running)
         if record.start is not None and running.attempt.start_ns is None:
             self._begin(change, running, record)
         ended = self._judge(running, record) if record.final is not None else verdict.INTERRUPTED

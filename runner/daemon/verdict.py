@@ -65,6 +65,7 @@ def judge(
 
 LOST = Ended(Ending.LOST, None, None, "its watcher was killed, so its exit code is unknown")
 INTERRUPTED = Ended(Ending.INTERRUPTED, None, None, "the box was restarted under it")
+UNKNOWN = Ended(Ending.INTERRUPTED, None, None, "nothing on the disk says how it ended")
 
 _STOPS = {
     Ending.STOPPED_BY_USER: "it was stopped",

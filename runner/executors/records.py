@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from dataclasses import dataclass
@@ -127,6 +128,11 @@ def _start(document: dict[str, Any], attempt_id: int) -> StartRecord:
         boottime_ns=document["boottime_ns"],
         wall_us=document["wall_us"],
     )
+
+
+def token_hash(token: str) -> str:
+    """Return what a start record says of the token of its attempt."""
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def read_beat(control_dir: Path) -> int | None:

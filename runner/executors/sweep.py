@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import select
@@ -15,7 +14,7 @@ from pathlib import Path
 from runner.core.plan import CgroupPlan, from_document
 from runner.executors.base import AttemptRecord, Swept
 from runner.executors.marks import Box, parent_of, reopen_process, state_of
-from runner.executors.records import ProcessMark
+from runner.executors.records import ProcessMark, token_hash
 from runner.executors.watcher import CHASES_MAX, TOKEN_VARIABLE, children_of, in_group, remove_group
 
 EMPTY_WITHIN_S = 5.0
@@ -36,7 +35,7 @@ def sweep_attempt(record: AttemptRecord, box: Box, *, spawner: int = 0) -> Swept
     if plan is None:
         return Swept(empty=record.start is None, killed=0, unprovable=record.start is not None)
     token, groups = plan
-    if record.start is not None and hashlib.sha256(token.encode()).hexdigest() != record.start.token_hash:
+    if record.start is not None and token_hash(token) != record.start.token_hash:
         return Swept(empty=False, killed=0, unprovable=True)
     return _kill_all(token, groups, record.start.workers if record.start else (), _reapers(spawner))
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
-from tests.kit import ROOT, Box
+from tests.kit import ROOT, Box, wait_until
 
 
 def test_the_documented_backup_restores_everything(runner: Box, tmp_path: Path) -> None:
@@ -29,6 +30,42 @@ def test_the_documented_backup_restores_everything(runner: Box, tmp_path: Path) 
     again = runner.ok("rerun", "kept").split()[0]
     assert runner.wait(again)["state"] == "succeeded"
     assert runner.ok("logs", again) == "sealed"
+
+
+def test_a_job_that_the_copy_saw_running_is_held(runner: Box, tmp_path: Path) -> None:
+    """Nobody knows how it ended: it is not run again by itself, and says so."""
+    ran = tmp_path / "ran"
+    job = runner.submit("--", "sh", "-c", f"echo x >> {ran}; sleep 600")
+    runner.wait_state(job, "running")
+    wait_until(ran.exists)
+    back_up, restore = scripts()
+    _run(runner, back_up, tmp_path)
+    runner.ok("stop", job)
+    runner.wait(job)
+    _run(runner, "\n".join(back_up.splitlines()[:2]) + "\n" + restore, tmp_path)
+    wait_until(lambda: runner.show(job)["reason"])
+    document = runner.show(job)
+    assert (document["state"], document["reason"]["kind"]) == ("pending", "held")
+    assert "interrupted" in document["reason"]["sentence"]
+    assert ran.read_text() == "x\n"
+    runner.ok("start", job)
+    wait_until(lambda: ran.read_text() == "x\nx\n")
+
+
+def test_an_attempt_never_takes_another_of_its_number_for_itself(runner: Box, tmp_path: Path) -> None:
+    """An older database over a state in which that number had run on: the new job runs its own command."""
+    runner.ok("backup", str(tmp_path / "old.db"))
+    lost = runner.submit("--", "sleep", "600")
+    runner.wait_state(lost, "running")
+    runner.ok("service", "stop")
+    for name in ("", "-wal", "-shm"):
+        Path(runner.paths.database + name).unlink(missing_ok=True)
+    shutil.copy(tmp_path / "old.db", runner.paths.database)
+    runner.ok("service", "start")
+    job = runner.submit("--", "sh", "-c", f"touch {tmp_path}/mine; exit 4")
+    assert job == lost
+    assert runner.wait(job)["exit_code"] == 4
+    assert (tmp_path / "mine").exists()
 
 
 def scripts() -> list[str]:
