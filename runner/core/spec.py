@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    TypeAdapter,
     ValidationError,
     WithJsonSchema,
     field_validator,
@@ -44,6 +45,18 @@ Name = Annotated[
 Variable = Annotated[str, StringConstraints(pattern=_VARIABLE)]
 Key = Annotated[str, StringConstraints(pattern=_KEY)]
 Argument = Annotated[str, StringConstraints(max_length=131_072, pattern=r"^[^\x00]*$")]
+
+
+_TEXT = TypeAdapter(Text)
+
+
+def is_text(value: str) -> bool:
+    """Say whether a document may hold a path or an address: UTF-8 without control characters, of 4096 at most."""
+    try:
+        _TEXT.validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _size(value: object) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import secrets
 import sqlite3
@@ -27,6 +28,7 @@ from runner.service.submit import request_from, secret_sources, split_environmen
 from runner.state import jobs
 from runner.state.ballast import Ballast
 from runner.state.engine import Database
+from storage.errors import DiskFull
 from storage.store import Store
 
 FACTS_KEPT = 256
@@ -98,6 +100,13 @@ class Context:
         self.ballast.drop()
         self.admission = "the disk that holds the state is full"
         return self.admission
+
+    def is_full(self, error: Exception) -> bool:
+        """Say whether an error is for want of room on the disk, and see to what follows where it is."""
+        full = isinstance(error, DiskFull) or getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT}
+        if full:
+            self.disk_full()
+        return full
 
     def breathe(self) -> None:
         """Take the ballast again when there is room, and admit jobs again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -98,7 +99,7 @@ class Measurer:
             subject = self._subjects.get(attempt_id)
             if subject is None:
                 return
-            if subject.extractor is None and subject.before is None and not subject.file_path.exists():
+            if subject.extractor is None and subject.before is None and not os.path.exists(subject.file_path):
                 del self._subjects[attempt_id]
                 return
             subject.over = True

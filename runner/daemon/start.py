@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
@@ -24,7 +23,7 @@ from runner.state import jobs
 from schedulers.decision import Start
 from schedulers.resources import Allocation
 from storage.checkout import view
-from storage.errors import DiskFull, StorageError
+from storage.errors import StorageError
 
 RELAUNCH_S = 0.5
 LAUNCHES_MAX = 3
@@ -67,11 +66,11 @@ class Starter:
         running.launches += 1
         try:
             running.pidfd = self._launch(order)
-        except (StokerError, StorageError, OSError) as error:
-            log.warning("job %s was not launched: %s", order.attempt.ref.label, error)
+        except Exception as error:  # whatever it is, it is this job's alone
+            expected = isinstance(error, (StokerError, StorageError, OSError))
+            log.warning("job %s was not launched: %s", order.attempt.ref.label, error, exc_info=not expected)
             running.fault = str(error)
-            if isinstance(error, DiskFull) or getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT}:
-                self.context.disk_full()
+            if self.context.is_full(error):
                 running.launches -= 1  # a full disk is no fault of the launch: it is tried for as long as it takes
             if running.launches >= LAUNCHES_MAX:
                 self.loop.look_at(order.attempt.id)
@@ -128,7 +127,8 @@ class Starter:
         for attempt in attempts.values():
             running = self.running_from(attempt)
             if attempt.id in kept:
-                running.pidfd, running.launches = kept[attempt.id].pidfd, kept[attempt.id].launches
+                known = kept[attempt.id]
+                running.pidfd, running.launches, running.fault = known.pidfd, known.launches, known.fault
             board.take(running)
         self.devices.reload(jobs.held_devices(connection), attempts)
 

@@ -15,6 +15,7 @@ from runner.daemon.context import Context
 from runner.daemon.devices import Devices
 from runner.daemon.expire import Expirer
 from runner.daemon.finish import Finisher
+from runner.daemon.guard import backoff_s, safely
 from runner.daemon.launch import Order
 from runner.daemon.loop import Loop
 from runner.daemon.measure import Measurer
@@ -23,7 +24,7 @@ from runner.daemon.prepare import Preparer
 from runner.daemon.save import Saver
 from runner.daemon.start import Starter
 from runner.daemon.steps import Step
-from runner.service.desk import AbortSaving, Change, Discard, Enqueue, Halt, Item, Leave, Salvage, Withdraw
+from runner.service.desk import AbortSaving, Change, Discard, Effect, Enqueue, Halt, Item, Leave, Salvage, Withdraw
 from runner.state.engine import savepoint
 from schedulers.decide import decide
 from schedulers.decision import Start
@@ -34,6 +35,14 @@ ROOM_LOOK_S = 1.0
 
 log = logging.getLogger("stoker.turn")
 Answer = tuple[Any, BaseException | None]
+
+
+class _LookFailed(Exception):
+    """The look at one attempt met a bug of ours, or a disk that cannot be read."""
+
+    def __init__(self, attempt_id: int) -> None:
+        super().__init__(f"attempt {attempt_id}")
+        self.attempt_id = attempt_id
 
 
 class Turn:
@@ -65,6 +74,7 @@ class Turn:
         self.measurer = measurer
         self.leaving: Leave | None = None
         self._looks_for_room = False
+        self._put_off: dict[int, int] = {}
         loop.listen(context.desk.descriptor, lambda: None)
 
     def run(self) -> Leave:
@@ -78,7 +88,16 @@ class Turn:
         return self.leaving
 
     def once(self, items: list[Item], looks: list[int]) -> None:
-        """Run one turn over queued requests and the attempts that want a look."""
+        """Run one turn over queued requests and the attempts that want a look.
+
+        Where the look at one attempt fails, the turn is run again without it: what it had begun to do is then undone in
+        memory, too, and no other attempt pays for the care.
+        """
+        while (failed := self._run(items, looks)) is not None:
+            looks = [each for each in looks if each != failed]
+
+    def _run(self, items: list[Item], looks: list[int]) -> int | None:
+        """Run a turn; return the attempt that was put off where nothing was done because of it."""
         change, step = self.context.change(), self.context.step
         asked = any(item.done is not None for item in items)
         if asked:
@@ -90,16 +109,19 @@ class Turn:
                     if isinstance(effect, Halt):
                         self.starter.halting(effect)
                 for attempt_id in looks:
-                    self.finisher.look(change, attempt_id)
+                    self._look(change, attempt_id)
                 self._queue(change)
                 if asked:
                     step(Step.SUBMIT_WRITTEN)
                 orders = self._decide(change)
                 if orders:
                     step(Step.LAUNCH_WRITTEN)
+        except _LookFailed as failed:
+            self._later(failed)
+            return failed.attempt_id
         except Exception as error:  # a full disk, or a bug of ours: nothing was written, and nobody else suffers
             self._refused(error, items, looks)
-            return
+            return None
         if asked:
             step(Step.SUBMIT_COMMITTED)
         self._act(change, orders)
@@ -112,6 +134,24 @@ class Turn:
             step(Step.SUBMIT_ANSWERED)
         self._await_room()
         self.context.hub.changed({ref.job_id for ref in change.touched})
+        return None
+
+    def _look(self, change: Change, attempt_id: int) -> None:
+        try:
+            self.finisher.look(change, attempt_id)
+        except sqlite3.OperationalError:
+            raise
+        except Exception as error:
+            raise _LookFailed(attempt_id) from error
+        self._put_off.pop(attempt_id, None)
+
+    def _later(self, failed: _LookFailed) -> None:
+        """Look at an attempt again after a while, a longer one each time."""
+        attempt_id = failed.attempt_id
+        tries = self._put_off[attempt_id] = self._put_off.get(attempt_id, 0) + 1
+        log.error("attempt %d could not be looked at", attempt_id, exc_info=failed.__cause__)
+        self._forget()
+        self.loop.after(backoff_s(tries - 1), lambda: self.loop.look_at(attempt_id))
 
     def _answer(self, change: Change, item: Item) -> Answer:
         """Run one request; where it fails nothing of it stays, and the others go on."""
@@ -164,17 +204,7 @@ class Turn:
         for order in orders:
             self.starter.start(order)
         for effect in change.effects:
-            match effect:
-                case Halt():
-                    self.starter.halt(effect)
-                case Salvage():
-                    self.saver.salvage(effect.ref)
-                case AbortSaving():
-                    self.saver.abort(effect.ref)
-                case Discard():
-                    self.saver.discard(effect)
-                case Leave():
-                    self._leave(effect)
+            safely(f"do a committed {type(effect).__name__}", self._apply, effect)
         self.preparer.proceed()
         self.saver.proceed()
         self.finisher.after_commit()
@@ -182,12 +212,25 @@ class Turn:
         self.expirer.arm()
         self.measurer.arm()
 
+    def _apply(self, effect: Effect) -> None:
+        match effect:
+            case Halt():
+                self.starter.halt(effect)
+            case Salvage():
+                self.saver.salvage(effect.ref)
+            case AbortSaving():
+                self.saver.abort(effect.ref)
+            case Discard():
+                self.saver.discard(effect)
+            case Leave():
+                self._leave(effect)
+
     def _leave(self, effect: Leave) -> None:
         """Shut the door before anybody is told that it is shut: who comes next finds the mark, not us."""
-        if effect.for_good:
-            Path(self.context.paths.stopped_mark).touch(mode=0o600)
-        Path(self.context.paths.api_socket).unlink(missing_ok=True)
         self.leaving = effect
+        if effect.for_good:
+            safely("leave word that the runner was stopped", Path(self.context.paths.stopped_mark).touch, 0o600)
+        Path(self.context.paths.api_socket).unlink(missing_ok=True)
 
     def _await_room(self) -> None:
         """Nothing tells us when a full disk has room again: look now and then, for as long as it is full."""
@@ -203,10 +246,8 @@ class Turn:
         """Nothing was written, as on a full disk: refuse what came in, keep what the daemon itself has to write."""
         log.error("a turn was not written: %s", error, exc_info=not isinstance(error, sqlite3.OperationalError))
         sentence = self.context.refused(error)
-        self.starter.reload()
-        self.preparer.rolled_back()
-        self.saver.rolled_back()
-        self.finisher.rolled_back()
+        self._forget()
+        hint = "free some space" if self.context.admission else f"{self.context.paths.runner_log} says more"
         kept = [item for item in items if item.done is None]
 
         def again() -> None:
@@ -218,4 +259,11 @@ class Turn:
         self.loop.after(REFUSED_RETRY_S, again)
         for item in items:
             if item.done is not None:
-                item.done(None, Unavailable(sentence, hint="free some space; running jobs go on and lose nothing"))
+                item.done(None, Unavailable(sentence, hint=f"{hint}; running jobs go on and lose nothing"))
+
+    def _forget(self) -> None:
+        """Bring what is in memory back to what the database says, after a turn that was not written."""
+        self.starter.reload()
+        self.preparer.rolled_back()
+        self.saver.rolled_back()
+        self.finisher.rolled_back()

@@ -13,7 +13,7 @@ from typing import Any
 from runner.core import documents, environment, names
 from runner.core.errors import NeverFits, StokerError, Unavailable, UsageError
 from runner.core.job import PLAIN, Ref
-from runner.core.spec import JobSpec, parse_array, validate
+from runner.core.spec import JobSpec, is_text, parse_array, validate
 from runner.identity.sealing import Sealer
 from runner.ledger.pricing import rate_for
 from runner.service import places
@@ -70,6 +70,9 @@ class Envelope:
                 raise UsageError(
                     f"there is no directory {str(cwd)!r} to run in", hint="give --cwd a directory that exists"
                 )
+            if not is_text(str(cwd)):
+                message = f"the name of the directory {str(cwd)!r} is not plain UTF-8"
+                raise UsageError(message, hint="run it from another, or rename it")
             self._directories.add(str(cwd))
         return cwd
 
