@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from runner.core.job import Ref
@@ -16,6 +17,7 @@ from runner.daemon import launch, verdict
 from runner.daemon.board import RunningAttempt
 from runner.daemon.context import Context
 from runner.daemon.devices import Devices
+from runner.daemon.guard import backoff_s, safely
 from runner.daemon.loop import Loop
 from runner.daemon.measure import Measurer
 from runner.daemon.meter import charge
@@ -33,8 +35,6 @@ from runner.telemetry.tail import LogTail
 LOG_TAIL_BYTES = 65536
 RELOOK_S = 0.2
 SWEEPS_MAX = 12  # of 5 s each: what then lives is past killing
-BACKOFF_S = 1.0
-BACKOFF_MAX_S = 60.0
 
 log = logging.getLogger("stoker.finish")
 
@@ -131,19 +131,22 @@ class Finisher:
         ingested, self._ingested = self._ingested, []
         for running in ingested:
             self.context.step(Step.FINISH_COMMITTED)
-            if running.pidfd >= 0:
-                self.loop.forget(running.pidfd)
-                os.close(running.pidfd)
-                running.pidfd = -1
-            self.measurer.ended(running.attempt_id)
-            self.tail.finish(str(self.context.control_dir(running.attempt_id) / "log.0"))
-            clear_control(self.context, running.attempt_id)
+            safely(f"let go of attempt {running.attempt_id}", self._let_go, running)
         emptied, self._emptied = self._emptied, []
         for ref in emptied:
             launch.give_tree(self.context.paths, self.context.trees, ref)
         relaunch, self._relaunch = self._relaunch, []
         for running in relaunch:
             self.starter.relaunch(running)
+
+    def _let_go(self, running: RunningAttempt) -> None:
+        if running.pidfd >= 0:
+            self.loop.forget(running.pidfd)
+            os.close(running.pidfd)
+            running.pidfd = -1
+        self.measurer.ended(running.attempt_id)
+        self.tail.finish(str(self.context.control_dir(running.attempt_id) / "log.0"))
+        put_away(self.context, self.loop, running.attempt_id)
 
     def rolled_back(self) -> None:
         """Forget what a refused turn wanted done."""
@@ -209,7 +212,9 @@ class Finisher:
     def _end(self, change: Change, running: RunningAttempt, record: AttemptRecord, ended: Ended) -> None:
         """Close an attempt: its element goes to saving, its time is billed, its resources come back."""
         attempt, ref = running.attempt, running.ref
-        end_ns = record.final.monotonic_ns if record.final is not None else None
+        # What never began has no time of its own to end at.
+        began = attempt.start_ns is not None
+        end_ns = record.final.monotonic_ns if record.final is not None and began else None
         ended_us = record.final.wall_us if record.final is not None else change.now_us
         rank = record.ranks[0] if record.ranks else None
         running.state = jobs.move(change.connection, ref, running.state, Event.END, change.now_us)
@@ -264,11 +269,7 @@ class Finisher:
         spec = facts.spec
         resumes = spec.requeue == "always" or (spec.checkpoint is not None and spec.requeue != "never")
         held = ended.ending is Ending.INTERRUPTED and not resumes
-        delay_s = (
-            0.0
-            if ended.ending in {Ending.PREEMPTED, Ending.INTERRUPTED}
-            else min(BACKOFF_MAX_S, BACKOFF_S * 2**earlier)
-        )
+        delay_s = 0.0 if ended.ending in {Ending.PREEMPTED, Ending.INTERRUPTED} else backoff_s(earlier)
         not_before_us = change.now_us + int(delay_s * 1e6)
         jobs.move(
             change.connection,
@@ -357,8 +358,18 @@ class Finisher:
         self._end(change, running, record, ended)
 
 
-def clear_control(context: Context, attempt_id: int) -> None:
-    """Move an ingested attempt's logs away and remove its control directory; may be repeated after a crash."""
+def put_away(context: Context, loop: Loop, attempt_id: int, earlier: int = 0) -> None:
+    """Move an ingested attempt's logs away and remove its control directory; where the disk refuses, again later."""
+    try:
+        _clear_control(context, attempt_id)
+    except OSError as error:
+        log.warning("the log of attempt %d could not be moved: %s", attempt_id, error)
+        context.is_full(error)
+        loop.after(backoff_s(earlier), partial(put_away, context, loop, attempt_id, earlier + 1))
+
+
+def _clear_control(context: Context, attempt_id: int) -> None:
+    """May be repeated after a crash."""
     directory = context.control_dir(attempt_id)
     try:
         logs = [name for name in os.listdir(directory) if name.startswith("log.")]

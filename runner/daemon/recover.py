@@ -7,7 +7,7 @@ import logging
 from runner.core.job import Ref
 from runner.core.reasons import Becomes, Ending
 from runner.daemon.context import Context
-from runner.daemon.finish import clear_control
+from runner.daemon.finish import put_away
 from runner.daemon.launch import attempt_dir
 from runner.daemon.loop import Loop
 from runner.daemon.prepare import Preparer
@@ -31,7 +31,7 @@ def recover(context: Context, loop: Loop, *, starter: Starter, preparer: Prepare
     for attempt_id in open_ids:
         loop.look_at(attempt_id)
     for attempt_id in _leftover_control(context, open_ids):
-        clear_control(context, attempt_id)
+        put_away(context, loop, attempt_id)
     for element in jobs.saving_elements(context.database.writer):
         _save_again(context, saver, element.ref)
     saver.proceed()
@@ -45,7 +45,7 @@ def recover(context: Context, loop: Loop, *, starter: Starter, preparer: Prepare
 
 
 def _leftover_control(context: Context, open_ids: set[int]) -> list[int]:
-    """Control directories that an earlier runner had ingested and not yet removed, or never wrote down."""
+    """Return the attempts that were written down whole and whose control directories are there all the same."""
     root = context.control_dir(0).parent
     if not root.is_dir():
         return []

@@ -1,0 +1,133 @@
+"""A fault that concerns one job: it is that job's alone, the runner lives on and the others never hear of it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from runner.core.errors import Unavailable, UsageError
+from tests.faults.campaign import Box, kill, open_box, until
+
+
+@contextmanager
+def small_disk(directory: Path, *options: str) -> Iterator[None]:
+    """Mount a memory file system over a directory, which is made where it is not there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", ",".join(["mode=0700", *options]), "none", str(directory)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting needs CAP_SYS_ADMIN")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def change(box: Box, sql: str, *values: object) -> None:
+    """Write to the database, as the runner finds it at its next look."""
+    with closing(sqlite3.connect(box.paths.database, timeout=30)) as connection, connection:
+        connection.execute(sql, values)
+
+
+def waiting(box: Box, go: Path, code: int = 0) -> int:
+    """Submit a job that runs until a file is there."""
+    job = box.submit("/bin/sh", "-c", f"while [ ! -e {go} ]; do sleep 0.02; done; exit {code}")
+    box.wait_state(job, "running")
+    return job
+
+
+def test_a_watcher_that_cannot_begin_fails_its_attempt(tmp_path: Path) -> None:
+    """No room for its log: the attempt ends as launch_failed, is tried twice more, and the next job goes ahead."""
+    with small_disk(tmp_path / "state/control", "nr_inodes=5"), open_box(tmp_path / "state") as box:
+        job = box.submit("/bin/true")
+        box.wait_state(job, "failed")
+        shown = box.show(job)
+        assert shown["reason"]["ending"] == "launch_failed"
+        assert os.strerror(28) in shown["reason"]["sentence"]
+        assert [each["ending"] for each in shown["attempts"]] == ["launch_failed"] * 3
+
+
+def test_a_working_directory_that_no_document_can_hold_is_refused(tmp_path: Path) -> None:
+    """Nothing is queued, and the runner lives."""
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff"))
+    (odd / "sub").mkdir(parents=True)
+    with open_box(tmp_path / "state") as box:
+        pid = box.runner_pid()
+        for cwd in ({"cwd": "sub"}, {}):
+            body = {"spec": {"command": ["/bin/true"], **cwd}, "caller": {**box.caller(), "cwd": str(odd)}}
+            with pytest.raises(UsageError, match=r"is not plain UTF-8|cwd is wrong"):
+                box.post("/v1/jobs", body)
+        box.wait_state(box.submit("/bin/true"), "succeeded")
+        assert box.runner_pid() == pid
+
+
+def test_a_job_that_cannot_be_read_holds_up_no_other(tmp_path: Path) -> None:
+    """One ends, one is stopped, one is to be launched while their rows cannot be read: the others go on as ever."""
+    go = tmp_path / "go"
+    with open_box(tmp_path / "state", {"STOKER_BOX__CPUS": "4"}) as box:
+        broken = [waiting(box, go, 3), waiting(box, go, 3)]
+        fine = waiting(box, go, 7)
+        queued = box.submit("/bin/sh", "-c", "exit 5")
+        box.stop_service()
+        specs = dict(box.rows("SELECT id, spec FROM jobs"))
+        for job in (*broken, queued):
+            change(box, "UPDATE jobs SET spec = json_set(spec, '$.of_tomorrow', 1) WHERE id = ?", job)
+        box.start()
+        pid = box.runner_pid()
+        go.touch()
+        box.wait_state(fine, "failed")
+        assert box.show(fine)["exit_code"] == 7
+        box.wait_state(box.submit("/bin/true"), "succeeded")
+        assert box.runner_pid() == pid
+        for job in (*broken, queued):
+            change(box, "UPDATE jobs SET spec = ? WHERE id = ?", specs[job], job)
+        box.wait_all()
+        assert [box.show(job)["exit_code"] for job in broken] == [3, 3]
+        assert box.wrong_bills() == []
+
+
+def test_a_job_of_an_account_of_another_name_is_billed_to_it(tmp_path: Path) -> None:
+    """The user was renamed while the job ran: it ends, and who submitted it pays."""
+    with open_box(tmp_path / "state", {"STOKER_CREDITS__POST_EVERY": "1s"}) as box:
+        job = waiting(box, tmp_path / "go")
+        box.stop_service()
+        change(box, "UPDATE jobs SET account = 'formerly'")
+        box.start()
+        posted = "SELECT sum(amount_micro) FROM transfers JOIN accounts a ON a.id = debit_account_id WHERE name = ?"
+        until(lambda: box.rows(posted, "formerly")[0][0], what="a posting while it runs")
+        (tmp_path / "go").touch()
+        box.wait_state(job, "succeeded")
+        assert box.wrong_bills() == []
+
+
+def test_a_log_that_cannot_be_moved_waits_for_room(tmp_path: Path) -> None:
+    """No room where the logs of ended jobs go: nothing is admitted, the runner lives, and moves them once there is."""
+    with ExitStack() as full:
+        full.enter_context(small_disk(tmp_path / "state/logs", "nr_inodes=1"))
+        with open_box(tmp_path / "state") as box:
+            pid = box.runner_pid()
+            job = box.submit("/bin/sh", "-c", "echo said")
+            box.wait_state(job, "succeeded")
+            until(lambda: refuses(box), what="the refusal of a job")
+            assert box.runner_pid() == pid
+            kill(pid)
+            box.start()
+            again = box.runner_pid()
+            assert box.show(job)["exit_code"] == 0
+            full.close()
+            until(Path(box.paths.job_log(1, 0)).exists, what="the log being moved")
+            assert box.runner_pid() == again
+
+
+def refuses(box: Box) -> bool:
+    """Say whether a job is refused for want of room."""
+    try:
+        box.submit("/bin/true")
+    except Unavailable as error:
+        return "full" in error.message
+    return False
