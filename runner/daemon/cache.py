@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from runner.daemon.context import Context
+from runner.daemon.guard import safely
 from runner.service.desk import Change, Discard
 from runner.state import artifacts
 
@@ -24,12 +25,13 @@ def room_on_disk(context: Context) -> int:
     return room.f_bavail * room.f_frsize
 
 
-def when_room(
+def await_room(
     context: Context, *, need_bytes: int, free_bytes: int, wanted: Callable[[], bool], then: Callable[[], object]
 ) -> None:
-    """Call `then` from a thread of its own once the work that found only `free_bytes` is worth another try.
+    """Give up cached inputs for work that found only `free_bytes`; call `then` once it is worth another try.
 
     That is when there is as much room as it needs or more than it found, when it is wanted no more, and every minute.
+    `then` is called from a thread of its own, whether anything could be given up or not.
     """
     looks = 0
 
@@ -48,6 +50,7 @@ def when_room(
         timer.start()
 
     arm()
+    safely("make room", _make_room, context, need_bytes)
 
 
 def trim(change: Change) -> None:
@@ -57,8 +60,7 @@ def trim(change: Change) -> None:
         change.effects.append(Discard((), ()))
 
 
-def make_room(context: Context, wanted_bytes: int) -> None:
-    """Give up cached inputs for room on the disk, off the turn's thread; may find none to give."""
+def _make_room(context: Context, wanted_bytes: int) -> None:
     given: list[int] = []
     context.desk.insist(lambda change: given.append(artifacts.forget_sources(change.connection, wanted_bytes)))
     if given and given[-1]:

@@ -21,6 +21,7 @@ from runner.core.reasons import Ending, WaitReason
 from runner.daemon import cache
 from runner.daemon.board import WaitingJob
 from runner.daemon.context import Context
+from runner.daemon.guard import safely
 from runner.daemon.launch import JobFacts
 from runner.daemon.loop import Loop
 from runner.daemon.stage import Failed, NoRoom, Preparation, Staged, Stager
@@ -94,7 +95,7 @@ class Preparer:
         """Begin what the committed turn queued."""
         new, self._new = self._new, []
         for preparation in new:
-            self._lookers.submit(self._look, preparation)
+            self._lookers.submit(safely, f"look at what job {preparation.job_id} needs", self._look, preparation)
 
     def rolled_back(self) -> None:
         """Forget what a refused turn queued and take up everything that waits again."""
@@ -158,11 +159,9 @@ class Preparer:
     def _work(self) -> None:
         """Prepare, off the turn's thread, the first of the queue whose needs nobody is at work on; then the next."""
         while (preparation := self._pick()) is not None:
-            try:
-                self._attempt(preparation, self._run)
-            finally:
-                with self._lock:
-                    self._busy -= preparation.needs
+            safely(f"prepare job {preparation.job_id}", self._attempt, preparation, self._run)
+            with self._lock:
+                self._busy -= preparation.needs
 
     def _attempt(self, preparation: Preparation, work: Callable[[Preparation, JobFacts, Lease], bool]) -> bool:
         """Work on a job under a lease and return whether more is to be done; where it fails, see to what follows."""
@@ -201,9 +200,11 @@ class Preparer:
 
     def _facts(self, preparation: Preparation) -> JobFacts:
         found: list[JobFacts] = []
-        self.context.desk.insist(lambda _: found.append(self.context.facts(preparation.job_id)))
-        if not found:
-            raise Failed(Ending.INPUT_FAILED, "its description cannot be read; the runner's log says why")
+        try:
+            self.context.desk.insist(lambda _: found.append(self.context.facts(preparation.job_id)))
+        except Exception as error:
+            sentence = "its description cannot be read; the runner's log says why"
+            raise Failed(Ending.INPUT_FAILED, sentence) from error
         return found[0]
 
     def _wait_for_room(self, preparation: Preparation, error: NoRoom | DiskFull) -> None:
@@ -211,8 +212,7 @@ class Preparer:
         if not isinstance(error, NoRoom):
             error = NoRoom("it", self.context.config.storage.min_free_bytes, cache.room_on_disk(self.context))
         self.stager.tell(preparation, error.reason)
-        cache.make_room(self.context, error.need_bytes)
-        cache.when_room(
+        cache.await_room(
             self.context,
             need_bytes=error.need_bytes,
             free_bytes=error.free_bytes,

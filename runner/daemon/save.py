@@ -15,6 +15,7 @@ from runner.core.reasons import Becomes, Ending, Waiting, WaitReason, stays_stop
 from runner.core.units import format_size
 from runner.daemon import cache
 from runner.daemon.context import Context
+from runner.daemon.guard import safely
 from runner.daemon.launch import attempt_dir
 from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
@@ -91,7 +92,7 @@ class Saver:
 
     def discard(self, effect: Discard) -> None:
         """Remove logs and directories of removed jobs, and what the store then no longer needs."""
-        self._pool.submit(self._discard, effect)
+        self._submit("discard what was removed", self._discard, effect)
 
     def clear(self, found: list[tuple[int, list[int]]], then: Callable[[], None]) -> None:
         """Remove logs and directories of jobs (each with its attempts) that finished long ago, then call `then`."""
@@ -99,25 +100,32 @@ class Saver:
         def work() -> None:
             for job_id, attempt_ids in found:
                 if not listing.is_unfinished(self.context.database.reader(), job_id, None):
-                    remove_files(self.context.paths, job_id, attempt_ids)
+                    safely(f"clear job {job_id} away", remove_files, self.context.paths, job_id, attempt_ids)
             then()
 
-        self._pool.submit(work)
+        self._submit("clear away what has expired", work)
 
     def tidy(self) -> None:
         """Do again, after a restart, what removals may have left undone."""
-        self._pool.submit(self._tidy)
+        self._submit("tidy up", self._tidy)
 
     def proceed(self) -> None:
         """Begin what the committed turn asked for."""
         new, self._new = self._new, []
         for saving in new:
             self._saving[saving.attempt.ref] = saving
-            self._pool.submit(self._publish, saving)
+            self._submit_saving(saving)
 
     def rolled_back(self) -> None:
         """Forget what a refused turn asked for."""
         self._new.clear()
+
+    def _submit(self, what: str, work: Callable[..., None], *arguments: object) -> None:
+        """Have something done by the pool; what goes wrong there is said in the runner's log."""
+        self._pool.submit(safely, what, work, *arguments)
+
+    def _submit_saving(self, saving: Saving) -> None:
+        self._submit(f"save the output of job {saving.attempt.ref.label}", self._publish, saving)
 
     def _publish(self, saving: Saving) -> None:
         attempt = saving.attempt
@@ -146,13 +154,12 @@ class Saver:
             return
         saving.reason = WaitReason(Waiting.DISK, f"its output {needs}", {"need_bytes": need, "free_bytes": free})
         self.context.hub.changed({saving.attempt.ref.job_id})
-        cache.make_room(self.context, need)
-        cache.when_room(
+        cache.await_room(
             self.context,
             need_bytes=need,
             free_bytes=free,
             wanted=lambda: not saving.given_up,
-            then=lambda: self._pool.submit(self._publish, saving),
+            then=lambda: self._submit_saving(saving),
         )
 
     def _fail(self, saving: Saving, why: str) -> None:
@@ -197,7 +204,7 @@ class Saver:
         remove_logs(self.context.paths, effect.attempt_ids)
         # Last: where a kill leaves one, `tidy` finds by it what else is left.
         for job_id in effect.job_ids:
-            remove_files(self.context.paths, job_id, ())
+            safely(f"remove the files of job {job_id}", remove_files, self.context.paths, job_id, ())
         if effect.job_ids:
             log.info("removed jobs %s", effect.job_ids)
         cache.sweep(self.context)

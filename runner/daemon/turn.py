@@ -129,7 +129,7 @@ class Turn:
             if item.done is not None:
                 item.done(answer, fault)
             if item.committed is not None:
-                item.committed()
+                item.committed(fault)
         if asked:
             step(Step.SUBMIT_ANSWERED)
         self._await_room()

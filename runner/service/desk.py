@@ -95,6 +95,7 @@ class Change:
 
 Work = Callable[[Change], Any]
 Done = Callable[[Any, BaseException | None], None]
+Committed = Callable[[BaseException | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class Item:
 
     work: Work
     done: Done | None = None
-    committed: Callable[[], None] | None = None
+    committed: Committed | None = None
 
 
 class Desk:
@@ -113,11 +114,11 @@ class Desk:
         self._items: deque[Item] = deque()
         self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
-    def put(self, work: Work, done: Done | None = None, committed: Callable[[], None] | None = None) -> None:
+    def put(self, work: Work, done: Done | None = None, committed: Committed | None = None) -> None:
         """Queue `work` for the next turn.
 
         `done` hears its answer after the commit, or why it was refused, on the turn's thread. Work without `done` is
-        the daemon's own: it is tried until it is committed, and then `committed` is called.
+        the daemon's own: it is tried until the turn is committed, and then `committed` hears why it failed, or None.
         """
         self._items.append(Item(work, done, committed))
         os.eventfd_write(self.descriptor, 1)
@@ -151,10 +152,21 @@ class Desk:
         return answer
 
     def insist(self, work: Work) -> None:
-        """Queue `work` and wait until it is committed, however long the disk is full; for the daemon's own threads."""
+        """Queue `work` and wait until it is committed, however long the disk is full; for the daemon's own threads.
+
+        Raise what it raised: then nothing of it was written.
+        """
         finished = threading.Event()
-        self.put(work, None, finished.set)
+        faults: list[BaseException] = []
+
+        def committed(fault: BaseException | None) -> None:
+            faults.extend([fault] if fault is not None else [])
+            finished.set()
+
+        self.put(work, None, committed)
         finished.wait()
+        for fault in faults:
+            raise fault
 
 
 class Hub:

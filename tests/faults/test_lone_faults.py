@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -48,7 +51,7 @@ def test_a_watcher_that_cannot_begin_fails_its_attempt(tmp_path: Path) -> None:
         box.wait_state(job, "failed")
         shown = box.show(job)
         assert shown["reason"]["ending"] == "launch_failed"
-        assert os.strerror(28) in shown["reason"]["sentence"]
+        assert os.strerror(errno.ENOSPC) in shown["reason"]["sentence"]
         assert [each["ending"] for each in shown["attempts"]] == ["launch_failed"] * 3
 
 
@@ -131,3 +134,70 @@ def refuses(box: Box) -> bool:
     except Unavailable as error:
         return "full" in error.message
     return False
+
+
+def leaves(box: Box, go: Path) -> int:
+    """Submit a job that leaves something in its scratch directory, and runs until a file is there."""
+    job = box.submit("/bin/sh", "-c", f"echo x > $STOKER_SCRATCH_DIR/x; until [ -e {go} ]; do sleep 0.02; done")
+    box.wait_state(job, "running")
+    return job
+
+
+def test_a_directory_that_cannot_be_removed_holds_up_no_other(tmp_path: Path) -> None:
+    """Something of one job stays where it is; what else has expired, then and later, goes."""
+    go = tmp_path / "go"
+    with open_box(tmp_path / "state", {"STOKER_STORAGE__KEEP_FINISHED": "1s"}) as box:
+        stuck = leaves(box, go)
+        with small_disk(Path(box.paths.job_dir(stuck, None), "attempt-1/input"), "ro"):
+            for job in (leaves(box, go), leaves(box, go)):
+                go.touch()
+                box.wait_state(job, "succeeded")
+                until(lambda job=job: not Path(box.paths.job_dir(job, None)).exists(), what="the directory going")
+            assert Path(box.paths.job_dir(stuck, None)).exists()
+
+
+def test_removed_jobs_go_though_one_of_them_cannot(tmp_path: Path) -> None:
+    """`rm` of two jobs, the first of which has something that stays: the second goes, and the store is swept."""
+    go = tmp_path / "go"
+    with open_box(tmp_path / "state") as box:
+        stuck, other = leaves(box, go), leaves(box, go)
+        with small_disk(Path(box.paths.job_dir(stuck, None), "attempt-1/input"), "ro"):
+            go.touch()
+            box.wait_all()
+            box.post("/v1/jobs/remove", {"refs": [str(stuck), str(other)]})
+            until(lambda: not Path(box.paths.job_dir(other, None)).exists(), what="the directory going")
+
+
+def test_an_output_waits_for_room_though_none_can_be_made(tmp_path: Path) -> None:
+    """A disk too full even to look for what may go: the job stays in saving, and is saved once there is room."""
+    go, data = tmp_path / "go", tmp_path / "data"
+    data.write_text("data")
+    with small_disk(tmp_path / "state/store", "nr_inodes=600"), open_box(tmp_path / "state") as box:
+        cached = box.submit("/bin/true", input={"data": {"uri": str(data)}})
+        box.wait_state(cached, "succeeded")
+        script = f"echo weights > $STOKER_OUTPUT_DIR/w; until [ -e {go} ]; do sleep 0.02; done"
+        job = box.submit("/bin/sh", "-c", script)
+        box.wait_state(job, "running")
+        filler = tmp_path / "state/store/filler"
+        filler.mkdir()
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            for number in itertools.count():
+                (filler / str(number)).touch()
+        go.touch()
+        until(lambda: (box.show(job)["reason"] or {}).get("kind") == "disk", what="the wait for room")
+        until(lambda: not box.rows("SELECT 1 FROM sources"), what="the cached input being given up")
+        box.show(job)
+        shutil.rmtree(filler)
+        box.wait_state(job, "succeeded")
+        assert [output["files"] for output in box.show(job)["outputs"]] == [1]
+
+
+def test_an_output_that_cannot_be_written_down_fails_its_job(tmp_path: Path) -> None:
+    """The row of an artifact is refused: the job says so and ends; it does not stay in saving for ever."""
+    with open_box(tmp_path / "state") as box:
+        change(box, "CREATE TRIGGER odd BEFORE INSERT ON artifacts BEGIN SELECT RAISE(ABORT, 'something odd'); END")
+        job = box.submit("/bin/sh", "-c", "echo weights > $STOKER_OUTPUT_DIR/w")
+        box.wait_state(job, "failed")
+        shown = box.show(job)
+        assert shown["reason"]["ending"] == "output_failed"
+        assert "something odd" in shown["reason"]["sentence"]
