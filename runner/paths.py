@@ -47,6 +47,10 @@ class Paths:
         """Return where the log of a worker lies once its attempt is ingested."""
         return f"{self.job_logs_dir}/{attempt_id // 1000}/{attempt_id}.{rank}"
 
+    def environment_log(self, job_id: int) -> str:
+        """Return where the output of a job's environment build goes."""
+        return f"{self.job_logs_dir}/environments/{job_id}.log"
+
 
 def state_dir(environ: Mapping[str, str]) -> str:
     """Return where the runner lies: STOKER_STATE_DIR, XDG_STATE_HOME/stoker or ~/.local/state/stoker.

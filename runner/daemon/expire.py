@@ -46,7 +46,7 @@ class Expirer:
         def cleared() -> None:
             self.context.desk.put(lambda later: self._cleared(later, before_us))
 
-        self.saver.clear(found, cleared)
+        self.saver.clear(found, change.now_us, cleared)
 
     def _cleared(self, change: Change, before_us: int) -> None:
         expiry.move_mark(change.connection, before_us)

@@ -7,6 +7,7 @@ time; of those that lack the same thing one works and the rest stand by, taking 
 from __future__ import annotations
 
 import bisect
+import itertools
 import json
 import logging
 import threading
@@ -27,7 +28,7 @@ from runner.daemon.loop import Loop
 from runner.daemon.stage import Failed, NoRoom, Preparation, Staged, Stager
 from runner.executors.environments import BuildCancelled
 from runner.service.desk import Change, Enqueue, Salvage
-from runner.service.submit import request_from
+from runner.service.submit import prepares, request_from
 from runner.state import jobs
 from storage.errors import Cancelled, DiskFull
 from storage.leases import Lease
@@ -66,7 +67,8 @@ class Preparer:
         if preparation is None:
             preparation = self._jobs[effect.job_id] = Preparation(effect, set())
             self._new.append(preparation)
-        for element in jobs.elements(self.context.database.writer, effect.job_id):
+        alone = effect.indices[0] if len(effect.indices) == 1 else None
+        for element in jobs.elements(self.context.database.writer, effect.job_id, alone):
             preparation.attempts[element.ref.idx] = element.attempts
         preparation.waiting.update(effect.indices)
 
@@ -107,26 +109,23 @@ class Preparer:
 
     def load(self) -> None:
         """Let everything wait that the database says is pending."""
-        for element, request, stored, priority, limit in jobs.pending_elements(self.context.database.writer):
-            if element.held:
-                continue
-            ref = element.ref
-            prepares = '"input"' in stored or '"requirements"' in stored
-            preparation = self._jobs.get(ref.job_id)
-            if preparation is not None and ref.idx in preparation.waiting:
-                continue
-            self.enqueue(
-                Enqueue(
-                    ref.job_id,
-                    (ref.idx,),
-                    request_from(request),
-                    priority,
-                    element.queued_us,
-                    limit,
-                    prepares,
-                    element.not_before_us,
+        together = itertools.groupby(
+            jobs.pending_elements(self.context.database.writer),
+            # Elements of a job that were taken back later stand later in the queue, and some wait for their time.
+            key=lambda row: (row[0].ref.job_id, row[0].queued_us, row[0].not_before_us),
+        )
+        for (job_id, queued_us, not_before_us), rows in together:
+            first, *others = rows
+            _, request, stored, priority, limit = first
+            preparation = self._jobs.get(job_id)
+            known = preparation.waiting if preparation is not None else set[int]()
+            elements = [element for element, *_ in (first, *others)]
+            indices = tuple(each.ref.idx for each in elements if not each.held and each.ref.idx not in known)
+            if indices:
+                prepared = prepares(stored)
+                self.enqueue(
+                    Enqueue(job_id, indices, request_from(request), priority, queued_us, limit, prepared, not_before_us)
                 )
-            )
 
     def reason(self, job_id: int) -> WaitReason | None:
         """Say what a job is being prepared with; may be asked from any thread."""

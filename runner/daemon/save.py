@@ -22,13 +22,14 @@ from runner.daemon.verdict import Ended
 from runner.paths import Paths
 from runner.service.desk import Change, Discard
 from runner.service.outputs import printable
-from runner.state import artifacts, jobs, listing, removal
+from runner.state import artifacts, jobs, removal
 from storage.errors import Cancelled, DiskFull, StorageError
 from storage.files import remove_directory
 from storage.publish import Published, publish
 
 WORKERS = 2
 SKIPPED_KEPT = 100
+ASIDE = ".gone"
 
 log = logging.getLogger("stoker.save")
 Settle = Callable[[Change, Ref, Ended, Becomes, int], None]
@@ -94,13 +95,17 @@ class Saver:
         """Remove logs and directories of removed jobs, and what the store then no longer needs."""
         self._submit("discard what was removed", self._discard, effect)
 
-    def clear(self, found: list[tuple[int, list[int]]], then: Callable[[], None]) -> None:
-        """Remove logs and directories of jobs (each with its attempts) that finished long ago, then call `then`."""
+    def clear(self, found: list[tuple[int, list[int]]], now_us: int, then: Callable[[], None]) -> None:
+        """Remove logs and directories of jobs (each with its attempts) that finished long ago, then call `then`.
+
+        They are put aside before a `start` can be heard, so what a job is given from then on is not among them.
+        """
+        aside = [put_aside(self.context.paths, job_id, now_us) for job_id, _ in found]
 
         def work() -> None:
-            for job_id, attempt_ids in found:
-                if not listing.is_unfinished(self.context.database.reader(), job_id, None):
-                    safely(f"clear job {job_id} away", remove_files, self.context.paths, job_id, attempt_ids)
+            for (job_id, attempt_ids), directory in zip(found, aside, strict=True):
+                safely(f"remove the logs of job {job_id}", remove_logs, self.context.paths, attempt_ids)
+                safely(f"remove {directory}", remove_directory, directory)
             then()
 
         self._submit("clear away what has expired", work)
@@ -204,22 +209,38 @@ class Saver:
         remove_logs(self.context.paths, effect.attempt_ids)
         # Last: where a kill leaves one, `tidy` finds by it what else is left.
         for job_id in effect.job_ids:
-            safely(f"remove the files of job {job_id}", remove_files, self.context.paths, job_id, ())
+            safely(f"remove the files of job {job_id}", remove_files, self.context.paths, job_id)
         if effect.job_ids:
             log.info("removed jobs %s", effect.job_ids)
         cache.sweep(self.context)
 
     def _tidy(self) -> None:
-        found = [int(each.name) for each in Path(self.context.paths.jobs_dir).iterdir() if each.name.isdigit()]
+        directories = list(Path(self.context.paths.jobs_dir).iterdir())
+        for each in directories:
+            if each.name.endswith(ASIDE):
+                safely(f"remove {each}", remove_directory, each)
+        found = [int(each.name) for each in directories if each.name.isdigit()]
         removed, attempts = removal.removed_of(self.context.database.reader(), found)
         self._discard(Discard(tuple(removed), tuple(attempts)))
 
 
-def remove_files(paths: Paths, job_id: int, attempt_ids: Iterable[int]) -> None:
-    """Remove what a job left on disk outside the store; may be repeated."""
-    Path(paths.job_logs_dir, "environments", f"{job_id}.log").unlink(missing_ok=True)
-    remove_logs(paths, attempt_ids)
+def remove_files(paths: Paths, job_id: int) -> None:
+    """Remove what a job left on disk outside the store, but for its attempts' logs; may be repeated."""
+    Path(paths.environment_log(job_id)).unlink(missing_ok=True)
     remove_directory(Path(paths.job_dir(job_id, None)))
+
+
+def put_aside(paths: Paths, job_id: int, now_us: int) -> Path:
+    """Take the directory of a job, and the log of its environment, from where the job looks; return where it is now."""
+    directory, aside = Path(paths.job_dir(job_id, None)), Path(paths.jobs_dir, f"{job_id}.{now_us}{ASIDE}")
+    try:
+        Path(paths.environment_log(job_id)).unlink(missing_ok=True)
+        directory.rename(aside)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.warning("the files of job %d stay: %s", job_id, error)
+    return aside
 
 
 def remove_logs(paths: Paths, attempt_ids: Iterable[int]) -> None:

@@ -147,7 +147,7 @@ class Stager:
         step = "building its environment"
         self.tell(preparation, WaitReason(Waiting.ENVIRONMENT, step, {"step": step}))
         cwd = facts.spec.cwd or "/"
-        path = environment_log(self.context, facts.job_id)
+        path = Path(self.context.paths.environment_log(facts.job_id))
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -260,11 +260,6 @@ class Stager:
     def _is_built(self, facts: JobFacts) -> bool:
         built = facts.environment_dir
         return built is not None and self._builder.find(Path(built).name) is not None
-
-
-def environment_log(context: Context, job_id: int) -> Path:
-    """Return where the output of a job's environment build goes."""
-    return Path(context.paths.job_logs_dir, "environments", f"{job_id}.log")
 
 
 def _progress(what: str, done: int, total: int | None) -> WaitReason:

@@ -9,7 +9,7 @@ from runner.core.job import Element
 from runner.core.lifecycle import Event, State
 from runner.service.desk import Change, Enqueue
 from runner.service.refs import Target, resolve
-from runner.service.submit import request_from
+from runner.service.submit import prepares, request_from
 from runner.state import jobs
 
 
@@ -19,11 +19,7 @@ def start(change: Change, refs: list[str], owner_uid: int) -> dict[str, Any]:
 
 
 def _start(change: Change, target: Target) -> dict[str, Any]:
-    found = [
-        element
-        for element in jobs.elements(change.connection, target.job_id)
-        if target.index in (None, element.ref.idx)
-    ]
+    found = jobs.elements(change.connection, target.job_id, target.index)
     able = [element for element in found if _may(element)]
     if not able:
         states = ", ".join(sorted({str(element.state) for element in found}))
@@ -58,9 +54,8 @@ def enqueue(change: Change, job_id: int, elements: list[Element]) -> Enqueue:
     row = jobs.job_facts(change.connection, job_id)
     assert row is not None
     _, stored, request, _, _, priority, array_limit = row
-    prepares = '"input"' in stored or '"requirements"' in stored
     indices = tuple(element.ref.idx for element in elements)
-    return Enqueue(job_id, indices, request_from(request), priority, change.now_us, array_limit, prepares)
+    return Enqueue(job_id, indices, request_from(request), priority, change.now_us, array_limit, prepares(stored))
 
 
 def _may(element: Element) -> bool:

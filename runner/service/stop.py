@@ -19,11 +19,7 @@ def stop(change: Change, refs: list[str], owner_uid: int, grace_s: float | None)
     answers = []
     for text in refs:
         target = resolve(change.connection, text, owner_uid)
-        found = [
-            element
-            for element in jobs.elements(change.connection, target.job_id)
-            if target.index in (None, element.ref.idx)
-        ]
+        found = jobs.elements(change.connection, target.job_id, target.index)
         sentences = {stop_element(change, element, Ending.STOPPED_BY_USER, grace_s) for element in found}
         answers.append({"id": target.label, "sentence": "; ".join(sorted(sentences))})
     return {"jobs": answers}

@@ -303,6 +303,12 @@ def secret_sources(payload: bytes) -> dict[str, str]:
     return sources
 
 
+def prepares(stored: str) -> bool:
+    """Say whether a job, as its document was stored, has anything to be fetched or built before it starts."""
+    document = json.loads(stored)
+    return bool(document.get("input") or document.get("requirements"))
+
+
 def request_from(text: str) -> ResourceRequest:
     """Return the request as it was stored with its job."""
     return ResourceRequest(*json.loads(text))

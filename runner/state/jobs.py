@@ -112,9 +112,12 @@ def element(connection: sqlite3.Connection, ref: Ref) -> Element | None:
     return _element(row) if row else None
 
 
-def elements(connection: sqlite3.Connection, job_id: int) -> list[Element]:
-    """Return all elements of a job, in order."""
-    return [_element(row) for row in connection.execute(_ELEMENT + "WHERE e.job_id = ? ORDER BY e.idx", (job_id,))]
+def elements(connection: sqlite3.Connection, job_id: int, index: int | None = None) -> list[Element]:
+    """Return the elements of a job in order, or the one that is meant."""
+    rows = connection.execute(
+        _ELEMENT + "WHERE e.job_id = ?1 AND (?2 IS NULL OR e.idx = ?2) ORDER BY e.idx", (job_id, index)
+    )
+    return [_element(row) for row in rows]
 
 
 def pending_elements(connection: sqlite3.Connection) -> Iterator[tuple[Element, str, str, int, int | None]]:

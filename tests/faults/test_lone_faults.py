@@ -20,15 +20,18 @@ from tests.faults.campaign import Box, kill, open_box, until
 
 @contextmanager
 def small_disk(directory: Path, *options: str) -> Iterator[None]:
-    """Mount a memory file system over a directory, which is made where it is not there."""
+    """Mount a memory file system over a directory, which is made where it is not there and may be moved."""
     directory.mkdir(parents=True, exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", ",".join(["mode=0700", *options]), "none", str(directory)]
+    command = ["mount", "-t", "tmpfs", "-o", ",".join(["mode=0700", *options]), str(directory), str(directory)]
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:
         pytest.skip("mounting needs CAP_SYS_ADMIN")
     try:
         yield
     finally:
-        subprocess.run(["umount", "-l", str(directory)], check=True)
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            source, where, *_ = line.split()
+            if source == str(directory):
+                subprocess.run(["umount", "-l", where], check=True)
 
 
 def change(box: Box, sql: str, *values: object) -> None:
@@ -153,7 +156,7 @@ def test_a_directory_that_cannot_be_removed_holds_up_no_other(tmp_path: Path) ->
                 go.touch()
                 box.wait_state(job, "succeeded")
                 until(lambda job=job: not Path(box.paths.job_dir(job, None)).exists(), what="the directory going")
-            assert Path(box.paths.job_dir(stuck, None)).exists()
+            assert list(Path(box.paths.jobs_dir).glob(f"{stuck}*/attempt-1/input"))
 
 
 def test_removed_jobs_go_though_one_of_them_cannot(tmp_path: Path) -> None:
@@ -201,3 +204,32 @@ def test_an_output_that_cannot_be_written_down_fails_its_job(tmp_path: Path) -> 
         shown = box.show(job)
         assert shown["reason"]["ending"] == "output_failed"
         assert "something odd" in shown["reason"]["sentence"]
+
+
+def test_a_large_array_with_inputs_is_taken_up_at_once(tmp_path: Path) -> None:
+    """A runner that comes up asks the database once for each job, however many elements wait."""
+    (tmp_path / "data").write_text("data")
+    with open_box(tmp_path / "state", {"STOKER_BOX__CPUS": "1"}) as box:
+        spec = {"array": "0-19999", "input": {"data": {"uri": str(tmp_path / "data")}}}
+        job = box.submit("/bin/true", **spec)
+        kill(box.runner_pid())
+        box.start()
+        assert sum(box.show(job)["elements"].values()) == 20000
+
+
+def test_what_a_started_job_needs_is_not_cleared_away(tmp_path: Path) -> None:
+    """A job is started again while its old files expire: those of the new attempt stay."""
+    go, many = tmp_path / "go", 60000
+    first = f"cd $STOKER_CHECKPOINT_DIR; seq {many} | xargs touch; exit 1"
+    then = f"until [ -e {go} ]; do sleep 0.02; done; echo x > $STOKER_CHECKPOINT_DIR/x"
+    with open_box(tmp_path / "state", {"STOKER_STORAGE__KEEP_FINISHED": "1s"}) as box:
+        job = box.submit("/bin/sh", "-c", f"if [ $STOKER_ATTEMPT = 1 ]; then {first}; fi; {then}")
+        box.wait_state(job, "failed")
+        checkpoint = Path(box.paths.job_dir(job, None), "checkpoint")
+        until(lambda: not checkpoint.exists() or len(os.listdir(checkpoint)) < many, what="the removal beginning")
+        box.post("/v1/jobs/start", {"refs": [str(job)]})
+        box.wait_state(job, "running")
+        until(lambda: not any(Path(box.paths.jobs_dir).glob("*/checkpoint/[0-9]*")), what="the removal ending")
+        go.touch()
+        box.wait_state(job, "succeeded", "failed")
+        assert box.show(job)["exit_code"] == 0
