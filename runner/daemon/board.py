@@ -173,17 +173,17 @@ class Board:
         return self._holders.get(uuid)
 
     def inventory(self) -> Inventory:
-        """Return the box as it is now."""
-        devices = self.devices
-        if self._holders:
+        """Return the box as it is now; may be asked from any thread."""
+        devices, held_by, running = self.devices, self._holders.copy(), list(self.running.values())
+        if held_by:
             devices = tuple(
-                Device(each.uuid, each.model, each.memory_bytes, each.index, f"job {self._holders[each.uuid].label}")
-                if each.uuid in self._holders
+                Device(each.uuid, each.model, each.memory_bytes, each.index, f"job {held_by[each.uuid].label}")
+                if each.uuid in held_by
                 else each
                 for each in devices
             )
-        holders = {f"job {each.ref.label}": each.allocation.cpu_milli for each in self.running.values()}
-        memory = {f"job {each.ref.label}": each.allocation.memory_bytes for each in self.running.values()}
+        holders = {f"job {each.ref.label}": each.allocation.cpu_milli for each in running}
+        memory = {f"job {each.ref.label}": each.allocation.memory_bytes for each in running}
         return Inventory(
             devices=devices,
             cpu_milli=self.cpu_milli,
@@ -198,5 +198,12 @@ class Board:
     def snapshot(self, now_us: int) -> Snapshot:
         """Return what a decision may look at."""
         if self._entries is None:
-            self._entries = tuple(Entry(priority, request, line) for (priority, request), line in self._lines.items())
+            self._entries = self._read()
         return Snapshot(now_us, self.inventory(), self._entries)
+
+    def look(self, now_us: int) -> Snapshot:
+        """Return the same for a reader on another thread, who leaves nothing behind: its look may be old by then."""
+        return Snapshot(now_us, self.inventory(), self._read())
+
+    def _read(self) -> tuple[Entry, ...]:
+        return tuple(Entry(priority, request, line) for (priority, request), line in list(self._lines.items()))

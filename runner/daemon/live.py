@@ -7,6 +7,7 @@ from typing import Any
 
 from runner.core.reasons import Waiting, WaitReason
 from runner.core.units import format_size
+from runner.daemon.board import Board
 from runner.daemon.context import Context
 from runner.daemon.devices import Devices
 from runner.daemon.gpu_use import process_name
@@ -26,7 +27,7 @@ def live_facts(context: Context, devices: Devices, preparer: Preparer, saver: Sa
     return LiveFacts(
         preparing=preparer.reason,
         saving=saver.reason,
-        explain=lambda job_id: _explain(context, devices, job_id),
+        explain=lambda job_id: why_waiting(context.board, context.clock.now_us(), job_id, devices.absent),
         inventory=context.board.inventory,
         devices=lambda: _devices(context, devices),
         admission=lambda: context.admission,
@@ -36,16 +37,16 @@ def live_facts(context: Context, devices: Devices, preparer: Preparer, saver: Sa
     )
 
 
-def _explain(context: Context, devices: Devices, job_id: int) -> WaitReason | None:
+def why_waiting(board: Board, now_us: int, job_id: int, absent: Mapping[str, str]) -> WaitReason | None:
     """Ask the scheduler's own code about one job; the board may change under us, then the question is asked again."""
     for _ in range(3):
         try:
-            if job_id not in context.board.waiting:
+            if job_id not in board.waiting:
                 return None
-            decision = explain(context.board.snapshot(context.clock.now_us()), job_id)
-        except RuntimeError:  # the queue changed while it was read
+            decision = explain(board.look(now_us), job_id)
+        except (RuntimeError, LookupError, AssertionError):  # the queue changed while it was read
             continue
-        return _sentence(decision, devices.absent)
+        return _sentence(decision, absent)
     return None
 
 
