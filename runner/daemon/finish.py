@@ -230,6 +230,8 @@ class Finisher:
             peak_memory_bytes=rank.max_rss_kib * 1024 if rank is not None else None,
         )
         self._bill(change, running, record)
+        # Where it ended while no runner was there, nobody has read yet what it wrote.
+        self.measurer.began(attempt, record, over=True)
         self.context.board.end(attempt.id)
         self.devices.leave(attempt)
         self._ingested.append(running)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import itertools
 import os
-import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from runner.core.job import Attempt, Ref
 from runner.daemon.context import Context
+from runner.daemon.guard import safely
 from runner.daemon.launch import attempt_dir
 from runner.daemon.loop import Loop
 from runner.executors.base import AttemptRecord
@@ -32,7 +32,12 @@ from runner.telemetry.samples import (
     sample,
 )
 
-log = logging.getLogger("stoker.measure")
+# What one look reads of a log, how many such pieces before the others have their turn, and how many points of them
+# make one transaction: a job may have written anything while no runner was there.
+LOG_LOOK_BYTES = 1 << 20
+PIECES_MAX = 16
+POINTS_MAX = 5000
+
 Readings = Callable[[Sequence[str]], Sequence[GpuReading]]
 
 
@@ -70,8 +75,8 @@ class Measurer:
         self._armed = False
         threading.Thread(target=self._run, name="measure", daemon=True).start()
 
-    def began(self, attempt: Attempt, record: AttemptRecord) -> None:
-        """Take up an attempt whose workers run; nothing where it was taken up before."""
+    def began(self, attempt: Attempt, record: AttemptRecord, *, over: bool = False) -> None:
+        """Take up an attempt whose workers run, or (`over`) ran; nothing where it was taken up before."""
         start = record.start
         if start is None or attempt.id in self._subjects:
             return
@@ -81,8 +86,8 @@ class Measurer:
         subject = _Subject(
             attempt_id=attempt.id,
             ref=attempt.ref,
-            cgroup=start.cgroup,
-            pids=tuple(worker.pid for worker in start.workers),
+            cgroup=None if over else start.cgroup,
+            pids=() if over else tuple(worker.pid for worker in start.workers),
             devices=attempt.devices,
             log_paths=(self.context.control_dir(attempt.id) / "log.0", Path(self.context.paths.job_log(attempt.id, 0))),
             patterns=patterns,
@@ -122,26 +127,39 @@ class Measurer:
             self._wake.wait()
             self._wake.clear()
             with self._lock:
-                subjects = list(self._subjects.values())
-                for subject in subjects:
-                    if subject.over:
+                looks = [(subject, subject.over) for subject in self._subjects.values()]
+                for subject, over in looks:
+                    if over:
                         del self._subjects[subject.attempt_id]
-            for subject in subjects:
-                try:
-                    self._look(subject)
-                except (OSError, ValueError, sqlite3.Error):
-                    log.exception("job %s could not be measured", subject.ref.label)
+            for subject, over in looks:
+                safely(f"measure job {subject.ref.label}", partial(self._look, subject, over=over))
 
-    def _look(self, subject: _Subject) -> None:
+    def _look(self, subject: _Subject, *, over: bool) -> None:
+        """Take a sample and read what was written since; to its end where nothing more will be."""
+        if not over:
+            taken = self._sample(subject, self.context.clock.now_us())
+            if taken is not None:
+                self.context.desk.put(partial(_write_sample, subject, taken))
+        for _ in itertools.count() if over else range(PIECES_MAX):
+            points, more = self._read(subject, over=over)
+            for first in range(0, len(points), POINTS_MAX):
+                self.context.desk.insist(partial(_write_points, subject, points[first : first + POINTS_MAX]))
+            if not more:
+                break
+        if over:
+            self.context.desk.put(partial(_write_peaks, subject))
+
+    def _read(self, subject: _Subject, *, over: bool) -> tuple[list[Point], bool]:
+        """Return the points in the next piece of what was written, and whether there may be more of it."""
         now_us = self.context.clock.now_us()
-        points = subject.file.look(now_us, final=subject.over)
+        before = subject.file.offset, subject.log_offset
+        points = subject.file.look(now_us, final=over)
         if subject.extractor is not None:
             points += self._read_log(subject, subject.extractor, now_us)
-        taken: Sample | None = None
-        if not subject.over:
-            taken = self._sample(subject, now_us)
-        if points or taken is not None or subject.over:
-            self.context.desk.put(partial(_write, subject, points, taken))
+        more = (subject.file.offset, subject.log_offset) != before
+        if over and not more and subject.extractor is not None:
+            points += subject.extractor.finish(now_us)
+        return points, more
 
     def _sample(self, subject: _Subject, now_us: int) -> Sample | None:
         usage = read_cgroup(subject.cgroup) if subject.cgroup else None
@@ -160,24 +178,30 @@ class Measurer:
         points: list[Point] = []
         for path in subject.log_paths:
             try:
-                piece = read_log(str(path), start=subject.log_offset)
+                piece = read_log(str(path), start=subject.log_offset, end=subject.log_offset + LOG_LOOK_BYTES)
             except FileNotFoundError:
                 continue
             for data in piece:
                 points += extractor.feed(data, now_us)
             subject.log_offset = piece.end
             break
-        return points + (extractor.finish(now_us) if subject.over else [])
+        return points
 
 
-def _write(subject: _Subject, points: Sequence[Point], taken: Sample | None, change: Change) -> None:
-    connection, attempt_id = change.connection, subject.attempt_id
-    measurements.add_points(connection, attempt_id, ((each.name, each.step, each.value, each.at_us) for each in points))
-    if taken is not None:
-        row = (taken.cpu_percent, taken.memory_bytes, taken.gpu_memory_bytes, taken.gpu_utilization, taken.power_mw)
-        measurements.add_sample(connection, attempt_id, taken.at_us, row)
-    if subject.over:
-        energy_mj = round(subject.energy.joules * 1000) if subject.devices else None
-        peak = subject.peak
-        measurements.set_peaks(connection, attempt_id, peak.memory_bytes, peak.gpu_memory_bytes, energy_mj)
+def _write_points(subject: _Subject, points: Sequence[Point], change: Change) -> None:
+    rows = ((each.name, each.step, each.value, each.at_us) for each in points)
+    measurements.add_points(change.connection, subject.attempt_id, rows)
+    change.touched.add(subject.ref)
+
+
+def _write_sample(subject: _Subject, taken: Sample, change: Change) -> None:
+    row = (taken.cpu_percent, taken.memory_bytes, taken.gpu_memory_bytes, taken.gpu_utilization, taken.power_mw)
+    measurements.add_sample(change.connection, subject.attempt_id, taken.at_us, row)
+    change.touched.add(subject.ref)
+
+
+def _write_peaks(subject: _Subject, change: Change) -> None:
+    energy_mj = round(subject.energy.joules * 1000) if subject.devices else None
+    peak = subject.peak
+    measurements.set_peaks(change.connection, subject.attempt_id, peak.memory_bytes, peak.gpu_memory_bytes, energy_mj)
     change.touched.add(subject.ref)
