@@ -7,7 +7,6 @@ import json
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from runner.core.job import Ref
@@ -17,24 +16,27 @@ from runner.daemon import launch, verdict
 from runner.daemon.board import RunningAttempt
 from runner.daemon.context import Context
 from runner.daemon.devices import Devices
-from runner.daemon.guard import backoff_s, safely
+from runner.daemon.guard import safely
+from runner.daemon.ingest import put_away, record_document
 from runner.daemon.loop import Loop
 from runner.daemon.measure import Measurer
 from runner.daemon.meter import charge
 from runner.daemon.save import Saver, has_files
-from runner.daemon.start import Starter
+from runner.daemon.settle import requeue, settle
+from runner.daemon.start import LAUNCHES_MAX, Starter
 from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
 from runner.executors.base import AttemptRecord
 from runner.executors.records import token_hash
 from runner.ledger.metering import Instant, metered_ns
-from runner.service.desk import Change, Enqueue, Halt
+from runner.service.desk import Change, Halt
 from runner.state import jobs
 from runner.telemetry.tail import LogTail
 
 LOG_TAIL_BYTES = 65536
 RELOOK_S = 0.2
-SWEEPS_MAX = 12  # of 5 s each: what then lives is past killing
+# Each kills for up to 5 s, or returns at once where nothing proves what lives to be ours: past these, nothing helps.
+SWEEPS_MAX = 12
 
 log = logging.getLogger("stoker.finish")
 
@@ -66,7 +68,6 @@ class Finisher:
         self._ingested: list[RunningAttempt] = []
         self._emptied: list[Ref] = []
         self._relaunch: list[RunningAttempt] = []
-        saver.settle = self.settle
 
     def look(self, change: Change, attempt_id: int) -> None:
         """Ask the disk about an attempt and write down what is new."""
@@ -103,28 +104,6 @@ class Finisher:
         if record.start is not None and record.start.token_hash != token_hash(running.attempt.token):
             return AttemptRecord(directory, "absent", None, (), None, None)
         return record
-
-    def settle(self, change: Change, ref: Ref, ended: Ended, becomes_: Becomes, finished_us: int) -> None:
-        """Move an element out of saving to where its last attempt leads.
-
-        It finished when its attempt ended, however much later a runner came to write that down.
-        """
-        event = {Becomes.SUCCEEDED: Event.SUCCEED, Becomes.STOPPED: Event.STOP_SAVED, Becomes.FAILED: Event.FAIL}[
-            becomes_
-        ]
-        jobs.move(
-            change.connection,
-            ref,
-            State.SAVING,
-            event,
-            change.now_us,
-            finished_us=finished_us,
-            ending=str(ended.ending),
-            sentence=ended.sentence,
-            exit_code=ended.exit_code,
-            signal=ended.signal,
-        )
-        change.touched.add(ref)
 
     def after_commit(self) -> None:
         """Take away the control directories of attempts that the database has now; launch again what never ran."""
@@ -226,7 +205,7 @@ class Finisher:
             ending=str(ended.ending),
             exit_code=ended.exit_code,
             signal=ended.signal,
-            record=json.dumps(_record_document(record)),
+            record=json.dumps(record_document(record)),
             peak_memory_bytes=rank.max_rss_kib * 1024 if rank is not None else None,
         )
         self._bill(change, running, record)
@@ -255,52 +234,16 @@ class Finisher:
             # Its watcher or the box died while it was being stopped: nobody wants it to run again.
             where, ended = Becomes.STOPPED, dataclasses.replace(ended, ending=Ending(asked))
         if where is Becomes.PENDING:
-            self._requeue(change, running, ended, len(earlier))
+            requeue(change, ref, facts, ended, len(earlier))
             return
         output = launch.attempt_dir(self.context.paths, ref, running.attempt.number) / "output"
         if has_files(output):
             jobs.set_saving(change.connection, running.attempt_id, str(where), ended.sentence)
             self.saver.save(running.attempt, output, ended, where)
         else:
-            self.settle(change, ref, ended, where, ended_us)
+            settle(change, ref, ended, where, ended_us)
             if not facts.spec.output and not facts.spec.checkpoint:
                 self._emptied.append(ref)
-
-    def _requeue(self, change: Change, running: RunningAttempt, ended: Ended, earlier: int) -> None:
-        ref, facts = running.ref, self.context.facts(running.ref.job_id)
-        spec = facts.spec
-        resumes = spec.requeue == "always" or (spec.checkpoint is not None and spec.requeue != "never")
-        held = ended.ending is Ending.INTERRUPTED and not resumes
-        delay_s = 0.0 if ended.ending in {Ending.PREEMPTED, Ending.INTERRUPTED} else backoff_s(earlier)
-        not_before_us = change.now_us + int(delay_s * 1e6)
-        jobs.move(
-            change.connection,
-            ref,
-            State.SAVING,
-            Event.REQUEUE,
-            change.now_us,
-            held=int(held),
-            not_before_us=not_before_us,
-            sentence=f"{ended.ending}: {ended.sentence}",
-            started_us=None,
-        )
-        if held:
-            return
-        element = jobs.element(change.connection, ref)
-        assert element is not None
-        prepares = any(writable for _, writable, _ in facts.inputs)
-        change.effects.append(
-            Enqueue(
-                ref.job_id,
-                (ref.idx,),
-                facts.request,
-                facts.priority,
-                element.queued_us,
-                facts.array_limit,
-                prepares,
-                not_before_us,
-            )
-        )
 
     def _bill(self, change: Change, running: RunningAttempt, record: AttemptRecord) -> None:
         attempt = running.attempt
@@ -344,7 +287,7 @@ class Finisher:
         if running.state is State.STOPPING:
             ending = Ending(jobs.stop_ending_of(change.connection, running.attempt_id) or Ending.STOPPED_BY_USER)
             self._end(change, running, record, Ended(ending, None, None, "it was stopped before it began"))
-        elif running.launches >= 3:
+        elif running.launches >= LAUNCHES_MAX:
             trouble = self.context.executor.trouble(record.control_dir)
             sentence = trouble or running.fault or "its watcher did not start"
             self._end(change, running, record, Ended(Ending.LAUNCH_FAILED, None, None, sentence))
@@ -358,44 +301,6 @@ class Finisher:
             self._begin(change, running, record)
         ended = self._judge(running, record) if record.final is not None else verdict.INTERRUPTED
         self._end(change, running, record, ended)
-
-
-def put_away(context: Context, loop: Loop, attempt_id: int, earlier: int = 0) -> None:
-    """Move an ingested attempt's logs away and remove its control directory; where the disk refuses, again later."""
-    try:
-        _clear_control(context, attempt_id)
-    except OSError as error:
-        log.warning("the log of attempt %d could not be moved: %s", attempt_id, error)
-        context.is_full(error)
-        loop.after(backoff_s(earlier), partial(put_away, context, loop, attempt_id, earlier + 1))
-
-
-def _clear_control(context: Context, attempt_id: int) -> None:
-    """May be repeated after a crash."""
-    directory = context.control_dir(attempt_id)
-    try:
-        logs = [name for name in os.listdir(directory) if name.startswith("log.")]
-    except FileNotFoundError:
-        return
-    for name in logs:
-        if (directory / name).stat().st_size:
-            kept = Path(context.paths.job_log(attempt_id, int(name.partition(".")[2])))
-            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (directory / name).rename(kept)
-        else:
-            (directory / name).unlink()
-    context.step(Step.FINISH_MOVED)
-    context.executor.clear(directory)
-
-
-def _record_document(record: AttemptRecord) -> dict[str, object]:
-    start, final = record.start, record.final
-    return {
-        "start": dataclasses.asdict(start) if start else None,
-        "ranks": [dataclasses.asdict(rank) if rank else None for rank in record.ranks],
-        "final": dataclasses.asdict(final) if final else None,
-        "beat_ns": record.beat_ns,
-    }
 
 
 def _tail(path: Path) -> bytes:

@@ -7,7 +7,7 @@ import logging
 from runner.core.job import Ref
 from runner.core.reasons import Becomes, Ending
 from runner.daemon.context import Context
-from runner.daemon.finish import put_away
+from runner.daemon.ingest import put_away
 from runner.daemon.launch import attempt_dir
 from runner.daemon.loop import Loop
 from runner.daemon.prepare import Preparer

@@ -17,6 +17,7 @@ from runner.daemon import cache
 from runner.daemon.context import Context
 from runner.daemon.guard import safely
 from runner.daemon.launch import attempt_dir
+from runner.daemon.settle import settle
 from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
 from runner.paths import Paths
@@ -32,7 +33,6 @@ SKIPPED_KEPT = 100
 ASIDE = ".gone"
 
 log = logging.getLogger("stoker.save")
-Settle = Callable[[Change, Ref, Ended, Becomes, int], None]
 
 
 @dataclasses.dataclass(slots=True)
@@ -56,7 +56,6 @@ class Saver:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.settle: Settle = _not_wired
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="save")
         self._new: list[Saving] = []
         self._saving: dict[Ref, Saving] = {}
@@ -202,7 +201,7 @@ class Saver:
                 data = {"count": len(published.skipped), "left_out": left_out}
                 jobs.note(change.connection, change.now_us, "output_incomplete", attempt.ref, data)
         finished_us = change.now_us if saving.salvaged else jobs.ended_us(change.connection, attempt.id)
-        self.settle(change, attempt.ref, saving.ended, saving.becomes, finished_us)
+        settle(change, attempt.ref, saving.ended, saving.becomes, finished_us)
         self.context.step(Step.PUBLISH_WRITTEN)
 
     def _discard(self, effect: Discard) -> None:
@@ -277,7 +276,3 @@ def _size(directory: Path) -> int:
             except OSError:
                 continue
     return total
-
-
-def _not_wired(change: Change, ref: Ref, ended: Ended, becomes: Becomes, finished_us: int) -> None:
-    raise AssertionError("the finisher sets this")

@@ -15,6 +15,7 @@ from runner.core.reasons import HINTS, Ending, Waiting, WaitReason, outcome_code
 from runner.core.units import format_duration, format_size
 from runner.identity.users import user_name
 from runner.ledger.money import format_credits
+from runner.service import outputs
 from runner.service.facts import LiveFacts
 from runner.service.refs import Target
 from runner.state import artifacts, jobs, listing
@@ -288,16 +289,7 @@ def _inputs(connection: sqlite3.Connection, job_id: int) -> list[dict[str, Any]]
 
 
 def _output(artifact: artifacts.Artifact) -> dict[str, Any]:
-    return {
-        "name": artifact.name,
-        "version": artifact.version,
-        "job": artifact.ref.label if artifact.ref else None,
-        "attempt": artifact.attempt_id,
-        "digest": artifact.tree_digest,
-        "size_bytes": artifact.size_bytes,
-        "files": artifact.files,
-        "created_at": iso(artifact.created_us),
-    }
+    return outputs.document(artifact) | {"created_at": iso(artifact.created_us)}
 
 
 def _attempt(found: dict[str, Any]) -> dict[str, Any]:
