@@ -35,7 +35,10 @@ class WaitingJob:
 
 @dataclass(slots=True)
 class RunningAttempt:
-    """An attempt that holds resources. `state` mirrors its element's row."""
+    """An attempt that holds resources. `state` mirrors its element's row.
+
+    `dead_ns` is when its watcher was seen to die or, later, when what that one left was killed.
+    """
 
     attempt: Attempt
     allocation: Allocation
@@ -43,6 +46,7 @@ class RunningAttempt:
     pidfd: int = -1
     launches: int = 0
     sweeps: int = 0
+    dead_ns: int | None = None
     fault: str = ""
 
     @property

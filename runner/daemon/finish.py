@@ -9,7 +9,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from runner.core.job import Ref
+from runner.core.job import Attempt, Ref
 from runner.core.lifecycle import Event, State
 from runner.core.reasons import RETRYABLE, Becomes, Ending, becomes, stays_stopped
 from runner.daemon import launch, verdict
@@ -26,7 +26,7 @@ from runner.daemon.settle import requeue, settle
 from runner.daemon.start import LAUNCHES_MAX, Starter
 from runner.daemon.steps import Step
 from runner.daemon.verdict import Ended
-from runner.executors.base import AttemptRecord
+from runner.executors.base import AttemptRecord, Swept
 from runner.executors.records import token_hash
 from runner.ledger.metering import Instant, metered_ns
 from runner.service.desk import Change, Halt
@@ -192,8 +192,10 @@ class Finisher:
         """Close an attempt: its element goes to saving, its time is billed, its resources come back."""
         attempt, ref = running.attempt, running.ref
         # What never began has no time of its own to end at.
-        began = attempt.start_ns is not None
-        end_ns = record.final.monotonic_ns if record.final is not None and began else None
+        if attempt.start_ns is None:
+            end_ns = None
+        else:
+            end_ns = record.final.monotonic_ns if record.final is not None else running.dead_ns
         ended_us = record.final.wall_us if record.final is not None else change.now_us
         rank = record.ranks[0] if record.ranks else None
         running.state = jobs.move(change.connection, ref, running.state, Event.END, change.now_us)
@@ -208,7 +210,7 @@ class Finisher:
             record=json.dumps(record_document(record)),
             peak_memory_bytes=rank.max_rss_kib * 1024 if rank is not None else None,
         )
-        self._bill(change, running, record)
+        self._bill(change, attempt, end_ns, record.beat_ns)
         # Where it ended while no runner was there, nobody has read yet what it wrote.
         self.measurer.began(attempt, record, over=True)
         self.context.board.end(attempt.id)
@@ -245,13 +247,12 @@ class Finisher:
             if not facts.spec.output and not facts.spec.checkpoint:
                 self._emptied.append(ref)
 
-    def _bill(self, change: Change, running: RunningAttempt, record: AttemptRecord) -> None:
-        attempt = running.attempt
+    def _bill(self, change: Change, attempt: Attempt, end_ns: int | None, beat_ns: int | None) -> None:
         if attempt.start_ns is None:
             return
         boot = attempt.boot_id
-        end = Instant(boot, record.final.monotonic_ns) if record.final is not None else None
-        beat = Instant(boot, record.beat_ns) if record.beat_ns is not None else None
+        end = Instant(boot, end_ns) if end_ns is not None else None
+        beat = Instant(boot, beat_ns) if beat_ns is not None else None
         elapsed_ns = metered_ns(Instant(boot, attempt.start_ns), end=end, beat=beat, now=None)
         charge(self.context, change, attempt, elapsed_ns, final=True)
 
@@ -262,21 +263,23 @@ class Finisher:
         self._sweeping.add(running.attempt_id)
 
         def work() -> None:
-            empty = False
+            swept = Swept(empty=False, killed=0, unprovable=True)
             try:
-                empty = self.context.executor.sweep(record).empty
+                swept = self.context.executor.sweep(record)
             except OSError:
                 log.exception("job %s could not be cleared up", running.ref.label)
-            self.context.desk.put(lambda change: self._swept(change, running.attempt_id, record, empty=empty))
+            self.context.desk.put(lambda change: self._swept(change, running.attempt_id, record, swept))
 
         self._sweepers.submit(work)
 
-    def _swept(self, change: Change, attempt_id: int, record: AttemptRecord, *, empty: bool) -> None:
+    def _swept(self, change: Change, attempt_id: int, record: AttemptRecord, swept: Swept) -> None:
         self._sweeping.discard(attempt_id)
         running = self.context.board.running.get(attempt_id)
         if running is None:
             return
-        if not empty and running.sweeps < SWEEPS_MAX:
+        if swept.killed:  # so long it ran, and held what it had been given
+            running.dead_ns = self.context.clock.monotonic_ns()
+        if not swept.empty and running.sweeps < SWEEPS_MAX:
             running.sweeps += 1
             self._sweep(running, record)
             return

@@ -17,9 +17,7 @@ def settle(change: Change, ref: Ref, ended: Ended, becomes_: Becomes, finished_u
 
     It finished when its attempt ended, however much later a runner came to write that down.
     """
-    event = {Becomes.SUCCEEDED: Event.SUCCEED, Becomes.STOPPED: Event.STOP_SAVED, Becomes.FAILED: Event.FAIL}[
-        becomes_
-    ]
+    event = {Becomes.SUCCEEDED: Event.SUCCEED, Becomes.STOPPED: Event.STOP_SAVED, Becomes.FAILED: Event.FAIL}[becomes_]
     jobs.move(
         change.connection,
         ref,

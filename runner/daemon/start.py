@@ -95,6 +95,7 @@ class Starter:
             now = self.context.board.running.get(attempt_id)
             if now is not None:
                 now.pidfd = -1
+                now.dead_ns = self.context.clock.monotonic_ns()
             self.loop.look_at(attempt_id)
 
         self.loop.listen(pidfd, ended)

@@ -38,10 +38,11 @@ class Span:
 
 
 def metered_ns(start: Instant, *, end: Instant | None, beat: Instant | None, now: Instant | None) -> int:
-    """Return the nanoseconds to bill, from the watcher's records.
+    """Return the nanoseconds to bill.
 
-    The end record decides. Without one an attempt that still runs is billed to `now`; one that nobody watches any more
-    (`now` is None) or that another boot started is billed to its watcher's last beat, and without a beat not at all.
+    The end decides, which the watcher recorded or, where that one was killed, the runner saw. Without one an attempt
+    that still runs is billed to `now`; one that nobody watches any more (`now` is None) or that another boot started is
+    billed to its watcher's last beat, and without a beat not at all.
     """
     for instant in (end, now, beat):
         if instant is not None and instant.boot_id == start.boot_id:

@@ -176,13 +176,13 @@ class Box:
         """Return what is wrong with the books: each attempt owes floor(rate x time) of its own record, once."""
         wrong = []
         rows = self.rows(
-            "SELECT a.id, a.start_ns, a.record, a.gpu_rate_micro + a.cpu_rate_micro,"
+            "SELECT a.id, a.start_ns, a.end_ns, a.record, a.gpu_rate_micro + a.cpu_rate_micro,"
             " coalesce((SELECT sum(CASE kind WHEN 'correction' THEN -amount_micro ELSE amount_micro END)"
             " FROM transfers WHERE attempt_id = a.id), 0) FROM attempts a WHERE a.ended_us IS NOT NULL"
         )
-        for attempt_id, start_ns, record, rate, charged in rows:
+        for attempt_id, start_ns, end_ns, record, rate, charged in rows:
             document = json.loads(record)
-            end = document["final"]["monotonic_ns"] if document["final"] else document["beat_ns"]
+            end = document["final"]["monotonic_ns"] if document["final"] else end_ns or document["beat_ns"]
             owed = rate * max(0, end - start_ns) // 3_600_000_000_000 if start_ns is not None and end else 0
             if owed != charged:
                 wrong.append(f"attempt {attempt_id} owes {owed}, was charged {charged}")

@@ -63,6 +63,7 @@ def test_a_killed_watcher_takes_its_tree_along(tmp_path: Path, cgroup: str, runn
             following = box.submit("/bin/true")
             box.wait_state(following, "succeeded")
             record = json.loads(box.rows("SELECT record FROM attempts WHERE id = ?", attempt)[0][0])
+            wrong += box.show(job)["charge_micro"] == 0  # it held two cores until its tree was dead
             wrong += (record["start"]["cgroup"] is not None) != (cgroup == "true")
         wrong += len(box.wrong_bills())
     report(

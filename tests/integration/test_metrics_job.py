@@ -31,7 +31,7 @@ def points(box: Box, job: int) -> list[tuple[str, int, float]]:
 def test_what_a_job_wrote_last_is_read_whole(box: Box) -> None:
     """Several MiB in its last instant, in its log and in its metrics file, the last line without an end."""
     script = (
-        f"seq -f '{{\"step\": %.0f, \"loss\": 0.25}}' {LINES} > $STOKER_METRICS_FILE;"
+        f'seq -f \'{{"step": %.0f, "loss": 0.25}}\' {LINES} > $STOKER_METRICS_FILE;'
         f"seq -f 'step=%.0f accuracy=0.5 of what it has seen so far' {LINES}; printf 'step=999999 accuracy=1'"
     )
     job = box.submit("/bin/sh", "-c", script, metric={"accuracy": "accuracy=([0-9.]+)", "step": "step=([0-9]+)"})
