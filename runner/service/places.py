@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 
 from runner.core.errors import UsageError
 from runner.core.spec import JobSpec
 
+_DIGITS_MAX = 18
 _HINT = "name one that does not exist yet, or have the job write to {variable}"
 
 
-def reserve(spec: JobSpec, job_id: int, *, jobs_dir: str, is_array: bool, is_unfinished: Callable[[int], bool]) -> None:
-    """Make the links of a new job. Refuse a DIR that is there, but for the link of a job that is over."""
+def reserve(
+    spec: JobSpec, job_id: int, *, jobs_dir: str, is_array: bool, unfinished: Callable[[int], JobSpec | None]
+) -> None:
+    """Make the links of a new job. Refuse a DIR that is there, but for a link that no job needs.
+
+    `unfinished` returns what a job asks for that is not over. A link may also be of a job that was never written down:
+    its transaction was rolled back, or its runner killed, and its number went to this job or another.
+    """
     wanted = [
         ("--output", spec.output, f"{jobs_dir}/{job_id}/attempt-1/output", "STOKER_OUTPUT_DIR"),
         ("--checkpoint", spec.checkpoint, f"{jobs_dir}/{job_id}/checkpoint", "STOKER_CHECKPOINT_DIR"),
@@ -32,11 +40,11 @@ def reserve(spec: JobSpec, job_id: int, *, jobs_dir: str, is_array: bool, is_unf
                 )
             path = os.path.join(spec.cwd or "/", directory)
             holder = _holder(path, jobs_dir)
-            if holder is not None and is_unfinished(holder):
+            if holder is not None and holder != job_id and _claims(unfinished(holder), path):
                 raise UsageError(f"job {holder} has {flag} {directory!r} in this directory", hint=hint)
             try:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
-                if holder is not None:
+                if holder is not None and path not in made:
                     os.unlink(path)
                 os.symlink(target, path)
             except FileExistsError:
@@ -55,6 +63,8 @@ def point(path: str, target: str, job_dir: str) -> None:
     """Let the link of a job lead to its next attempt. FileExistsError where something else stands there now."""
     if os.path.islink(path) and os.readlink(path).startswith(job_dir + "/"):
         temporary = f"{path}.{os.path.basename(job_dir)}.tmp"
+        with suppress(FileNotFoundError):  # a runner that was killed here left it
+            os.unlink(temporary)
         os.symlink(target, temporary)
         os.rename(temporary, path)
     else:
@@ -67,4 +77,18 @@ def _holder(path: str, jobs_dir: str) -> int | None:
         return None
     inside = os.readlink(path).removeprefix(jobs_dir + "/")
     number = inside.partition("/")[0]
-    return int(number) if number.isascii() and number.isdecimal() and not inside.startswith("/") else None
+    is_number = number.isascii() and number.isdecimal() and len(number) <= _DIGITS_MAX
+    return int(number) if is_number and not inside.startswith("/") else None
+
+
+def _claims(spec: JobSpec | None, path: str) -> bool:
+    """Say whether a job that is not over asks for `path`."""
+    if spec is None:
+        return False
+    named = [os.path.join(spec.cwd or "/", each) for each in (spec.output, spec.checkpoint) if each is not None]
+    return _place(path) in map(_place, named)
+
+
+def _place(path: str) -> str:
+    """Return the one spelling of a path whose last part may be a link that is meant itself."""
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))

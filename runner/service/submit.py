@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -224,7 +225,7 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
             job_id,
             jobs_dir=change.jobs_dir,
             is_array=spec.array is not None,
-            is_unfinished=lambda other: listing.is_unfinished(change.connection, other, None),
+            unfinished=lambda other: _unfinished(change.connection, other),
         )
     for input_name, address, writable in prepared.input_uris:
         jobs.insert_input(change.connection, job_id, input_name, address, writable=writable)
@@ -240,6 +241,13 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         "left_out": list(prepared.left_out),
         "warnings": [],
     }
+
+
+def _unfinished(connection: sqlite3.Connection, job_id: int) -> JobSpec | None:
+    row = jobs.job_facts(connection, job_id)
+    if row is None or not listing.is_unfinished(connection, job_id, None):
+        return None
+    return JobSpec.model_validate_json(row[1])
 
 
 def at_line(error: StokerError, number: int) -> StokerError:

@@ -454,11 +454,36 @@ def test_without_mounts_nobody_shares_a_directory(box: Box) -> None:
     assert f"/{second}/" in str((box.work / "out").readlink())
 
 
+def test_without_mounts_a_submit_does_not_refuse_itself(box: Box) -> None:
+    """A link whose job was never written down hinders nobody: not who asks again, not who is given its number."""
+    box.mounts_permitted = False
+    caller = box.submission()["caller"]
+    lines = [{"caller": caller}, {"command": ["true"], "output": "out"}, {"command": ["true"], "gpus": 9}]
+    status, _ = box.ask("POST", "/v1/jobs/batch", raw="\n".join(map(json.dumps, lines)).encode())
+    assert status == 422
+    first = box.submit()
+    assert (box.work / "out").readlink() == Path(f"{box.paths.jobs_dir}/{first}/attempt-1/output")
+    second = box.submit(flags=[("--output", "out")])
+    (box.work / "out").unlink()
+    (box.work / "out").symlink_to(f"{box.paths.jobs_dir}/{second + 1}/attempt-1/output")
+    box.finish(second)
+    third = box.submit(flags=[("--output", "out")])
+    assert (box.work / "out").readlink() == Path(f"{box.paths.jobs_dir}/{third}/attempt-1/output")
+    (box.work / "again").symlink_to(box.work)
+    again = box.submission("true", flags=[("--output", "again/out")])
+    assert box.ask("POST", "/v1/jobs", again)[0] == 400
+
+
 def test_a_link_follows_the_attempts(box: Box) -> None:
     """The link of a job leads to the attempt under way, and never over what somebody else put there."""
     job_dir, link = f"{box.paths.jobs_dir}/1", box.work / "out"
     places.point(str(link), f"{job_dir}/attempt-1/output", job_dir)
     places.point(str(link), f"{job_dir}/attempt-2/output", job_dir)
     assert str(link.readlink()) == f"{job_dir}/attempt-2/output"
+    # A runner killed between the two calls of a move left this.
+    (box.work / "out.1.tmp").symlink_to(f"{job_dir}/attempt-3/output")
+    places.point(str(link), f"{job_dir}/attempt-3/output", job_dir)
+    assert str(link.readlink()) == f"{job_dir}/attempt-3/output"
+    assert not (box.work / "out.1.tmp").is_symlink()
     with pytest.raises(FileExistsError):
         places.point(str(link), f"{box.paths.jobs_dir}/11/attempt-1/output", f"{box.paths.jobs_dir}/11")
