@@ -161,7 +161,10 @@ def make_directories(path: Path, mode: int = 0o755) -> None:
 
 
 def remove_directory(path: Path) -> None:
-    """Remove a tree of ours, read-only directories included; one that is gone is fine."""
+    """Remove a tree of ours, read-only directories included; one that is gone is fine, of a link only itself goes."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
     for parent, _, _ in os.walk(path):
         os.chmod(parent, 0o700)
     shutil.rmtree(path, ignore_errors=True)

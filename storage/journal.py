@@ -18,6 +18,15 @@ from storage.leases import boot_id
 from storage.sources.base import Item
 
 
+def set_aside(folder: Path) -> int:
+    """Return the bytes that downloads under way or broken off hold; each may end while this looks."""
+    held = 0
+    for each in folder.iterdir():
+        with suppress(FileNotFoundError):
+            held += each.stat().st_blocks * 512
+    return held
+
+
 class Journal:
     """One download in parts; used by one process at a time (the fetch's single-flight lock sees to it)."""
 

@@ -23,6 +23,7 @@ from runner.telemetry.tail import LogTail
 from storage.checkout import checkout, view
 from storage.download import Fetched, fetch
 from storage.errors import Cancelled, DiskFull, StorageError
+from storage.journal import set_aside
 from storage.leases import Lease
 from storage.sources.base import SourceOptions
 from storage.uri import Uri, parse
@@ -223,7 +224,9 @@ class Stager:
                 return
             if told_ns == 0 and total is not None:
                 missing = total - done
-                short = cache.room_on_disk(self.context) + self._set_aside() < missing + self._min_free()
+                # A download that goes on needs the room that it holds only once.
+                held = set_aside(self.context.store.root / "partial")
+                short = cache.room_on_disk(self.context) + held < missing + self._min_free()
             else:
                 short = cache.room_on_disk(self.context) < self._min_free()
             told_ns = now_ns
@@ -251,11 +254,6 @@ class Stager:
 
     def _min_free(self) -> int:
         return self.context.config.storage.min_free_bytes
-
-    def _set_aside(self) -> int:
-        """Return what downloads that were broken off hold: a download that goes on needs that room only once."""
-        partial = Path(self.context.paths.store_dir, "partial")
-        return sum(each.stat().st_blocks * 512 for each in partial.iterdir() if each.exists())
 
     def _is_built(self, facts: JobFacts) -> bool:
         built = facts.environment_dir

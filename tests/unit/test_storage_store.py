@@ -18,6 +18,8 @@ from storage import checkout as handing
 from storage.checkout import checkout
 from storage.download import fetch
 from storage.errors import Cancelled, Corrupt, DiskFull, Exists, InUse, NotStored, SourceChanged, SourceRefused
+from storage.files import remove_directory
+from storage.journal import set_aside
 from storage.manifest import Entry, build
 from storage.publish import Published, export, publish
 from storage.sources.base import SourceOptions
@@ -550,3 +552,26 @@ def test_a_tree_is_kept_by_a_lease_or_known_to_be_gone(store: Store, tmp_path: P
     store.sweep([])
     with store.lease("job") as lease:
         assert not store.keep(lease, tree)
+
+
+def test_removing_a_directory_spares_what_a_link_in_its_place_leads_to(tmp_path: Path) -> None:
+    """A job may have put a link where its directory was: the link goes, its target keeps its files and its mode."""
+    target, link = tmp_path / "target", tmp_path / "jobs"
+    target.mkdir(mode=0o755)
+    (target / "kept").touch()
+    link.symlink_to(target)
+    remove_directory(link)
+    assert not link.is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+    assert (target / "kept").exists()
+
+
+def test_what_downloads_hold_is_counted_while_they_end(tmp_path: Path) -> None:
+    """A file that goes between two looks is no error: it holds nothing."""
+    (tmp_path / "data").write_bytes(b"x" * 4096)
+    script = "while :; do for i in 1 2 3 4 5 6 7 8; do : > p$i; done; rm p?; done"
+    with subprocess.Popen(["sh", "-c", script], cwd=tmp_path) as churn:
+        try:
+            assert all(set_aside(tmp_path) >= 4096 for _ in range(2000))
+        finally:
+            churn.kill()
