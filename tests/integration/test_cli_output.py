@@ -290,6 +290,16 @@ def test_metrics_in_three_forms(cli: Cli, api: FakeApi) -> None:
     assert any("\u2801" <= character <= "\u28ff" for character in plot)
 
 
+def test_samples_show_the_power_that_was_measured(cli: Cli, api: FakeApi) -> None:
+    """The table shows watts, CSV the milliwatts that the runner sends; what was not measured is a dash."""
+    nothing = dict.fromkeys(("cpu_percent", "memory_bytes", "gpu_memory_bytes", "gpu_utilization", "power_mw"))
+    samples = [{"at_us": 1, **nothing, "power_mw": 312_400}, {"at_us": 2, **nothing}]
+    api.routes["GET /v1/jobs/42/metrics"] = {"series": {}, "samples": samples}
+    assert [line.split()[-1] for line in cli("metrics", "42", "--samples").stdout.splitlines()] == ["W", "312", "-"]
+    rows = cli("metrics", "42", "--samples", "-o", "csv").stdout.splitlines()
+    assert [row.split(",")[-1] for row in rows] == ["power_mw", "312400", ""]
+
+
 def test_rm_asks_before_outputs_go(cli: Cli, api: FakeApi) -> None:
     """A terminal is asked; y removes, anything else does not; without a terminal the code is 2; -y does not ask."""
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from runner.cli.parse import Args
     from runner.client import Client
 
-SAMPLE_FIELDS = ("at_us", "memory_bytes", "cpu_percent", "gpu_memory_bytes", "gpu_utilization", "power_w")
+SAMPLE_FIELDS = ("at_us", "memory_bytes", "cpu_percent", "gpu_memory_bytes", "gpu_utilization", "power_mw")
 
 
 def run(args: Args, client: Client, out: Out) -> int:
@@ -51,6 +51,10 @@ def _number(value: Any) -> str:
     return "-" if value is None else f"{value:g}"
 
 
+def _watts(milliwatts: int | None) -> str:
+    return "-" if milliwatts is None else f"{milliwatts / 1000:.0f}"
+
+
 _COLUMNS = (
     ("NAME", lambda row: str(row["name"])),
     ("STEP", lambda row: _number(row["step"])),
@@ -62,5 +66,5 @@ _SAMPLE_COLUMNS = (
     ("CPU%", lambda row: _number(row.get("cpu_percent"))),
     ("GPU MEM", lambda row: size(row.get("gpu_memory_bytes"))),
     ("GPU%", lambda row: _number(row.get("gpu_utilization"))),
-    ("POWER W", lambda row: _number(row.get("power_w"))),
+    ("POWER W", lambda row: _watts(row.get("power_mw"))),
 )
