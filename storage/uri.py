@@ -16,6 +16,7 @@ SCHEMES = ("file", "http", "https", "s3")
 MAX_CHARACTERS = 4096
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_BYTES = re.compile("[\udc80-\udcff]")  # bytes that are no UTF-8, as Python writes them
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _SECRET_QUERY = re.compile(r"sig|token|key|secret|password|credential|auth", re.IGNORECASE)
 
@@ -63,7 +64,7 @@ def _local(text: str, cwd: PurePath) -> Uri:
     path = os.path.join(str(cwd), text)
     if not os.path.isabs(path):
         raise BadUri(f"{text} is relative and the working directory is not absolute")
-    return Uri("file", path, path, path, is_tree=text.endswith("/"), name=_name(os.path.normpath(path)))
+    return _at(path, is_tree=text.endswith("/"))
 
 
 def _file(text: str) -> Uri:
@@ -76,7 +77,19 @@ def _file(text: str) -> Uri:
     path = unquote(parts.path, errors="surrogateescape")
     if not path.startswith("/") or any(unicodedata.category(character) == "Cc" for character in path):
         raise BadUri("a file:// source needs an absolute path without control characters")
-    return Uri("file", path, path, path, is_tree=path.endswith("/"), name=_name(os.path.normpath(path)))
+    return _at(path, is_tree=path.endswith("/"))
+
+
+def _at(path: str, *, is_tree: bool) -> Uri:
+    """Return the source at a path; one that is not all text is written as a file:// address, which is."""
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError:
+        raise BadUri("the source holds text that no path can") from None
+    text = "file://" + quote(raw) if _BYTES.search(path) else path
+    if len(text) > MAX_CHARACTERS:
+        raise BadUri(f"the source is {len(text)} characters long, more than {MAX_CHARACTERS}")
+    return Uri("file", text, text, path, is_tree=is_tree, name=_name(os.path.normpath(path)))
 
 
 def _http(scheme: str, text: str) -> Uri:

@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from runner.api import routes_box, routes_follow, routes_jobs, routes_results
 from runner.api.room import Room
-from runner.core.errors import StokerError, UsageError
+from runner.core.errors import Bug, StokerError, UsageError
 from storage.errors import StorageError
 
 log = logging.getLogger("stoker.api")
@@ -73,8 +73,7 @@ def make_app(room: Room, report: Report) -> FastAPI:
     async def bug(request: Request, error: Exception) -> JSONResponse:
         path = report.write(request, error)
         log.error("a bug of ours: %s (%s)", error, path)
-        document = StokerError("the runner met a bug of its own", hint=f"please report it with {path}").document()
-        return problem(document | {"code": "bug"})
+        return problem(Bug("the runner met a bug of its own", hint=f"please report it with {path}").document())
 
     return app
 

@@ -8,7 +8,8 @@
     ├── NeverFits         6  more than every device ever seen on this box
     ├── NoRunner          7  the runner cannot be reached or may not start
     ├── Unavailable       1  the runner is there but cannot take this now (full disk)
-    └── WaitTimedOut    124  `wait --timeout` ran out
+    ├── WaitTimedOut    124  `wait --timeout` ran out
+    └── Bug              70  the runner met a fault of its own
 
 The client imports this module on every command: standard library only.
 """
@@ -113,9 +114,16 @@ class WaitTimedOut(StokerError):
     http_status = 504
 
 
+class Bug(StokerError):
+    """The runner met a fault of its own; the hint names the report."""
+
+    code = "bug"
+    exit_code = EXIT_BUG
+
+
 KINDS: dict[str, type[StokerError]] = {
     kind.code: kind
-    for kind in (UsageError, NotFound, Refused, Conflict, NeverFits, NoRunner, Unavailable, WaitTimedOut)
+    for kind in (UsageError, NotFound, Refused, Conflict, NeverFits, NoRunner, Unavailable, WaitTimedOut, Bug)
 }
 
 

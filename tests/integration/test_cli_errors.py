@@ -78,6 +78,7 @@ def test_bad_input(cli: Cli, api: FakeApi, line: str, error: str, hint: str) -> 
         (503, "no_runner", 7),
         (503, "unavailable", 1),
         (504, "wait_timed_out", 124),
+        (500, "bug", 70),
         (500, "something_new", 1),
     ],
 )

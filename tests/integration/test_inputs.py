@@ -93,6 +93,15 @@ def test_local_files_and_directories_reach_the_job_as_they_are(runner: Box, tmp_
     assert succeeds(runner, *inputs, "--", "sh", "-c", command) == "üran\ngröße π.txt"
 
 
+def test_an_input_whose_name_is_no_text_is_one_all_the_same(runner: Box, tmp_path: Path) -> None:
+    """A file:// address may name any bytes."""
+    odd = tmp_path / "a\udcffb"
+    odd.mkdir()
+    (odd / "data").write_text("here")
+    address = f"x=file://{tmp_path}/a%ffb/"
+    assert succeeds(runner, "--input", address, "--", "sh", "-c", "cat $STOKER_INPUT_x/*") == "here"
+
+
 def test_read_only_inputs_stay_so_and_writable_ones_are_private(runner: Box, tmp_path: Path) -> None:
     """No job changes what another one sees; a writable copy lives for one attempt of one job."""
     tree = fill(tmp_path / "tree")
