@@ -91,7 +91,7 @@ def _fetch(
     cancelled: Callable[[], bool],
     retry: Retry,
 ) -> Fetched:
-    listing = retry.run(lambda: source.list(uri), cancelled)
+    listing = retry.run(lambda: source.list(uri, cancelled), cancelled)
     if not listing.items:
         raise SourceMissing(f"{uri.shown} holds no files", "an artifact has at least one file")
     known = memory.read()

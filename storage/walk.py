@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from storage.errors import BadName
-from storage.files import open_beneath
+from storage.errors import BadName, Cancelled
+from storage.files import never, open_beneath
 from storage.manifest import MAX_DEPTH, MAX_FILES
 
 
@@ -38,8 +39,8 @@ class Skipped:
     why: str
 
 
-def walk(root_fd: int) -> tuple[list[Found], list[Skipped]]:
-    """Return all regular files below an open directory, and what was left out."""
+def walk(root_fd: int, cancelled: Callable[[], bool] = never) -> tuple[list[Found], list[Skipped]]:
+    """Return all regular files below an open directory, and what was left out. Raises `BadName`, `Cancelled`."""
     root = os.path.realpath(f"/proc/self/fd/{root_fd}")
     found: list[Found] = []
     skipped: list[Skipped] = []
@@ -47,6 +48,8 @@ def walk(root_fd: int) -> tuple[list[Found], list[Skipped]]:
     waiting: list[tuple[str, str, tuple[str, ...]]] = [("", "", ())]
     while waiting:
         path, real, chain = waiting.pop()
+        if cancelled():
+            raise Cancelled
         if real in chain:
             skipped.append(Skipped(path, "the link runs in a circle"))
             continue

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from storage.files import never
 from storage.uri import Uri
 
 MIB = 1 << 20
@@ -77,8 +78,8 @@ class Stream:
 class Source(Protocol):
     """One kind of source, opened with its options for one fetch; `list`, `stat` and `open` may run in any thread."""
 
-    def list(self, uri: Uri) -> Listing:
-        """Return what is there, or raise `SourceMissing`, `SourceRefused`, `SourceFailed`, `BadName`."""
+    def list(self, uri: Uri, cancelled: Callable[[], bool] = never) -> Listing:
+        """Return what is there, or raise `SourceMissing`, `SourceRefused`, `SourceFailed`, `BadName`, `Cancelled`."""
         ...
 
     def stat(self, uri: Uri, item: Item) -> Item:

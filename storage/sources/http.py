@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from html.parser import HTMLParser
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
-from storage.errors import BadName, SourceRefused
+from storage.errors import BadName, Cancelled, SourceRefused
+from storage.files import never
 from storage.manifest import MAX_DEPTH, check_path
 from storage.sources.base import Item, Listing, SourceOptions, Stream
 from storage.sources.ranges import is_whole, open_range, stated_checksum, strong_etag, total_size
@@ -23,19 +24,26 @@ MAX_LISTED = 100_000
 class HttpSource:
     """A web server."""
 
-    def __init__(self, options: SourceOptions) -> None:
-        """Connect lazily, by these options."""
+    def __init__(self, options: SourceOptions, *, most: int = MAX_LISTED) -> None:
+        """Connect lazily, by these options; a listing of more than `most` names is refused."""
+        self._most = most
         self._options = options
         self._wire = Wire(options)
 
-    def list(self, uri: Uri) -> Listing:
+    def list(self, uri: Uri, cancelled: Callable[[], bool] = never) -> Listing:
         """Ask for the first byte of each file, which tells size, tag and whether ranges work."""
         if not uri.is_tree:
             item = Item(path=uri.name, locator=uri.text, size=None)
             return Listing((self.stat(uri, item),), is_tree=False)
-        found = self._crawl(uri)
+        found = self._crawl(uri, cancelled)
+
+        def described(item: Item) -> Item:
+            if cancelled():
+                raise Cancelled
+            return self.stat(uri, item)
+
         with ThreadPoolExecutor(self._options.threads) as pool:
-            return Listing(tuple(pool.map(lambda item: self.stat(uri, item), found)), is_tree=True)
+            return Listing(tuple(pool.map(described, found)), is_tree=True)
 
     def stat(self, uri: Uri, item: Item) -> Item:
         """Return the item as one GET of its first byte describes it (a presigned URL may refuse HEAD)."""
@@ -67,17 +75,20 @@ class HttpSource:
         """Drop connections."""
         self._wire.close()
 
-    def _crawl(self, uri: Uri) -> Sequence[Item]:
+    def _crawl(self, uri: Uri, cancelled: Callable[[], bool]) -> Sequence[Item]:
         items: list[Item] = []
         waiting, seen = [(_without_user(uri.text), "")], set[str]()
         while waiting:
             url, prefix = waiting.pop()
+            if cancelled():
+                raise Cancelled
             if url in seen or prefix.count("/") > MAX_DEPTH:
                 continue
             seen.add(url)
             for link in self._links(uri, url):
-                if len(items) + len(waiting) > MAX_LISTED:
-                    raise SourceRefused(f"{uri.shown} lists more than {MAX_LISTED} files")
+                # Files and directories both: some servers make up a new directory wherever they are asked.
+                if len(seen) + len(waiting) > self._most:
+                    raise SourceRefused(f"{uri.shown} lists more than {self._most} files and directories")
                 name = _child(url, link)
                 if name is None:
                     continue

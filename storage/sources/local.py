@@ -24,9 +24,9 @@ class LocalSource:
         """Take the options that every source takes; none matters here."""
         self._clock = clock
 
-    def list(self, uri: Uri) -> Listing:
+    def list(self, uri: Uri, cancelled: Callable[[], bool] = files.never) -> Listing:
         """Return the files of a directory, or the one file; a tag is the file's identity and times on its disk."""
-        found, is_tree = self.find(uri)
+        found, is_tree = self.find(uri, cancelled)
         latest = self._clock() - RACY_S
         items = []
         for each in found:
@@ -35,7 +35,7 @@ class LocalSource:
             items.append(Item(each.path, each.real, each.facts.st_size, etag, None, each.executable, ranged=True))
         return Listing(tuple(items), is_tree)
 
-    def find(self, uri: Uri) -> tuple[Sequence[Found], bool]:
+    def find(self, uri: Uri, cancelled: Callable[[], bool]) -> tuple[Sequence[Found], bool]:
         """Return the files, with their facts; raise `SourceRefused` for whatever cannot be part of a tree."""
         path = Path(uri.path)
         root_fd = open_root(uri)
@@ -47,7 +47,7 @@ class LocalSource:
                 fd, facts = files.open_regular(root_fd, real)
                 os.close(fd)
                 return [Found(uri.name, real, facts)], False
-            found, skipped = walk(root_fd)
+            found, skipped = walk(root_fd, cancelled)
         except FileNotFoundError as error:
             raise SourceChanged(f"{uri.shown} changed while it was listed") from error
         except OSError as error:

@@ -6,13 +6,14 @@ s3fs needs several times as long as other tools to move the same bytes, and hide
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 from storage import filesystems
-from storage.errors import BadName, SourceFailed, SourceMissing, SourceRefused
+from storage.errors import BadName, Cancelled, SourceFailed, SourceMissing, SourceRefused
+from storage.files import never
 from storage.filesystems import AwsAccess
 from storage.manifest import MAX_FILES, check_path
 from storage.sources.base import Item, Listing, SourceOptions, Stream
@@ -32,8 +33,8 @@ class S3Source:
         self._options = options
         self._wire = Wire(options, sign=_signer(self._access))
 
-    def list(self, uri: Uri) -> Listing:
-        """Return the object, or all objects below the prefix."""
+    def list(self, uri: Uri, cancelled: Callable[[], bool] = never) -> Listing:
+        """Return the object, or all objects below the prefix, asked for in one go."""
         if self._access.endpoint is not None:
             self._wire.check(self._access.endpoint, uri.shown)
         try:
@@ -62,6 +63,8 @@ class S3Source:
                 "check endpoint, region and credentials",
                 transient=status is None or status >= 500,
             ) from error
+        if cancelled():
+            raise Cancelled
         return Listing(tuple(self._below(uri, found)), is_tree=True)
 
     def stat(self, uri: Uri, item: Item) -> Item:

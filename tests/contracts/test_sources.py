@@ -20,6 +20,7 @@ from storage.download import Fetched, fetch
 from storage.errors import Cancelled, DiskFull, SourceFailed, SourceMissing, SourceRefused, StorageError, WrongBytes
 from storage.sources import wire
 from storage.sources.base import SourceOptions
+from storage.sources.http import HttpSource
 from storage.sources.registry import open_source
 from storage.store import Store
 from storage.transfer import Retry
@@ -444,6 +445,26 @@ def test_a_listing_cannot_lead_outside(web: Web, store: Store) -> None:
     web.fault = climb
     with pytest.raises(SourceRefused):
         take(store, parse(f"{web.url}/d/", PurePath("/")))
+
+
+def test_a_listing_without_an_end_is_refused_and_can_be_cancelled(web: Web, store: Store) -> None:
+    """A server that makes up directories is asked a bounded number of times, and not once more after a cancel."""
+
+    def endless(answer: Answer) -> None:
+        answer.status, answer.headers = 200, {"Content-Type": "text/html"}
+        answer.body = b'<a href="a/"><a href="b/">'
+
+    web.fault = endless
+    uri = parse(f"{web.url}/d/", PurePath("/"))
+    source = HttpSource(SourceOptions(), most=100)
+    with pytest.raises(SourceRefused, match="more than 100"):
+        source.list(uri)
+    source.close()
+    assert len(web.requests) <= 100
+    web.requests.clear()
+    with pytest.raises(Cancelled):
+        take(store, uri, cancelled=lambda: len(web.requests) >= 20)
+    assert len(web.requests) == 20
 
 
 def test_a_confined_runner_does_not_fetch_from_loopback(web: Web, store: Store) -> None:
