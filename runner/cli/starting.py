@@ -37,6 +37,7 @@ def ensure_runner(
 
     `after_stop` allows it where `service stop` left its mark. Raises what kept the runner from starting.
     """
+    refuse_inside_job(paths, environ)
     if os.path.exists(paths.stopped_mark) and not after_stop:
         raise NoRunner("the runner was stopped", hint="`stoker service start` starts it again")
     make_directories(paths)
@@ -63,6 +64,19 @@ def stop_silent(paths: Paths) -> bool:
     except OSError as error:
         raise NoRunner(f"cannot write {paths.stopped_mark}: {error.strerror}", hint="free some space") from None
     return _spawner_lives(paths.spawner_socket)
+
+
+def refuse_inside_job(paths: Paths, environ: Mapping[str, str]) -> None:
+    """Refuse to start the runner in a job of its own: it would be of that job's tree, and be killed with it.
+
+    Where the spawner lives nothing is started here: it is the one that brings the runner back.
+    """
+    inside = environ.get("STOKER_TOKEN") and environ.get("STOKER_PARAMS_FILE", "").startswith(paths.jobs_dir + "/")
+    if inside and not _spawner_lives(paths.spawner_socket):
+        raise NoRunner(
+            "no runner is up, and one that a job starts would be killed with the job",
+            hint="start it from outside the job: `stoker service start`",
+        )
 
 
 def spawner_command(state_dir: str, *, detach: bool) -> list[str]:

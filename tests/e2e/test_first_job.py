@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
-from tests.kit import Box
+from tests.kit import Box, kill_and_wait, wait_until
 
 
 def test_run_follows_a_job_and_ends_with_its_code(box: Box) -> None:
@@ -35,6 +36,26 @@ def test_a_killed_runner_comes_back_and_its_job_goes_on(runner: Box) -> None:
     go.touch()
     document = runner.wait(job)
     assert (document["state"], document["exit_code"], len(document["attempts"])) == ("failed", 7, 1)
+
+
+def test_a_job_starts_no_runner_that_would_end_with_it(runner: Box) -> None:
+    """Where runner and spawner are both dead a verb inside a job ends with 7; one outside starts them."""
+    go, said = runner.home / "go", runner.home / "said"
+    stoker = " ".join(runner.command("submit", "--", "true"))
+    told = f"{stoker} 2> {said}.part; echo $? >> {said}.part; mv {said}.part {said}"
+    script = f"until [ -e {go} ]; do sleep 0.05; done; {told}"
+    job = runner.submit("--", "sh", "-c", script)
+    runner.wait_state(job, "running")
+    spawner = runner.spawner_pid()
+    os.kill(spawner, signal.SIGSTOP)  # so that it does not bring the runner back
+    runner.kill_runner()
+    kill_and_wait(spawner)
+    go.touch()
+    wait_until(said.exists, what="the verb inside the job")
+    assert said.read_text().splitlines()[-1] == "7"
+    assert "hint: start it from outside the job" in said.read_text()
+    runner.start()
+    assert runner.wait(job)["state"] == "succeeded"
 
 
 def test_nothing_is_left_of_a_stopped_box(box: Box) -> None:

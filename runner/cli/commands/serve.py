@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from runner.cli.starting import answers, make_directories, spawner_command
+from runner.cli.starting import answers, make_directories, refuse_inside_job, spawner_command
 from runner.core.errors import Conflict
 from runner.paths import Paths, state_dir
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def run(args: Args, client: Client, out: Out) -> int:
     """Become the spawner."""
     paths = Paths(state_dir(os.environ))
+    refuse_inside_job(paths, os.environ)
     make_directories(paths)
     if answers(paths.api_socket):
         raise Conflict(f"a runner is up on {paths.state_dir}", hint="`stoker service stop` stops it")
