@@ -66,17 +66,24 @@ class Database:
 
     def backup(self, destination: Path) -> int:
         """Copy the database with SQLite's backup API, verify the copy, publish it by rename; return its bytes (D9)."""
-        part = destination.with_name(destination.name + ".part")
+        # A name that nobody has, however long the destination's is.
+        part = destination.with_name(f"stoker-backup-{os.urandom(8).hex()}.part")
         try:
-            os.close(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW, 0o600))
-            self._copy(part)
-            _sync(part)
-            part.rename(destination)
+            os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600))
+            try:
+                self._copy(part)
+                _sync(part)
+                part.rename(destination)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
             _sync(destination.parent)
-        except (OSError, sqlite3.OperationalError) as error:
-            part.unlink(missing_ok=True)
-            what = error.strerror if isinstance(error, OSError) else error
-            raise Unavailable(f"the backup {destination} was not written: {what}", hint="give another place") from None
+        except OSError as error:
+            message = f"the backup {destination} was not written: {error.strerror}"
+            raise Unavailable(message, hint="give another place") from None
+        except sqlite3.DatabaseError as error:
+            hint = "give another place, or see what `stoker doctor` says"
+            raise Unavailable(f"the backup {destination} was not written: {error}", hint=hint) from None
         return destination.stat().st_size
 
     def _copy(self, part: Path) -> None:

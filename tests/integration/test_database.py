@@ -340,6 +340,29 @@ def test_a_backup_that_cannot_be_written(tmp_path: Path) -> None:
     database.close()
 
 
+def test_a_backup_touches_no_file_beside_it(tmp_path: Path) -> None:
+    """What happens to be called as the unfinished copy might be stays as it is."""
+    database = opened(tmp_path)
+    (tmp_path / "copy.db.part").write_text("mine")
+    database.backup(tmp_path / "copy.db")
+    database.close()
+    assert (tmp_path / "copy.db.part").read_text() == "mine"
+
+
+def test_a_damaged_database_is_no_backup(tmp_path: Path) -> None:
+    """A copy that does not pass its check is told and not kept."""
+    database = opened(tmp_path)
+    database.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with open(database.path, "r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(1 << 16))
+    with pytest.raises(Unavailable, match=r"was not written|is damaged"):
+        database.backup(tmp_path / "copy.db")
+    database.close()
+    assert not list(tmp_path.glob("*copy*"))
+    assert not list(tmp_path.glob("*.part"))
+
+
 def test_the_ballast_is_real_and_given_back(tmp_path: Path) -> None:
     """The ballast takes its blocks at once, is taken once, and gives them back when it is dropped (D7)."""
     ballast = Ballast(str(tmp_path / "ballast"), 1 << 20)
