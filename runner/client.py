@@ -80,9 +80,15 @@ class Client:
         return loads(data) if data else None
 
     def read(self, path: str) -> Iterator[bytes]:
-        """Yield the raw bytes of a long answer in pieces; a runner lost before the first is asked again."""
+        """Yield the raw bytes of a long answer in pieces; a runner lost before the first is asked again.
+
+        One that is lost later is `NoRunner`: nothing says where in a log with holes to go on.
+        """
         wire = self._again(lambda wire: wire.begin("GET", path, {}, b"", None) and wire, retries=True)
-        yield from self._checked(wire)
+        try:
+            yield from self._checked(wire)
+        except Lost:
+            raise NoRunner("the runner went away in mid-answer", hint="this is not all of it; ask again") from None
 
     def missing(self) -> str:
         """Return what the last `read` said it left out (X-Stoker-Missing), or an empty string."""

@@ -277,6 +277,18 @@ def test_logs_pass_raw_bytes_through_a_pipe_only(cli: Cli, api: FakeApi) -> None
     assert "\x1b[2J" in raw
 
 
+@pytest.mark.parametrize("words", [(), ("-n", "3"), ("--json",)])
+def test_a_log_that_is_cut_off_is_not_taken_for_a_whole_one(cli: Cli, api: FakeApi, words: tuple[str, ...]) -> None:
+    """Where the runner goes away in the middle nothing is guessed: what came is shown, and the code is 7."""
+    asked = "GET /v1/jobs/42/logs"
+    api.routes[asked] = lambda _: Answer(stream=iter([b"built\n", b"one\n"]), cut=True)
+    done = cli("logs", "42", *words)
+    assert done.returncode == 7
+    assert done.stdout in {"built\none\n", ""}
+    assert done.stderr.startswith("error: the runner went away in mid-answer\n  hint: ")
+    assert [f"{each.method} {each.path}" for each in api.requests] == [asked]
+
+
 def test_metrics_in_three_forms(cli: Cli, api: FakeApi) -> None:
     """A table, CSV and a curve of the same points."""
     points = [[step, 1 / (step + 1), 0] for step in range(50)]

@@ -5,16 +5,13 @@ from __future__ import annotations
 from runner.cli.follow import Follower
 from runner.cli.jobs import job_path
 from runner.cli.text import LogFilter
-from runner.client import Lost, dumps, query
-from runner.core.errors import NoRunner
+from runner.client import dumps, query
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runner.cli.out import Out
     from runner.cli.parse import Args
     from runner.client import Client
-
-BREAKS_MAX = 100
 
 
 def run(args: Args, client: Client, out: Out) -> int:
@@ -28,17 +25,8 @@ def run(args: Args, client: Client, out: Out) -> int:
     offset = args.number("from")
     if out.format in {"json", "jsonl"}:
         return _records(query(job_path(ref, "/logs"), from_=offset, **choice), client, out)
-    got = 0
-    for _ in range(BREAKS_MAX):
-        where = None if offset is None and not got else (offset or 0) + got
-        try:
-            for piece in client.read(query(job_path(ref, "/logs"), from_=where, **choice)):
-                got += len(piece)
-                out.raw(shown.feed(piece).encode("utf-8", "replace") if shown else piece)
-            break
-        except Lost:
-            if choice["tail"] is not None and got:  # the tail moved on: nothing says where we were
-                raise NoRunner("the runner went away in mid-log", hint="ask again") from None
+    for piece in client.read(query(job_path(ref, "/logs"), from_=offset, **choice)):
+        out.raw(shown.feed(piece).encode("utf-8", "replace") if shown else piece)
     if shown:
         out.raw(shown.feed(b"", final=True).encode("utf-8", "replace"))
     if client.missing():
