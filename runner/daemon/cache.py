@@ -6,15 +6,18 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from runner.daemon.context import Context
 from runner.daemon.guard import safely
+from runner.executors import retired
 from runner.service.desk import Change, Discard
-from runner.state import artifacts
+from runner.state import artifacts, expiry
 
 LOOK_S = 1.0
 LOOKS_MAX = 60
 NOISE_BYTES = 1 << 20
+ENVIRONMENT_IDLE_S = 86400.0
 
 log = logging.getLogger("stoker.cache")
 
@@ -68,7 +71,7 @@ def _make_room(context: Context, wanted_bytes: int) -> None:
 
 
 def sweep(context: Context) -> None:
-    """Remove from the store what no row leads to any more."""
+    """Remove from the store, and of the environments, what no row leads to any more."""
 
     def roots() -> Iterator[str]:
         # Read when the sweep asks: what is committed by then is seen, what is not is kept by its lease.
@@ -77,3 +80,10 @@ def sweep(context: Context) -> None:
     swept = context.store.sweep(roots())
     if swept.objects:
         log.info("the store gave back %d bytes in %d objects", swept.size_bytes, swept.objects)
+
+    def named() -> set[str]:
+        return {Path(each).name for each in expiry.environments(context.database.reader())}
+
+    before_s = context.clock.now_us() / 1e6 - ENVIRONMENT_IDLE_S
+    if removed := retired.sweep(Path(context.paths.environments_dir), named, before_s):
+        log.info("removed environments that no job names: %s", ", ".join(removed))

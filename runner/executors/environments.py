@@ -96,8 +96,10 @@ class Builder:
         return content.hexdigest()[:32]
 
     def find(self, digest: str) -> Path | None:
-        """Return the complete environment of this digest, if there is one."""
+        """Return the complete environment of this digest, if there is one; `retired.sweep` lets it be for a while."""
         path = self._root / digest
+        with suppress(OSError):
+            os.utime(path / MARK)
         return path if (path / MARK).exists() else None
 
     def build(
@@ -120,13 +122,13 @@ class Builder:
         if found is not None:
             return found
         self._root.mkdir(mode=0o711, parents=True, exist_ok=True)
-        with _locked(self._root / f"{digest}.lock", cancelled) as lock:
+        with locked(self._root / f"{digest}.lock", cancelled) as lock:
             # Whoever held the lock before us may have built it.
             found = self.find(digest)
             if found is not None:
                 return found
             path = self._root / digest
-            _remove(path)
+            remove(path)
             try:
                 build = _Build(requirements.parent, _passed(environ), lock, cancelled)
                 for command in _commands(path, requirements, interpreter, environ):
@@ -134,7 +136,7 @@ class Builder:
                 self._check_unchanged(requirements, interpreter, digest)
                 _complete(path)
             except BaseException:
-                _remove(path)
+                remove(path)
                 raise
         return path
 
@@ -143,11 +145,6 @@ class Builder:
             raise EnvironmentFailed(
                 f"{requirements} was changed while its environment was built", hint="submit the job again"
             )
-
-    def remove(self, digest: str) -> None:
-        """Remove an environment that no job names any more; one being built is left alone."""
-        with suppress(BuildCancelled), _locked(self._root / f"{digest}.lock", lambda: True):
-            _remove(self._root / digest)
 
 
 def probe(python: str, *, environ: Mapping[str, str] | None = None, cwd: Path | None = None) -> Interpreter:
@@ -326,7 +323,7 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _locked(path: Path, cancelled: Callable[[], bool]) -> Iterator[int]:
+def locked(path: Path, cancelled: Callable[[], bool]) -> Iterator[int]:
     """Hold the lock of one digest; another build of the same is waited for, but not past a cancel."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -418,7 +415,7 @@ def _complete(path: Path) -> None:
     os.chmod(path, 0o555)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove an environment, a protected or half-built one too."""
     if not path.is_dir():
         return

@@ -30,6 +30,17 @@ def due(connection: sqlite3.Connection, before_us: int) -> list[tuple[int, list[
     ]
 
 
+def environments(connection: sqlite3.Connection) -> list[str]:
+    """Return the built environments of jobs that are neither removed nor cleared."""
+    rows = connection.execute(
+        "SELECT DISTINCT environment_dir FROM jobs j WHERE environment_dir IS NOT NULL AND removed_us IS NULL"
+        " AND EXISTS (SELECT 1 FROM elements e WHERE e.job_id = j.id"
+        " AND (e.finished_us IS NULL OR e.finished_us >= ?))",
+        (_mark(connection),),
+    )
+    return [row[0] for row in rows]
+
+
 def move_mark(connection: sqlite3.Connection, until_us: int) -> None:
     """Write down that what finished before an instant was cleared; the mark never goes back."""
     connection.execute(

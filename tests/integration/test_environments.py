@@ -6,9 +6,11 @@ import base64
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +19,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runner.core.errors import UsageError
-from runner.executors.environments import MARK, BuildCancelled, Builder, EnvironmentFailed, Interpreter, activate, probe
+from runner.executors.environments import (
+    MARK,
+    BuildCancelled,
+    Builder,
+    EnvironmentFailed,
+    Interpreter,
+    activate,
+    locked,
+    probe,
+)
+from runner.executors.retired import sweep
 from tests.integration.logs_kit import until
 
 if TYPE_CHECKING:
@@ -110,8 +122,6 @@ def test_an_environment_is_built_once_and_shared_read_only(tmp_path: Path, log: 
     assert said == f"hello {path}\n"
     writable = [file for file in path.rglob("*") if not file.is_symlink() and file.stat().st_mode & 0o222]
     assert writable == []
-    builder.remove(path.name)
-    assert not path.exists()
 
 
 @pytest.mark.parametrize("installer", INSTALLERS)
@@ -159,6 +169,28 @@ def test_a_half_built_environment_is_built_anew(tmp_path: Path, log: int) -> Non
     assert not (path / "rest").exists()
     assert (path / MARK).exists()
     assert builder.find(digest) == path
+
+
+def test_only_what_nobody_needs_is_swept(tmp_path: Path, log: int) -> None:
+    """An environment stays while it is named, was found lately or is being built; the rest of a dead build goes."""
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("")
+    builder, root, now = Builder(tmp_path / "envs"), tmp_path / "envs", time.time()
+    path = builder.build(requirements, interpreter=probe(PYTHON), environ=caller(tmp_path), log_fd=log, cancelled=never)
+    (root / "dead" / "bin").mkdir(parents=True)
+    (root / "half").mkdir()
+    with locked(root / "half.lock", never):
+        assert sweep(root, set, now - 3600) == ["dead"]
+    os.utime(path / MARK, (0, 0))
+    assert sweep(root, lambda: {path.name}, now - 3600) == ["half"]
+    answers = iter([set[str](), {path.name}])
+    assert sweep(root, lambda: next(answers), now - 3600) == [], "a job named it meanwhile"
+    assert builder.find(path.name) == path
+    assert sweep(root, set, now - 3600) == [], "it was found lately"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o555
+    os.utime(path / MARK, (0, 0))
+    assert sweep(root, set, now - 3600) == [path.name]
+    assert not path.exists()
 
 
 def test_a_cancelled_build_ends_its_processes_and_leaves_nothing(tmp_path: Path, log: int) -> None:

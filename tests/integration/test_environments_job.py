@@ -168,3 +168,18 @@ def _builds(box: Box) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def test_an_environment_goes_with_the_last_job_that_names_it(builder: Box) -> None:
+    """Removing one of two jobs leaves it; removing the other takes it, once it has lain idle for a day."""
+    first, second = greet(builder), greet(builder)
+    builder.wait(first)
+    builder.wait(second)
+    (name,) = environments(builder)
+    mark = Path(builder.paths.environments_dir, name, "complete")
+    os.utime(mark, (0, 0))
+    builder.ok("rm", first, "-y")
+    wait_until(lambda: not Path(builder.paths.jobs_dir, first).exists())
+    assert environments(builder) == [name]
+    builder.ok("rm", second, "-y")
+    wait_until(lambda: not mark.parent.exists(), what="the environment to go")
