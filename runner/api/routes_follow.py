@@ -62,7 +62,7 @@ def job_log(
     found = logs.log_of(room.reader(), room.paths, target, attempt, rank)
     paths = [found.path] if found is not None else []
     if found is None or (offset == 0 and tail is None and attempt is None):
-        paths.insert(0, logs.environment_log(room.paths, target))
+        paths.insert(0, room.paths.environment_log(target.job_id))
     parts = []
     for path in paths:
         with suppress(FileNotFoundError):

@@ -15,6 +15,7 @@ from runner.api.bridge import Once, ask, body_of
 from runner.api.room import Room, room_of, uid_of
 from runner.core.documents import parse_json
 from runner.core.errors import StokerError, UsageError
+from runner.core.flags import BATCH_MAX_BYTES
 from runner.core.lifecycle import State
 from runner.core.nearest import nearest
 from runner.core.units import DURATION_MAX_S
@@ -26,7 +27,6 @@ from runner.service.refs import Target
 router = APIRouter(prefix="/v1")
 
 SUBMIT_MAX = 4 << 20
-BATCH_MAX = 256 << 20
 SMALL_MAX = 1 << 20
 GRACE_MAX_S = DURATION_MAX_S
 ID_MAX = (1 << 63) - 1
@@ -55,7 +55,7 @@ async def submit_job(request: Request) -> JSONResponse:
 async def submit_batch(request: Request) -> JSONResponse:
     """Accept JSON lines, a job each: all of them or none."""
     room, uid = room_of(request), uid_of(request)
-    body = await body_of(request, BATCH_MAX)
+    body = await body_of(request, BATCH_MAX_BYTES)
     once = Once(request, body)
     answer = once.known()
     if answer is None:

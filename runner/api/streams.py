@@ -100,7 +100,7 @@ async def follow_job(room: Room, target: Target, mask: Mask, asked: Asked) -> As
             if state != told:
                 told = state
                 yield frame("state", json.loads(state))
-            if not built and os.path.exists(logs.environment_log(room.paths, target)):
+            if not built and os.path.exists(room.paths.environment_log(target.job_id)):
                 built = True
                 async for piece in _build_output(room, target, mask, asked.place.offset_in(0)):
                     yield piece
@@ -179,7 +179,7 @@ class _Herd:
             if state != told:
                 told = state
                 await self._frames.put((None, frame("state", json.loads(state))))
-            if not built and os.path.exists(logs.environment_log(self._room.paths, self._target)):
+            if not built and os.path.exists(self._room.paths.environment_log(self._target.job_id)):
                 built = True
                 offset = self._asked.place.offset_in(0)
                 await self._pass(None, _build_output(self._room, self._target, self._mask, offset))
@@ -298,7 +298,7 @@ async def _build_output(room: Room, target: Target, mask: Mask, offset: int) -> 
 
     yield frame("attempt", {"number": 0})
     with suppress(OSError):
-        path = logs.environment_log(room.paths, target)
+        path = room.paths.environment_log(target.job_id)
         async for piece in follow(room.tail, path, offset, mask=mask, ended=ended):
             yield piece
 

@@ -7,6 +7,7 @@ import sys
 
 from runner.client import quote
 from runner.core.errors import NotFound, UsageError
+from runner.core.flags import BATCH_MAX_BYTES, REF_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from runner.cli.parse import Args
 
 TEXT_MAX_BYTES = 1 << 20
-REF_MAX = 200
-BATCH_MAX_BYTES = 1 << 29
 _READABLE = "name a file that you may read"
 _LEADING = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
 
@@ -114,7 +113,8 @@ def batch(args: Args, head: str) -> int:
     while piece:
         total += len(piece)
         if total > BATCH_MAX_BYTES:
-            raise UsageError("more than 512 MiB of jobs on stdin", hint="send them in several batches, or use --array")
+            most = f"more than {BATCH_MAX_BYTES >> 20} MiB of jobs on stdin"
+            raise UsageError(most, hint="send them in several batches, or use --array")
         view = memoryview(piece)
         while view:
             view = view[os.write(descriptor, view) :]

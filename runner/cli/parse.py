@@ -46,7 +46,11 @@ class Args:
     def seconds(self, key: str) -> float | None:
         """Return a flag's duration in seconds. Raises `UsageError`."""
         text = self.options.get(key)
-        return None if text is None else _seconds(text, "--" + key.replace("_", "-"))
+        if text is None:
+            return None
+        from runner.core.units import parse_duration  # with `re`, for which who gives no duration need not wait
+
+        return parse_duration(text, "--" + key.replace("_", "-"))
 
 
 def parse(argv: Sequence[str]) -> Args:
@@ -183,23 +187,3 @@ def _by_name(flags: Iterable[Flag]) -> dict[str, Flag]:
 
 def _help_hint(args: Args) -> str:
     return f"`stoker {args.verb.name} --help` shows how" if args.verb else "`stoker --help` shows how"
-
-
-def _seconds(text: str, what: str) -> float:
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-    total, number = 0.0, ""
-    for character in text.strip() or "?":
-        if character in "0123456789." and len(number) < 12:
-            number += character
-            continue
-        if character not in units or not number or number.count(".") > 1 or number == ".":
-            raise UsageError(f"{what} is not a duration: {text[:60]!r}", hint="write it as 90s, 30m, 1h30m or 2d")
-        total += float(number) * units[character]
-        number = ""
-    if number:
-        if total or number.count(".") > 1 or number == ".":
-            raise UsageError(f"{what} is not a duration: {text[:60]!r}", hint="write it as 90s, 30m, 1h30m or 2d")
-        total = float(number)
-    if total > 3650 * 86400:
-        raise UsageError(f"{what} is absurd: {text[:60]!r}", hint="the most is 3650d")
-    return total

@@ -5,6 +5,10 @@ No import at all: the client reads it on every command.
 
 from __future__ import annotations
 
+# The longest reference to a job, and the most bytes of one batch: both ends of the wire hold them.
+REF_MAX = 100
+BATCH_MAX_BYTES = 256 << 20
+
 
 class JobFlag:
     """One flag of `run` and `submit`: what it is called, which key of the job document it fills, how it reads."""

@@ -8,8 +8,6 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from runner import config as configuration
-from runner.config import Config
 from runner.core.errors import UsageError
 from runner.identity.users import user_name
 from runner.ledger.accounts import AccountKind
@@ -66,20 +64,6 @@ def devices(connection: sqlite3.Connection, live: LiveFacts) -> dict[str, Any]:
         uid = jobs.owner_of(connection, int(device["job"].partition("[")[0])) if device["job"] else None
         device |= {"owner": uid, "owner_name": None if uid is None else user_name(uid)}
     return document
-
-
-def settings(config: Config) -> dict[str, Any]:
-    """Return every setting, its value and where that came from."""
-    shown = []
-    for name, default, _ in configuration.names():
-        value: Any = config
-        *sections, last = name.split(".")
-        for section in sections:
-            value = getattr(value, section)
-        field = next(each for each in dataclasses.fields(value) if configuration.shown_name(each.name) == last)
-        origin = config.origins.get(name, "built in")
-        shown.append({"name": name, "value": getattr(value, field.name), "default": default, "origin": origin})
-    return {"version": 1, "settings": shown}
 
 
 def runner(

@@ -7,25 +7,14 @@ import shutil
 import sqlite3
 import stat
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from runner.core.units import format_size
+from runner.core import checks as common
+from runner.core.checks import Check
 from runner.paths import Paths
 from runner.state.engine import FIXED_WAL_RESET, filesystem_kind
-
-LOW_BYTES = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line: `level` is ok, warn or fail."""
-
-    name: str
-    level: str
-    sentence: str
-    remedy: str = ""
 
 
 def examine(
@@ -42,7 +31,7 @@ def examine(
         _sqlite(),
         _filesystem(paths),
         _space(paths, admission),
-        _state_mode(paths),
+        common.state_directory(paths.state_dir, stat.S_IMODE(os.stat(paths.state_dir).st_mode)),
         _spawner(stalled),
         _gpus(gpus),
         _cgroup(ways),
@@ -73,19 +62,9 @@ def _filesystem(paths: Paths) -> Check:
 
 
 def _space(paths: Paths, admission: str) -> Check:
-    free = shutil.disk_usage(paths.state_dir).free
     if admission:
         return Check("disk", "fail", admission, f"free some space on the disk of {paths.state_dir}")
-    if free < LOW_BYTES:
-        return Check("disk", "warn", f"{format_size(free)} free", f"free some space on the disk of {paths.state_dir}")
-    return Check("disk", "ok", f"{format_size(free)} free")
-
-
-def _state_mode(paths: Paths) -> Check:
-    mode = stat.S_IMODE(Path(paths.state_dir).stat().st_mode)
-    if mode & 0o077:
-        return Check("state directory", "fail", f"mode {mode:04o} lets others in", f"chmod 700 {paths.state_dir}")
-    return Check("state directory", "ok", f"{paths.state_dir}, mode {mode:04o}")
+    return common.disk(paths.state_dir, shutil.disk_usage(paths.state_dir).free)
 
 
 def _spawner(stalled: str) -> Check:

@@ -64,8 +64,3 @@ def mask_of(connection: sqlite3.Connection, sealer: Sealer, target: Target) -> M
         return mask_for(())
     _, variables = split_environment(sealer.unseal(row[3], "environment", "variables", sealed))
     return mask_for(value for name, value in variables.items() if looks_secret(name))
-
-
-def environment_log(paths: Paths, target: Target) -> str:
-    """Return where the output of a job's environment build is."""
-    return f"{paths.job_logs_dir}/environments/{target.job_id}.log"

@@ -7,9 +7,9 @@ import sqlite3
 from dataclasses import dataclass
 
 from runner.core.errors import NotFound, UsageError
+from runner.core.flags import REF_MAX
 from runner.core.job import PLAIN, Ref
 
-REF_MAX = 100
 ID_DIGITS = 18
 
 _REF = re.compile(r"(@last|@failed|[A-Za-z0-9][A-Za-z0-9._-]{0,62})(?:\[([0-9]{1,9})\])?", re.ASCII)
@@ -36,8 +36,10 @@ class Target:
 
 def resolve(connection: sqlite3.Connection, text: str, owner_uid: int) -> Target:
     """Return what `text` means to this user; `NotFound` for another's job as for none."""
-    if not text or len(text) > REF_MAX:
-        raise UsageError(f"{text[:20]!r} is no job", hint="give a number, a name, @last or @failed")
+    if not text:
+        raise UsageError("'' is no job", hint="give a number, a name, @last or @failed")
+    if len(text) > REF_MAX:
+        raise NotFound(f"there is no job {text[:60]}…", hint="`stoker ps -a` lists them")
     match = _REF.fullmatch(text)
     if match is None or (match[1].isdecimal() and len(match[1]) > ID_DIGITS):
         raise NotFound(f"there is no job {text!r}", hint="`stoker ps -a` lists them")

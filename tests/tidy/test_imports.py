@@ -19,6 +19,9 @@ CLI_MAY_IMPORT = (
     "runner.config",
     "runner.core.errors",
     "runner.core.flags",
+    # What a user writes and what doctor says is read and judged alike with a runner and without.
+    "runner.core.units",
+    "runner.core.checks",
 )
 # A library has one home, so that it can be replaced there.
 HOMES = {
@@ -82,9 +85,9 @@ def test_the_scheduler_is_pure() -> None:
 
 
 def test_the_command_line_imports_the_client_alone() -> None:
-    """`runner.cli` sees its own package, the client, paths, settings, errors and flags; nothing that decides."""
+    """`runner.cli` sees its own package, the client, paths, settings, errors, flags and units; nothing that decides."""
     wrong = [
-        (name, module)
+        f"{name}: {module}"
         for name in sources("runner/cli/")
         for module in imports(name)
         if module.split(".")[0] in {"runner", "storage", "schedulers"}
