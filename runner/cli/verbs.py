@@ -43,7 +43,8 @@ class Verb:
 
     `words` is the metavar of its arguments: `JOB` exactly one, `[JOB]` at most one, `JOB...` at least one,
     `[NAME...]` any number, empty none; `[CMD]` is a script, a job file or a command with all that follows it.
-    `actions` are the words of a noun's second level, the first is the default. `module` is empty where it is the name.
+    `actions` are the words of a noun's second level, the first is the default. `hot` verbs are read without typer, and
+    `starts` says when one may bring a runner up: `always`, by `need` but not after a stop, or `never`.
     """
 
     __slots__ = ("actions", "flags", "hot", "name", "starts", "summary", "words")
