@@ -15,7 +15,7 @@ import sqlite3
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,11 @@ def until(condition: Callable[[], Any], within_s: float = WITHIN_S, what: str = 
 
 
 class Box:
-    """One private runner. Settings are environment variables such as STOKER_BOX__CPUS."""
+    """One private runner, started `through` a program; settings are environment variables such as STOKER_BOX__CPUS."""
 
-    def __init__(self, state: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, state: Path, settings: Mapping[str, str] | None = None, *, through: Sequence[str] = ()) -> None:
         self.paths = Paths(str(state))
+        self.through = list(through)
         self.environ = {
             "PATH": os.environ["PATH"],
             "HOME": str(state.parent),
@@ -77,7 +78,7 @@ class Box:
 
     def start(self, *, after_stop: bool = True) -> None:
         """Bring the runner up as the command line does, and wait for it."""
-        command = spawner_command(self.paths.state_dir, detach=True)
+        command = [*self.through, *spawner_command(self.paths.state_dir, detach=True)]
         ensure_runner(self.paths, command, after_stop=after_stop, environ=self.environ, note=lambda _: None)
 
     def client(self) -> Client:
@@ -207,9 +208,11 @@ class Box:
 
 
 @contextmanager
-def open_box(state: Path, settings: Mapping[str, str] | None = None) -> Iterator[Box]:
+def open_box(
+    state: Path, settings: Mapping[str, str] | None = None, *, through: Sequence[str] = ()
+) -> Iterator[Box]:
     """Open a box, its runner up, and leave nothing of it running."""
-    box = Box(state, settings)
+    box = Box(state, settings, through=through)
     try:
         box.start()
         yield box

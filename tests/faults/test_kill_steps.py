@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from runner.daemon.steps import Step
-from tests.faults.campaign import Box, open_box, report, until
+from tests.faults.campaign import SOAK, Box, open_box, report, until
 
 pytestmark = [pytest.mark.soak]
 
 WALKED: list[str] = []
+
+
+BEFORE_END = [step for step in Step if not step.startswith("stop-")]
+# A plain run takes those at which a place is half made, handed over or taken back.
+TOLD = {Step.SUBMIT_WRITTEN, Step.LAUNCH_COMMITTED, Step.LAUNCH_DIRECTORIES, Step.LAUNCH_SPAWNED, Step.PUBLISH_STORED}
+
+
+@pytest.fixture(scope="module", params=["mounts", "links"])
+def places(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    """Such a box whose runner may mount, and one whose runner may not, as of a user who is not root."""
+    directory = tmp_path_factory.mktemp("places")
+    (directory / "crash").mkdir()
+    (directory / "data").write_text("here\n")
+    setpriv = shutil.which("setpriv")
+    assert setpriv is not None
+    without = [setpriv, "--bounding-set=-sys_admin"] if request.param == "links" else []
+    crash = {"STOKER_CRASH_AT": str(directory / "crash")}
+    with open_box(directory / "state", crash, through=without) as opened:
+        yield opened
+        assert opened.wrong_bills() == []
+        walked = opened.rows("SELECT count(*) FROM jobs")[0][0]
+    report(f"SIGKILL at numbered steps, inputs and outputs by {request.param}", steps=walked, wrong=0)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +50,34 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     report("SIGKILL at numbered steps", steps=len(WALKED), of=len(Step), wrong=0)
 
 
-@pytest.mark.parametrize("step", [step for step in Step if not step.startswith("stop-")])
+@pytest.mark.parametrize("step", [step for step in BEFORE_END if SOAK or step in TOLD])
+def test_a_kill_at_any_step_spares_the_places_of_a_job(places: Box, step: Step) -> None:
+    """Its input, its --output and its --checkpoint: with mounts, for an array, or with links."""
+    box, base = places, Path(places.paths.state_dir).parent
+    armed, before, may_mount = base / "crash" / step, box.runner_pid(), not places.through
+    spec: dict[str, Any] = {"output": f"out-{step}", "checkpoint": f"keep-{step}"}
+    spec["input"] = {"data": {"uri": str(base / "data")}}
+    if may_mount:
+        spec["array"] = "0-1"
+    script = f"echo . >> keep-{step}/ran; cat $STOKER_INPUT_data/data | tee out-{step}/made; exit 3"
+    armed.touch()
+    job = box.submit("/bin/sh", "-c", script, key=f"places {step}", **spec)
+    until(lambda: not armed.exists() and box.runner_pid() not in {0, before}, what=f"the crash at {step}")
+    elements = [f"{job}/0", f"{job}/1"] if may_mount else [f"{job}"]
+    ends = "SELECT state, exit_code, ending, attempts FROM elements WHERE job_id = ? AND finished_us IS NOT NULL"
+    until(lambda: len(box.rows(ends, job)) == len(elements), what="the end of every element")
+    assert box.rows(ends, job) == [("failed", 3, "nonzero_exit", 1)] * len(elements)
+    for each in elements:
+        assert Path(box.paths.jobs_dir, each, "checkpoint/ran").read_text() == ".\n"
+    attempts = box.rows("SELECT id, output_files FROM attempts WHERE job_id = ?", job)
+    assert [files for _, files in attempts] == [1] * len(elements)
+    for attempt, _ in attempts:
+        until(lambda each=attempt: not Path(box.paths.control(each)).exists(), what="the control directory going")
+        assert Path(box.paths.job_log(attempt, 0)).read_text() == "here\n"
+    assert (base / f"out-{step}").is_symlink() != may_mount
+
+
+@pytest.mark.parametrize("step", BEFORE_END)
 def test_a_kill_at_any_step_leads_to_the_same_end(box: Box, step: Step) -> None:
     """The job runs once, keeps its code and log, its output is one artifact, its bill is exact."""
     base = Path(box.paths.state_dir).parent
