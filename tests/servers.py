@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import html
+import os
 import re
 import shutil
 import socket
@@ -219,3 +221,17 @@ def _listing(directory: Path) -> bytes:
         lines.append(f'<a href="{quote(raw)}">{html.escape(raw.decode("utf-8", "replace"))}</a>')
     links = "\n".join(lines)
     return f'<html><body><a href="?C=N;O=D">Name</a><a href="../">../</a>\n{links}</body></html>'.encode()
+
+
+@contextmanager
+def hung_directory(place: Path) -> Iterator[None]:
+    """Make a directory one whose file system never answers, as a dead NFS server's; needs root and /dev/fuse."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        options = f"fd={server},rootmode=40000,user_id=0,group_id=0"
+        assert libc.mount(b"hung", os.fsencode(place), b"fuse", 0, options.encode()) == 0, ctypes.get_errno()
+        yield
+    finally:
+        os.close(server)  # whoever waits is told that nobody is connected
+        libc.umount2(os.fsencode(place), 2)

@@ -6,11 +6,12 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
 
+from runner.api.nearby import Nearby
 from runner.config import Config
 from runner.identity.sealing import Sealer
 from runner.paths import Paths
@@ -40,6 +41,7 @@ class Room:
     tail: LogTail
     account: Callable[[int], str]
     started_us: int
+    nearby: Nearby = field(default_factory=Nearby)
 
     def now_us(self) -> int:
         """Return wall microseconds."""

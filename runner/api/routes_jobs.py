@@ -43,7 +43,10 @@ async def submit_job(request: Request) -> JSONResponse:
     if answer is None:
         caller = room.caller(document.get("caller"), uid)
         merged, origins = intake.merge(document, caller)
-        prepared = submit.prepare(merged, origins, room.envelope(caller))
+        if room.nearby.holds(merged, caller):
+            prepared = submit.prepare(merged, origins, room.envelope(caller))
+        else:
+            prepared = await run_in_threadpool(_prepare, room, caller, merged, origins)
         if document.get("dry_run") is True:
             return JSONResponse(await ask(room.desk, lambda change: submit.dry_run(change, prepared)))
         number = room.random()
@@ -167,6 +170,12 @@ def _stop(document: dict[str, Any], uid: int, change: Change) -> dict[str, Any]:
         document.get("grace_s"), "grace_s", "send a number, or null for the job's own", GRACE_MAX_S
     )
     return stop.stop(change, refs(document), uid, grace_s)
+
+
+def _prepare(room: Room, caller: Caller, merged: dict[str, Any], origins: dict[str, str]) -> submit.Prepared:
+    prepared = submit.prepare(merged, origins, room.envelope(caller))
+    room.nearby.learn(merged, caller)
+    return prepared
 
 
 def _read_batch(room: Room, uid: int, body: bytes) -> tuple[list[submit.Prepared], Caller]:

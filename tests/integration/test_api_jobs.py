@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from runner.service.desk import Change, Discard, Enqueue, Salvage
 from runner.service.refs import resolve
 from runner.state import jobs, measurements
 from tests.integration.api_kit import Box, running, until
+from tests.servers import hung_directory
 
 
 @pytest.fixture
@@ -472,6 +474,28 @@ def test_without_mounts_a_submit_does_not_refuse_itself(box: Box) -> None:
     (box.work / "again").symlink_to(box.work)
     again = box.submission("true", flags=[("--output", "again/out")])
     assert box.ask("POST", "/v1/jobs", again)[0] == 400
+
+
+@pytest.mark.skipif(not os.access("/dev/fuse", os.W_OK), reason="mounting needs CAP_SYS_ADMIN")
+def test_a_directory_that_hangs_keeps_nobody_else_waiting(box: Box) -> None:
+    """While the working directory, or an input, of one submission does not answer, others are accepted and shown."""
+    place = box.root / "hung"
+    place.mkdir()
+    known = box.submit()
+    asked: list[int] = []
+    wires = []
+    for flags in ([("--cwd", str(place))], [("--input", f"x={place}/data")]):
+        body = box.submission("true", flags=flags)
+        wires.append(threading.Thread(target=lambda body=body: asked.append(box.ask("POST", "/v1/jobs", body)[0])))
+    with hung_directory(place):
+        for each in wires:
+            each.start()
+        assert box.ask("GET", f"/v1/jobs/{known}")[0] == 200
+        box.submit()
+        assert asked == []
+    for each in wires:
+        each.join()
+    assert asked == [400, 400]
 
 
 def test_a_link_follows_the_attempts(box: Box) -> None:
