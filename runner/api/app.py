@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import traceback
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -47,15 +48,15 @@ def make_app(room: Room, report: Report) -> FastAPI:
         app.include_router(family.router)
 
     @app.exception_handler(StokerError)
-    async def refused(_: Request, error: StokerError) -> JSONResponse:
+    async def refused(_: Request, error: StokerError) -> Response:
         return problem(error.document())
 
     @app.exception_handler(StorageError)
-    async def not_stored(_: Request, error: StorageError) -> JSONResponse:
+    async def not_stored(_: Request, error: StorageError) -> Response:
         return problem(StokerError(error.message, hint=error.hint).document())
 
     @app.exception_handler(RequestValidationError)
-    async def bad_parameter(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def bad_parameter(_: Request, error: RequestValidationError) -> Response:
         fault = error.errors()[0]
         name, text = str(fault["loc"][-1]), str(fault["msg"])
         return problem(
@@ -63,14 +64,14 @@ def make_app(room: Room, report: Report) -> FastAPI:
         )
 
     @app.exception_handler(HTTPException)
-    async def no_route(request: Request, error: HTTPException) -> JSONResponse:
+    async def no_route(request: Request, error: HTTPException) -> Response:
         document = StokerError(
             f"{request.method} {request.url.path}: {error.detail}", hint="see /v1/openapi.json"
         ).document()
         return problem(document | {"status": error.status_code, "code": _CODES.get(error.status_code, "usage")})
 
     @app.exception_handler(Exception)
-    async def bug(request: Request, error: Exception) -> JSONResponse:
+    async def bug(request: Request, error: Exception) -> Response:
         path = report.write(request, error)
         log.error("a bug of ours: %s (%s)", error, path)
         return problem(Bug("the runner met a bug of its own", hint=f"please report it with {path}").document())
@@ -78,6 +79,6 @@ def make_app(room: Room, report: Report) -> FastAPI:
     return app
 
 
-def problem(document: dict[str, Any]) -> JSONResponse:
-    """Return an error as problem+json (RFC 9457)."""
-    return JSONResponse(document, status_code=document["status"], media_type="application/problem+json")
+def problem(document: dict[str, Any]) -> Response:
+    """Return an error as problem+json (RFC 9457); in ASCII, as it may name a path of bytes that are no UTF-8."""
+    return Response(json.dumps(document), status_code=document["status"], media_type="application/problem+json")

@@ -15,6 +15,7 @@ from runner.ledger.money import format_credits
 from runner.paths import Paths
 from runner.service.facts import LiveFacts
 from runner.service.intake import absolute_path
+from runner.service.outputs import printable
 from runner.service.views import iso
 from runner.state import books, jobs, listing
 from runner.state.engine import Database
@@ -113,7 +114,7 @@ def backup(database: Database, paths: Paths, named: Any, now_us: int) -> dict[st
             raise UsageError(f"{named} exists", hint="name a new file")
         if not os.path.isdir(path.parent):
             raise UsageError(f"there is no directory {path.parent}", hint="make it first")
-    return {"path": str(path), "bytes": database.backup(path), "verified": True}
+    return {"path": printable(str(path)), "bytes": database.backup(path), "verified": True}
 
 
 def complete(connection: sqlite3.Connection, word: str, owner_uid: int) -> list[str]:

@@ -50,7 +50,7 @@ def pulled(
     except OSError as error:
         raise UsageError(f"{destination} cannot be written: {error.strerror}", hint="give another directory") from None
     return {
-        "path": str(destination),
+        "path": printable(str(destination)),
         "files": files,
         "bytes": sum(newest.size_bytes for _, newest in found),
         "digest": found[0][1].tree_digest if len(found) == 1 else None,

@@ -317,6 +317,16 @@ def test_a_batch_and_a_backup_are_done_once(box: Box) -> None:
     assert box.ask("POST", "/v1/backup", body, key="other")[0] == 400
 
 
+def test_a_path_that_is_no_text_is_a_path(box: Box) -> None:
+    """A backup goes to a name of any bytes, and the refusal of a second one can be told."""
+    body = {"destination": f"{box.root}/copy\udcff.db"}
+    status, copy = box.ask("POST", "/v1/backup", body)
+    assert (status, copy["path"]) == (200, f"{box.root}/copy\\xff.db")
+    assert Path(body["destination"]).stat().st_size == copy["bytes"]
+    status, problem = box.ask("POST", "/v1/backup", body)
+    assert (status, problem["message"]) == (400, f"{body['destination']} exists")
+
+
 def test_keys_belong_to_a_user(box: Box) -> None:
     """The same key of another uid is another key; a refused request leaves its key unused."""
     box.change(
