@@ -208,9 +208,7 @@ class Box:
 
 
 @contextmanager
-def open_box(
-    state: Path, settings: Mapping[str, str] | None = None, *, through: Sequence[str] = ()
-) -> Iterator[Box]:
+def open_box(state: Path, settings: Mapping[str, str] | None = None, *, through: Sequence[str] = ()) -> Iterator[Box]:
     """Open a box, its runner up, and leave nothing of it running."""
     box = Box(state, settings, through=through)
     try:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from runner.cli.parse import Args
     from runner.client import Client
 
+
 def run(args: Args, client: Client, out: Out) -> int:
     """Print every check; 1 when one failed."""
     paths = Paths(state_dir(os.environ))
