@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from runner.api import routes_box, routes_follow, routes_jobs, routes_results
 from runner.api.room import Room
@@ -69,6 +69,10 @@ def make_app(room: Room, report: Report) -> FastAPI:
             f"{request.method} {request.url.path}: {error.detail}", hint="see /v1/openapi.json"
         ).document()
         return problem(document | {"status": error.status_code, "code": _CODES.get(error.status_code, "usage")})
+
+    @app.exception_handler(ClientDisconnect)
+    async def left(_: Request, __: ClientDisconnect) -> Response:
+        return Response()  # nobody reads it
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> Response:

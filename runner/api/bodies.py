@@ -1,4 +1,4 @@
-"""What the routes read from a request's body, described for OpenAPI; the use cases check it by hand, with hints."""
+"""What the routes read from a request's body: what OpenAPI shows, and what `strict` refuses the rest by."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from runner.core.spec import JobSpec
 
 
 def _body(required: list[str], media: str = "application/json", **properties: Any) -> dict[str, Any]:
-    schema = {"type": "object", "properties": properties, "required": required}
+    optional = {name: each | {"type": [each["type"], "null"]} for name, each in properties.items()}
+    stated = {name: properties[name] if name in required else optional[name] for name in properties}
+    schema = {"type": "object", "properties": stated, "required": required, "additionalProperties": False}
     key = {
         "name": "Idempotency-Key",
         "in": "header",
@@ -41,7 +43,12 @@ _REFS = {
     "minItems": 1,
     "description": "ids, elements, names, prefixes, @last, @failed",
 }
-_FILE = {"type": "object", "properties": {"path": _TEXT, "text": _TEXT}, "required": ["path", "text"]}
+_FILE = {
+    "type": "object",
+    "properties": {"path": _TEXT, "text": _TEXT},
+    "required": ["path", "text"],
+    "additionalProperties": False,
+}
 _FLAGS = {"type": "array", "items": {"type": "array", "items": _TEXT, "minItems": 2, "maxItems": 2}}
 _COMMAND = {"type": "array", "items": _TEXT}
 _SECONDS = {"type": "number", "minimum": 0}
@@ -55,7 +62,9 @@ _CALLER = {
         "umask": {"type": "integer", "minimum": 0, "maximum": 0o777},
     },
     "required": ["cwd"],
+    "additionalProperties": False,
 }
+PARTS = frozenset({"caller", "file", "script"})
 
 NONE = _body([])
 SUBMISSION = _body(
@@ -69,6 +78,7 @@ SUBMISSION = _body(
     dry_run=_TRUE,
 )
 BATCH = _body(["caller"], "application/jsonl", caller=_CALLER, flags=_FLAGS)
+BATCH_HEAD = BATCH["requestBody"]["content"]["application/jsonl"]["schema"]
 RERUN = _body([], flags=_FLAGS, command=_COMMAND)
 REFS = _body(["refs"], refs=_REFS)
 STOP = _body(["refs"], refs=_REFS, grace_s=_SECONDS)

@@ -11,13 +11,13 @@ from fastapi.responses import JSONResponse
 from runner.api import bodies
 from runner.api.bridge import Once, body_of
 from runner.api.room import room_of, uid_of
-from runner.api.routes_jobs import ID_MAX, SMALL_MAX, table
-from runner.core.documents import parse_json
+from runner.api.routes_jobs import ID_MAX, SMALL_MAX
+from runner.api.strict import StrictRoute, read_body
 from runner.core.errors import NotFound
 from runner.service import box, doctor, schemas
 from runner.service.desk import Change, Leave
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=StrictRoute)
 
 
 @router.get("/gpus")
@@ -96,7 +96,7 @@ async def backup(request: Request) -> JSONResponse:
     """Copy the database, verified."""
     room = room_of(request)
     body = await body_of(request, SMALL_MAX)
-    document = table(parse_json(body or b"{}", "the request"))
+    document = read_body(bodies.BACKUP, body)
     action = partial(box.backup, room.database, room.paths, document.get("destination"), room.now_us())
     return JSONResponse(await Once(request, body).outside(action))
 
@@ -135,8 +135,11 @@ def complete(request: Request, word: str = "") -> JSONResponse:
 
 
 async def _leave(request: Request, *, for_good: bool) -> JSONResponse:
+    body = await body_of(request, SMALL_MAX)
+    read_body(bodies.NONE, body)
+
     def work(change: Change) -> dict[str, Any]:
         change.effects.append(Leave(for_good))
         return {"running": box.running(change.connection)}
 
-    return JSONResponse(await Once(request, b"").ask(work))
+    return JSONResponse(await Once(request, body).ask(work))

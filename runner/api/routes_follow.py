@@ -15,13 +15,14 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from runner.api.room import Room, room_of, uid_of
 from runner.api.routes_jobs import ID_MAX
 from runner.api.streams import Asked, Ear, Place, follow_array, follow_job, frame
+from runner.api.strict import StrictRoute
 from runner.core.errors import UsageError, WaitTimedOut
 from runner.core.spec import ARRAY_MAX
 from runner.service import logs, views
 from runner.state import listing
 from runner.telemetry.logs import read_log
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=StrictRoute)
 
 WAIT_MAX_S = 10 * 365 * 86400.0
 WAIT_JOBS_MAX = 1000

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from runner.api import bodies
 from runner.api.bridge import Once, ask, body_of
 from runner.api.room import Room, room_of, uid_of
-from runner.core.documents import parse_json
+from runner.api.strict import StrictRoute, check, read_body
 from runner.core.errors import StokerError, UsageError
 from runner.core.flags import BATCH_MAX_BYTES
 from runner.core.lifecycle import State
@@ -24,7 +24,7 @@ from runner.service.desk import Change, Work
 from runner.service.intake import Caller
 from runner.service.refs import Target
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=StrictRoute)
 
 SUBMIT_MAX = 4 << 20
 SMALL_MAX = 1 << 20
@@ -37,7 +37,7 @@ async def submit_job(request: Request) -> JSONResponse:
     """Accept one job, or with `dry_run` say what it would be."""
     room, uid = room_of(request), uid_of(request)
     body = await body_of(request, SUBMIT_MAX)
-    document = table(parse_json(body, "the request", most=SUBMIT_MAX))
+    document = read_body(bodies.SUBMISSION, body, SUBMIT_MAX)
     once = Once(request, body)
     answer = once.known()
     if answer is None:
@@ -47,7 +47,7 @@ async def submit_job(request: Request) -> JSONResponse:
             prepared = submit.prepare(merged, origins, room.envelope(caller))
         else:
             prepared = await run_in_threadpool(_prepare, room, caller, merged, origins)
-        if document.get("dry_run") is True:
+        if document.get("dry_run"):
             return JSONResponse(await ask(room.desk, lambda change: submit.dry_run(change, prepared)))
         number = room.random()
         answer = await once.ask(lambda change: submit.accept(change, prepared, caller, number))
@@ -113,19 +113,23 @@ def explain_job(request: Request, ref: str) -> JSONResponse:
 @router.post("/jobs/stop", openapi_extra=bodies.STOP)
 async def stop_jobs(request: Request) -> JSONResponse:
     """Stop jobs."""
-    return await _act(request, lambda document, uid: partial(_stop, document, uid))
+    return await _act(request, bodies.STOP, lambda document, uid: partial(_stop, document, uid))
 
 
 @router.post("/jobs/start", openapi_extra=bodies.REFS)
 async def start_jobs(request: Request) -> JSONResponse:
     """Take stopped, failed or held jobs back."""
-    return await _act(request, lambda document, uid: lambda change: start.start(change, refs(document), uid))
+    return await _act(
+        request, bodies.REFS, lambda document, uid: lambda change: start.start(change, refs(document), uid)
+    )
 
 
 @router.post("/jobs/remove", openapi_extra=bodies.REMOVE)
 async def remove_jobs(request: Request) -> JSONResponse:
     """Remove finished jobs."""
-    return await _act(request, lambda document, uid: lambda change: remove.remove(change, document, uid))
+    return await _act(
+        request, bodies.REMOVE, lambda document, uid: lambda change: remove.remove(change, document, uid)
+    )
 
 
 @router.post("/jobs/{ref}/rerun", status_code=201, openapi_extra=bodies.RERUN)
@@ -133,7 +137,7 @@ async def rerun_job(request: Request, ref: str) -> JSONResponse:
     """Run a job again as a new one, with changes."""
     room, uid = room_of(request), uid_of(request)
     body = await body_of(request, SUBMIT_MAX)
-    document = table(parse_json(body or b"{}", "the request", most=SUBMIT_MAX))
+    document = read_body(bodies.RERUN, body, SUBMIT_MAX)
     once = Once(request, body)
     answer = once.known()
     if answer is None:
@@ -144,13 +148,6 @@ async def rerun_job(request: Request, ref: str) -> JSONResponse:
     return JSONResponse(answer, status_code=201)
 
 
-def table(document: Any) -> dict[str, Any]:
-    """Refuse a body that is no JSON object."""
-    if not isinstance(document, dict):
-        raise UsageError("the request is not a JSON object", hint="see /v1/openapi.json")
-    return document
-
-
 def refs(document: dict[str, Any]) -> list[str]:
     """Return the job references of a request."""
     found = document.get("refs")
@@ -159,9 +156,11 @@ def refs(document: dict[str, Any]) -> list[str]:
     return found
 
 
-async def _act(request: Request, make: Callable[[dict[str, Any], int], Work]) -> JSONResponse:
+async def _act(
+    request: Request, described: dict[str, Any], make: Callable[[dict[str, Any], int], Work]
+) -> JSONResponse:
     body = await body_of(request, SMALL_MAX)
-    document = table(parse_json(body or b"{}", "the request"))
+    document = read_body(described, body)
     return JSONResponse(await Once(request, body).ask(make(document, uid_of(request))))
 
 
@@ -180,6 +179,7 @@ def _prepare(room: Room, caller: Caller, merged: dict[str, Any], origins: dict[s
 
 def _read_batch(room: Room, uid: int, body: bytes) -> tuple[list[submit.Prepared], Caller]:
     head, documents = intake.read_batch(body)
+    check(bodies.BATCH_HEAD, head)
     caller = room.caller(head.get("caller"), uid)
     return submit.prepare_batch(head, documents, room.envelope(caller)), caller
 

@@ -12,12 +12,12 @@ from fastapi.responses import JSONResponse
 from runner.api import bodies
 from runner.api.bridge import Once, body_of
 from runner.api.room import Room, room_of, uid_of
-from runner.api.routes_jobs import SMALL_MAX, table
-from runner.core.documents import parse_json
+from runner.api.routes_jobs import SMALL_MAX
+from runner.api.strict import StrictRoute, read_body
 from runner.service import metrics, models, outputs
 from runner.service.intake import absolute_path
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=StrictRoute)
 
 
 @router.get("/jobs/{ref}/outputs")
@@ -32,9 +32,9 @@ async def pull_outputs(request: Request, ref: str) -> JSONResponse:
     """Write the newest output of a job into a directory."""
     room, uid = room_of(request), uid_of(request)
     body = await body_of(request, SMALL_MAX)
-    document = table(parse_json(body, "the request"))
+    document = read_body(bodies.PULL, body)
     destination = Path(absolute_path(document.get("destination"), "destination"))
-    overwrite = document.get("overwrite") is True
+    overwrite = bool(document.get("overwrite"))
     return JSONResponse(await Once(request, body).outside(partial(_pull, room, ref, uid, destination, overwrite)))
 
 
@@ -66,8 +66,10 @@ def show_model(request: Request, name: str) -> JSONResponse:
 @router.delete("/models/{name}", openapi_extra={"parameters": bodies.NONE["parameters"]})
 async def remove_model(request: Request, name: str, confirmed: Annotated[int, Query(ge=0, le=1)] = 0) -> JSONResponse:
     """Remove one version of an artifact."""
+    body = await body_of(request, SMALL_MAX)
+    read_body(bodies.NONE, body)
     work = partial(_remove_model, uid_of(request), name, bool(confirmed))
-    return JSONResponse(await Once(request, b"").ask(work))
+    return JSONResponse(await Once(request, body).ask(work))
 
 
 def _remove_model(uid: int, name: str, confirmed: bool, change: Any) -> dict[str, Any]:

@@ -18,9 +18,9 @@ REMOVE_MAX = 10_000
 def remove(change: Change, document: dict[str, Any], owner_uid: int) -> dict[str, Any]:
     """Remove what the request names; refuse unfinished jobs, and ask back where outputs would go."""
     job_ids = _meant(change.connection, document, owner_uid, change.now_us)
-    keep = document.get("keep_outputs") is True
+    keep = bool(document.get("keep_outputs"))
     going = [] if keep else [each for job_id in job_ids for each in artifacts.of_job(change.connection, job_id)]
-    if going and document.get("confirmed") is not True:
+    if going and not document.get("confirmed"):
         raise NotConfirmed(
             f"{len(going)} outputs of {sum(each.size_bytes for each in going)} bytes would go with the jobs",
             hint="-y removes them; --keep-outputs keeps them",

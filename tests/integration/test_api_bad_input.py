@@ -283,7 +283,7 @@ def test_a_batch_names_the_line(box: Box) -> None:
 
 
 def test_half_a_request_holds_up_nobody(box: Box) -> None:
-    """Connections that never finish their request leave the others served."""
+    """Connections that never finish their request leave the others served, and are no bug of ours when they close."""
     halves = []
     for _ in range(50):
         half = box.connect()
@@ -293,6 +293,8 @@ def test_half_a_request_holds_up_nobody(box: Box) -> None:
     for half in halves:
         half.close()
     assert status == 200
+    assert box.ask("GET", "/v1/jobs")[0] == 200
+    assert not list(box.reports.glob("*"))
 
 
 def test_what_is_no_http_is_hung_up_on(box: Box) -> None:
@@ -334,6 +336,63 @@ def test_another_uid_is_refused(box: Box) -> None:
 def test_the_socket_is_its_owners_alone(box: Box) -> None:
     """The socket has mode 0600."""
     assert Path(box.paths.api_socket).stat().st_mode & 0o777 == 0o600
+
+
+UNKNOWN = [
+    ("POST", "/v1/jobs", {"dryrun": True}, "dry_run"),
+    ("POST", "/v1/jobs", {"caller": {"cwd": "/", "environment": {}}}, "caller.env"),
+    ("POST", "/v1/jobs", {"script": {"path": "a.sh", "text": "", "texts": ""}}, "script.text"),
+    ("POST", "/v1/jobs/1/rerun", {"zz": 1}, "flags"),
+    ("POST", "/v1/jobs/stop", {"refs": ["1"], "grace": "x"}, "grace_s"),
+    ("POST", "/v1/jobs/start", {"refs": ["1"], "zzz": 1}, "refs"),
+    ("POST", "/v1/jobs/remove", {"refs": ["1"], "keep_output": True}, "keep_outputs"),
+    ("POST", "/v1/jobs/1/outputs/pull", {"destination": "/x", "overwrites": True}, "overwrite"),
+    ("POST", "/v1/backup", {"dest": 1}, "destination"),
+    ("POST", "/v1/runner/stop", {"now": True}, "there is no key"),
+    ("POST", "/v1/runner/restart", {"now": True}, "there is no key"),
+    ("DELETE", "/v1/models/x", {"confirmed": True}, "there is no key"),
+    ("GET", "/v1/jobs?limits=1", None, "limit"),
+    ("GET", "/v1/jobs/1?zzz=1", None, "there is no parameter"),
+    ("GET", "/v1/credit/balance?zzz=1", None, "there is no parameter"),
+    ("POST", "/v1/jobs?dry_run=1", {}, "there is no parameter"),
+    ("DELETE", "/v1/models/x?confirm=1", None, "confirmed"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "part", "hint"), UNKNOWN, ids=lambda value: str(value)[:40])
+def test_what_no_route_knows(box: Box, method: str, path: str, part: dict[str, Any] | None, hint: str) -> None:
+    """A key or parameter that is not there would silently not count: it is refused, with the nearest that is."""
+    body = box.submission("true") | part if path.startswith("/v1/jobs") and path.count("/") == 2 and part else part
+    problem = refused(box, 400, method, path, body)
+    assert problem["message"].startswith("unknown ")
+    assert hint in problem["hint"]
+
+
+WRONG_TYPES = [
+    ("/v1/jobs", {"dry_run": 1}),
+    ("/v1/jobs", {"dry_run": "false"}),
+    ("/v1/jobs", {"caller": {"cwd": "/", "umask": "022"}}),
+    ("/v1/jobs/stop", {"refs": ["1"], "grace_s": "x"}),
+    ("/v1/jobs/remove", {"refs": ["1"], "keep_outputs": "no"}),
+    ("/v1/jobs/remove", {"refs": ["1"], "confirmed": 1}),
+    ("/v1/jobs/1/outputs/pull", {"destination": "/x", "overwrite": "yes"}),
+    ("/v1/backup", {"destination": 1}),
+]
+
+
+@pytest.mark.parametrize(("path", "part"), WRONG_TYPES, ids=str)
+def test_values_of_another_type(box: Box, path: str, part: dict[str, Any]) -> None:
+    """What is no boolean is not taken for one, nor text for a number."""
+    problem = refused(box, 400, "POST", path, box.submission("true") | part if path == "/v1/jobs" else part)
+    name, value = list(part.items())[-1]
+    assert (name if not isinstance(value, dict) else "caller.umask") + " is not " in problem["message"]
+
+
+def test_a_batch_begins_with_what_is_known(box: Box) -> None:
+    """The first line of a batch is no less strict than a submission."""
+    head = {"caller": box.submission()["caller"], "flag": []}
+    raw = "\n".join(map(json.dumps, [head, {"command": ["true"]}])).encode()
+    assert "flags" in refused(box, 400, "POST", "/v1/jobs/batch", raw=raw)["hint"]
 
 
 def test_openapi_describes_the_bodies(box: Box) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runner.cli.commands.submit import print_submitted
-from runner.cli.jobs import caller, flag_pairs, job_path
+from runner.cli.jobs import flag_pairs, job_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def run(args: Args, client: Client, out: Out) -> int:
     """Queue it and print the new id."""
-    body = {"flags": flag_pairs(args), "caller": caller()}
+    body = {"flags": flag_pairs(args)}
     key = args.get("idempotency_key") or ""
     print_submitted(client.post(job_path(args.words[0], "/rerun"), body, key=key), out)
     return 0
