@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from runner.api import routes_box, routes_follow, routes_jobs, routes_results
 from runner.api.room import Room
 from runner.core.errors import Bug, StokerError, UsageError
+from runner.core.faults import sentence
 from storage.errors import StorageError
 
 log = logging.getLogger("stoker.api")
@@ -58,10 +59,8 @@ def make_app(room: Room, report: Report) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def bad_parameter(_: Request, error: RequestValidationError) -> Response:
         fault = error.errors()[0]
-        name, text = str(fault["loc"][-1]), str(fault["msg"])
-        return problem(
-            UsageError(f"{name} is wrong: {text[:1].lower()}{text[1:]}", hint="see /v1/openapi.json").document()
-        )
+        message = f"{fault['loc'][-1]} is wrong: {sentence(fault)}"
+        return problem(UsageError(message, hint="see /v1/openapi.json").document())
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:

@@ -127,9 +127,7 @@ async def start_jobs(request: Request) -> JSONResponse:
 @router.post("/jobs/remove", openapi_extra=bodies.REMOVE)
 async def remove_jobs(request: Request) -> JSONResponse:
     """Remove finished jobs."""
-    return await _act(
-        request, bodies.REMOVE, lambda document, uid: lambda change: remove.remove(change, document, uid)
-    )
+    return await _act(request, bodies.REMOVE, lambda document, uid: lambda change: remove.remove(change, document, uid))
 
 
 @router.post("/jobs/{ref}/rerun", status_code=201, openapi_extra=bodies.RERUN)

@@ -66,7 +66,9 @@ def caller() -> dict[str, Any]:
         raise UsageError("the working directory is gone", hint="cd to one that exists") from None
     umask = os.umask(0o077)
     os.umask(umask)
-    return {"cwd": cwd, "env": dict(os.environ), "umask": umask}
+    env = dict(os.environ)
+    env.pop("", None)  # `env =x` makes such a variable; no job could be given it
+    return {"cwd": cwd, "env": env, "umask": umask}
 
 
 def env_file(path: str) -> list[str]:

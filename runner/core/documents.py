@@ -22,6 +22,8 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,9})?(?:[eE][-+]?[0-9]{1,3})?", re.ASCII)
 _WHOLE = {"gpus", "priority", "retries"}
 
+_SEE_SCHEMA = "`stoker schema job` describes the document"
+
 Layer = tuple[str, dict[str, Any]]
 
 
@@ -34,9 +36,7 @@ def parse_json(text: str | bytes, what: str, most: int = DOCUMENT_MAX_BYTES) -> 
     except RecursionError:
         raise UsageError(f"{what} is nested too deeply", hint=f"at most {DEPTH_MAX} levels") from None
     except ValueError as error:
-        raise UsageError(
-            f"{what} is not JSON: {error}"[:300], hint="`stoker schema job` describes the document"
-        ) from None
+        raise UsageError(f"{what} is not JSON: {_fault(error)}"[:300], hint=_SEE_SCHEMA) from None
     check_shape(value, what)
     return value
 
@@ -49,10 +49,8 @@ def parse_toml(text: str, what: str) -> dict[str, Any]:
         value = tomllib.loads(text)
     except RecursionError:
         raise UsageError(f"{what} is nested too deeply", hint=f"at most {DEPTH_MAX} levels") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(
-            f"{what} is not TOML: {error}"[:300], hint="`stoker schema job` describes the document"
-        ) from None
+    except ValueError as error:
+        raise UsageError(f"{what} is not TOML: {_fault(error)}"[:300], hint=_SEE_SCHEMA) from None
     check_shape(value, what)
     return value
 
@@ -166,6 +164,11 @@ def _parameter(text: str) -> str | bool | int | float:
     if _INTEGER.fullmatch(text):
         return int(text)
     return float(text) if _NUMBER.fullmatch(text) else text
+
+
+def _fault(error: ValueError) -> str:
+    """Return what a parser says; of a number too long for Python, it would tell how to raise Python's limit."""
+    return "a number has thousands of digits" if "set_int_max_str_digits" in str(error) else str(error)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 
@@ -11,6 +12,14 @@ _NEVER = re.compile(
     r"NOTIFY_SOCKET|WATCHDOG_.*|LISTEN_.*|INVOCATION_ID|JOURNAL_STREAM|SYSTEMD_EXEC_PID|MANAGERPID"
     r"|STOKER_(JOB_.*|ATTEMPT|OUTPUT_DIR|CHECKPOINT_DIR|INPUT_.*|PARAMS_FILE|METRICS_FILE|DEADLINE|ARRAY_INDEX|TOKEN)"
 )
+
+STRING_MAX_BYTES = 131_072
+"""What the kernel takes as one argument or one NAME=VALUE, its NUL included (MAX_ARG_STRLEN)."""
+
+
+def too_long(text: str) -> bool:
+    """Say whether no process can be given this argument, or this NAME=VALUE."""
+    return len(text) * 4 >= STRING_MAX_BYTES and len(os.fsencode(text)) >= STRING_MAX_BYTES
 
 
 def looks_secret(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal as signals
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,13 +19,16 @@ from pydantic import (
     field_validator,
 )
 
+from runner.core.environment import too_long
 from runner.core.errors import UsageError
+from runner.core.faults import sentence
 from runner.core.nearest import nearest
 from runner.core.units import DURATION_MAX_S, SIZE_MAX_BYTES, parse_duration, parse_size
 
 SPEC_VERSION = 1
 ARRAY_MAX = 100_000
 COMMAND_MAX_BYTES = 1 << 20
+CPUS_MIN = 0.001
 MEMORY_MIN_BYTES = 1 << 20
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
@@ -116,7 +119,12 @@ TimeLimit = Annotated[
     Field(gt=0, le=DURATION_MAX_S),
     _schema("number", 0, DURATION_MAX_S, _DURATION_TEXT.replace("^", "^(?=.*[1-9])"), above=True),
 ]
-Cores = Annotated[float, BeforeValidator(_number), Field(ge=0, le=4096), _schema("number", 0, 4096)]
+Cores = Annotated[
+    float,
+    BeforeValidator(_number),
+    Field(ge=0, le=4096),
+    WithJsonSchema({"anyOf": [{"const": 0}, {"type": "number", "minimum": CPUS_MIN, "maximum": 4096}]}),
+]
 Parameter = Annotated[str, StringConstraints(max_length=4096)] | bool | int | float
 
 
@@ -142,7 +150,9 @@ class JobSpec(_Document):
     """What a user asks for. Values that are None were not stated; the runner's defaults fill them."""
 
     version: Annotated[int, Field(ge=1, le=SPEC_VERSION)] = SPEC_VERSION
-    kind: Literal["training", "inference", "notebook", "endpoint", "pipeline"] = "training"
+    kind: Annotated[
+        Literal["training", "inference", "notebook", "endpoint", "pipeline"], WithJsonSchema({"const": "training"})
+    ] = "training"
     name: Name | None = None
     command: Annotated[list[Argument], Field(min_length=1, max_length=100_000)]
     cwd: Text | None = None
@@ -230,13 +240,37 @@ def validate(document: dict[str, Any], origins: dict[str, str] | None = None) ->
     if not isinstance(document, dict):
         raise UsageError("a job document is a table", hint=_SEE_SCHEMA)
     try:
-        return JobSpec.model_validate(document, by_alias=True, by_name=False)
+        spec = JobSpec.model_validate(document, by_alias=True, by_name=False)
     except ValidationError as error:
         raise _usage(error, origins or {}) from None
+    for key, text in _beyond(spec):
+        raise _wrong(key, text, origins or {})
+    return spec
+
+
+def _beyond(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    """Yield (key, fault) of what no new job may say, though a stored one that did must load for ever."""
+    if spec.kind != "training":
+        yield "kind", f"{spec.kind} jobs are not run yet"
+    if spec.cpus and spec.cpus < CPUS_MIN:
+        yield "cpus", "less than a thousandth of a core"
+    for number, argument in enumerate(spec.command):
+        if too_long(argument):
+            yield f"command.{number}", "longer than the 128 KiB that the kernel takes"
+    for name, value in spec.env.items():
+        if too_long(f"{name}={value}"):
+            yield f"env.{name}", "longer than the 128 KiB that the kernel takes"
+
+
+def _wrong(key: str, text: str, origins: dict[str, str]) -> UsageError:
+    first = key.partition(".")[0]
+    origin = next((origins[name] for name in (key, first) if name in origins), "")
+    where = f" (from {origin})" if origin else ""
+    return UsageError(f"{key} is wrong{where}: {text}", hint=_HINTS.get(first, _SEE_SCHEMA), key=key)
 
 
 def _usage(error: ValidationError, origins: dict[str, str]) -> UsageError:
-    faults = error.errors(include_url=False, include_context=False)
+    faults = error.errors(include_url=False)
     fault = next((each for each in faults if each["type"] == "extra_forbidden"), faults[0])
     path = [str(part) for part in fault["loc"]]
     # The tail may name a branch of a union, or say that the key itself is at fault.
@@ -251,11 +285,9 @@ def _usage(error: ValidationError, origins: dict[str, str]) -> UsageError:
         return UsageError(f"unknown key {key!r}{where}", hint=nearest(path[-1], known), key=key)
     if fault["type"] == "missing":
         return UsageError(f"{key} is missing{where}", hint=_HINTS.get(path[-1], _SEE_SCHEMA), key=key)
-    text = str(fault["msg"]).removeprefix("Value error, ")
     # A value of these may be a secret, in its right place or not.
-    shown = "" if path[0] in {"env", "pass_env"} else f", not {repr(fault.get('input'))[:80]}"
-    message = f"{key} is wrong{where}: {text[0].lower()}{text[1:]}{shown}"
-    return UsageError(message, hint=_HINTS.get(path[0], _SEE_SCHEMA), key=key)
+    shown = "" if path[0] in {"env", "pass_env"} else f": {repr(fault.get('input'))[:80]}"
+    return _wrong(key, sentence(fault) + shown, origins)
 
 
 _SEE_SCHEMA = "`stoker schema job` describes the document"
@@ -266,6 +298,7 @@ _HINTS = {
     "env": "a name is letters, digits and underscore: --env NAME=VALUE",
     "gpus": "gpus is a whole number of devices, like 1",
     "grace": "write it as 90s, 30m, 1h30m or 2d",
+    "kind": "leave it out: a job of kind training runs any command to its end",
     "mem": "write it as 512M, 8G or 1.5T",
     "name": "letters, digits, dot, dash and underscore; it begins with a letter or digit, 63 characters at most",
     "pass_env": "a name is letters, digits and underscore: --env NAME",

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from runner.core import documents
+from runner.core.environment import too_long
 from runner.core.errors import UsageError
 
 BATCH_MAX = 100_000
@@ -42,10 +43,15 @@ def read_caller(document: Any, uid: int, account: str) -> Caller:
         raise UsageError("the environment is larger than 1 MiB", hint="unset what the job does not need")
     if not _is_integer(umask) or not 0 <= umask <= 0o777:
         raise UsageError("caller.umask is not a file mode", hint="send a number up to 511")
-    clean = {name: value for name, value in env.items() if name and "=" not in name and "\0" not in name + value}
-    if not _encodable("".join(clean) + "".join(clean.values())):
+    names, values = "".join(env), "".join(env.values())
+    if "" in env or "=" in names or "\0" in names + values or not _encodable(names + values):
         raise UsageError("caller.env holds text that no environment can", hint="send what the environment holds")
-    return Caller(uid, account, cwd, clean, umask)
+    for name, value in env.items():
+        if too_long(f"{name}={value}"):
+            raise UsageError(
+                f"caller.env: {name[:60]} is longer than the 128 KiB that the kernel takes", hint="unset it"
+            )
+    return Caller(uid, account, cwd, env, umask)
 
 
 def merge(body: Mapping[str, Any], caller: Caller) -> tuple[dict[str, Any], dict[str, str]]:

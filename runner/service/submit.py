@@ -234,7 +234,7 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
     change.effects.append(Enqueue(job_id, indices, request, spec.priority, change.now_us, limit, prepares))
     change.touched.add(Ref(job_id, indices[0]))
     return {
-        "id": job_id,
+        "id": str(job_id),
         "name": name,
         "elements": len(indices) if spec.array else None,
         "state": "pending",

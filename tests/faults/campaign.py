@@ -97,7 +97,7 @@ class Box:
         body = "\n".join([head, *(json.dumps(spec) for spec in specs)]).encode()
         with closing(self.client()) as client, _as_file(body) as descriptor:
             headers = {"Idempotency-Key": key or os.urandom(8).hex()}
-            return list(client.request("POST", "/v1/jobs/batch", descriptor, headers)["ids"])
+            return list(map(int, client.request("POST", "/v1/jobs/batch", descriptor, headers)["ids"]))
 
     def caller(self) -> dict[str, Any]:
         """Return who submits, from where."""

@@ -33,6 +33,12 @@ def refused(box: Box, status: int, method: str, path: str, body: Any = None, **m
     return document
 
 
+def said_in_our_words(problem: dict[str, Any]) -> None:
+    """No message is one of pydantic's or Python's own."""
+    for theirs in ("should", "Input ", "input sh", "a valid", "sys.", "validation", "limit ("):
+        assert theirs not in problem["message"]
+
+
 DOCUMENTS = [
     ({"gpsu": 1}, "unknown key 'gpsu'", "gpus"),
     ({"gpus": True}, "gpus is wrong", "whole number"),
@@ -101,6 +107,17 @@ DOCUMENTS = [
     ({"array": "0-9%0"}, "array is wrong", "0-99%8"),
     ({"executor": "docker"}, "executor is wrong", ""),
     ({"version": 2}, "version is wrong", ""),
+    ({"cpus": 0.0000001}, "cpus is wrong (from the request): less than a thousandth", "cores"),
+    ({"kind": "inference"}, "kind is wrong (from the request): inference jobs are not run yet", "leave it out"),
+    ({"kind": "notebook"}, "notebook jobs are not run yet", "leave it out"),
+    ({"kind": "cron"}, "kind is wrong (from the request): none of 'training'", "leave it out"),
+    ({"command": ["x" * 131_072]}, "command.0 is wrong", "python"),
+    ({"command": ["true", "é" * 65_536]}, "command.1 is wrong", "python"),
+    ({"env": {"A": "é" * 65_536}}, "env.A is wrong", "NAME=VALUE"),
+    ({"gpus": "x"}, "gpus is wrong (from the request): not a whole number: 'x'", "whole number"),
+    ({"retries": 1001}, "retries is wrong (from the request): more than 1000: 1001", ""),
+    ({"cwd": ""}, "cwd is wrong (from the request): empty: ''", ""),
+    ({"input": {"data": "."}}, "input.data is wrong (from the request): not a table: '.'", ""),
     ({"version": True}, "version is wrong", ""),
 ]
 
@@ -114,6 +131,7 @@ def test_job_documents(box: Box, document: dict[str, Any], message: str, hint: s
     assert hint in problem["hint"]
     assert problem["hint"]
     assert problem["code"] == "usage"
+    said_in_our_words(problem)
 
 
 TEXTS = [
@@ -136,7 +154,9 @@ TEXTS = [
 @pytest.mark.parametrize(("text", "message"), TEXTS, ids=range(len(TEXTS)))
 def test_texts(box: Box, text: bytes, message: str) -> None:
     """What is no bounded JSON object is refused before anything is made of it."""
-    assert message in refused(box, 400, "POST", "/v1/jobs", raw=text)["message"]
+    problem = refused(box, 400, "POST", "/v1/jobs", raw=text)
+    assert message in problem["message"]
+    said_in_our_words(problem)
 
 
 SHAPES = [
@@ -147,6 +167,12 @@ SHAPES = [
     {"caller": {"cwd": "/", "env": []}},
     {"caller": {"cwd": "/", "env": {"A": 1}}},
     {"caller": {"cwd": "/", "env": {"A": "\ud800"}}},
+    {"caller": {"cwd": "/", "env": {"A": "x\0y"}}},
+    {"caller": {"cwd": "/", "env": {"A\0": "x"}}},
+    {"caller": {"cwd": "/", "env": {"A=B": "x"}}},
+    {"caller": {"cwd": "/", "env": {"": "x"}}},
+    {"caller": {"cwd": "/", "env": {"A": "x" * 300_000}}},
+    {"caller": {"cwd": "/", "env": {"A": "é" * 65_535}}},
     {"caller": {"cwd": "/", "env": {"A": "x" * (2 << 20)}}},
     {"caller": {"cwd": "/", "env": {}, "umask": True}},
     {"caller": {"cwd": "/", "env": {}, "umask": 0o1000}},
@@ -157,6 +183,7 @@ SHAPES = [
     {"file": {"path": "job.toml", "text": "cpus = nan"}},
     {"file": {"path": "job.toml", "text": "cpus = inf"}},
     {"file": {"path": "job.toml", "text": "a = " + "[" * 5000}},
+    {"file": {"path": "job.toml", "text": "a = " + "9" * 5000}},
     {"file": {"path": "job.toml", "text": "started = 2026-01-01"}},
     {"script": ["x"]},
     {"script": {"path": "a.sh", "text": "#STOKER --gpsu 1"}},
@@ -220,7 +247,9 @@ def test_submission_shapes(box: Box, part: dict[str, Any]) -> None:
 )
 def test_other_requests(box: Box, method: str, path: str, body: Any) -> None:
     """Wrong parameters and bodies of every other route are usage errors in problem+json."""
-    assert refused(box, 400, method, path, body)["hint"]
+    problem = refused(box, 400, method, path, body)
+    assert problem["hint"]
+    said_in_our_words(problem)
 
 
 @pytest.mark.parametrize(
