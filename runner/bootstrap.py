@@ -21,6 +21,7 @@ from runner.api.app import Report, make_app
 from runner.api.room import Room
 from runner.config import Config
 from runner.core.errors import NoRunner, StokerError
+from runner.core.money import parse_credits
 from runner.daemon.board import Board
 from runner.daemon.context import Clock, Context
 from runner.daemon.devices import Devices
@@ -47,7 +48,6 @@ from runner.gpus.nvml import Nvml
 from runner.identity.sealing import Sealer
 from runner.identity.users import user_name
 from runner.ledger.accounts import AccountKind
-from runner.ledger.money import parse_credits
 from runner.ledger.pricing import Price, PriceKind
 from runner.paths import Paths, config_files
 from runner.service.desk import Desk, Hub, Leave

@@ -12,15 +12,42 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from runner.core.documents import fault_of
 from runner.core.errors import UsageError
+from runner.core.money import parse_credits
 from runner.core.nearest import nearest
 from runner.core.units import parse_duration, parse_size
 
 FILE_MAX_BYTES = 1 << 20
+MODEL_CHARS_MAX = 100
 
 
 def _size(text: str, what: str) -> int:
     return parse_size(text, what)
+
+
+def _amount(text: str, what: str) -> None:
+    try:
+        parse_credits(text)
+    except UsageError as error:
+        raise UsageError(f"{what} is {error.message}", hint=error.hint) from None
+
+
+def _price_list(prices: dict[str, str], what: str) -> None:
+    for model, text in prices.items():
+        if len(model) > MODEL_CHARS_MAX or not re.search(r"[A-Za-z0-9]", model):
+            raise UsageError(f"{what}: {model[:40]!r} is no device model", hint='a few words, such as "RTX 4090"')
+        _amount(text, f"{what}: {model}")
+
+
+def _cores(count: float, what: str) -> None:
+    if 0 < count < 0.001:
+        raise UsageError(f"{what} is less than a thousandth of a core", hint="0 counts them")
+
+
+def _directory(path: str, what: str) -> None:
+    if not path.startswith("/") or "\0" in path:
+        raise UsageError(f"{what} is not an absolute path: {path[:60]!r}", hint="give the whole path")
 
 
 def _setting(
@@ -28,11 +55,13 @@ def _setting(
     help: str,  # noqa: A002
     parse: Callable[[str, str], Any] | None = None,
     *,
+    check: Callable[[Any, str], None] | None = None,
     least: float = 0,
     most: float = math.inf,
     among: tuple[str, ...] = (),
 ) -> Any:
     metadata = {"help": help, "parse": parse, "shown": default, "least": least, "most": most, "among": among}
+    metadata["check"] = check
     if parse is not None:
         default = parse(default, "a default")
     if isinstance(default, list | dict):
@@ -53,7 +82,7 @@ class Defaults:
 class Box:
     """What the box has, where the runner should not count for itself."""
 
-    cpus: float = _setting(0.0, "cores to give away; 0 counts them", most=100_000)
+    cpus: float = _setting(0.0, "cores to give away; 0 counts them", most=100_000, check=_cores)
     cgroup: bool = _setting(True, "a cgroup for every job, where one can be made; without, limits are not enforced")
 
 
@@ -69,7 +98,7 @@ class Gpu:
         "60s", "a device not empty this long after its job is quarantined, and checked as often", parse_duration
     )
     look_every_s: float = _setting("2s", "between two looks while a job waits for a device", parse_duration)
-    lock_dir: str = _setting("/run/lock", "where the runners of one box agree on devices")
+    lock_dir: str = _setting("/run/lock", "where the runners of one box agree on devices", check=_directory)
 
 
 @dataclass(frozen=True)
@@ -105,9 +134,9 @@ class Sources:
 class Credits:
     """What time costs. Amounts are written as strings, so that no float touches money."""
 
-    gpu_hour: str = _setting("1", "credits for an hour of one GPU")
-    cpu_hour: str = _setting("0", "credits for an hour of one core")
-    models: dict[str, str] = _setting({}, "credits for a GPU-hour by model, the longest match wins")
+    gpu_hour: str = _setting("1", "credits for an hour of one GPU", check=_amount)
+    cpu_hour: str = _setting("0", "credits for an hour of one core", check=_amount)
+    models: dict[str, str] = _setting({}, "credits for a GPU-hour by model, the longest match wins", check=_price_list)
     post_every_s: float = _setting("10m", "running jobs are charged this often", parse_duration, least=1)
 
 
@@ -185,7 +214,7 @@ def _read(path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(data.decode(), parse_float=Decimal)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not TOML: {error}"[:300], hint="see config.example.toml") from None
+        raise UsageError(f"{path} is not TOML: {fault_of(error)}"[:300], hint="see config.example.toml") from None
 
 
 def _overlay(values: dict[str, Any], origins: dict[str, str], new: dict[str, Any], origin: str, prefix: str) -> None:
@@ -255,6 +284,8 @@ def _bounded(setting: dataclasses.Field[Any], value: Any, what: str) -> Any:
     if isinstance(value, int | float) and not least <= value <= most:
         limit = f"the least is {least:g}" if value < least else f"the most is {most:g}"
         raise UsageError(f"{what} is out of bounds: {str(value)[:40]}", hint=limit)
+    if check := setting.metadata["check"]:
+        check(value, what)
     return value
 
 

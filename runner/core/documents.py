@@ -36,7 +36,7 @@ def parse_json(text: str | bytes, what: str, most: int = DOCUMENT_MAX_BYTES) -> 
     except RecursionError:
         raise UsageError(f"{what} is nested too deeply", hint=f"at most {DEPTH_MAX} levels") from None
     except ValueError as error:
-        raise UsageError(f"{what} is not JSON: {_fault(error)}"[:300], hint=_SEE_SCHEMA) from None
+        raise UsageError(f"{what} is not JSON: {fault_of(error)}"[:300], hint=_SEE_SCHEMA) from None
     check_shape(value, what)
     return value
 
@@ -50,7 +50,7 @@ def parse_toml(text: str, what: str) -> dict[str, Any]:
     except RecursionError:
         raise UsageError(f"{what} is nested too deeply", hint=f"at most {DEPTH_MAX} levels") from None
     except ValueError as error:
-        raise UsageError(f"{what} is not TOML: {_fault(error)}"[:300], hint=_SEE_SCHEMA) from None
+        raise UsageError(f"{what} is not TOML: {fault_of(error)}"[:300], hint=_SEE_SCHEMA) from None
     check_shape(value, what)
     return value
 
@@ -166,7 +166,7 @@ def _parameter(text: str) -> str | bool | int | float:
     return float(text) if _NUMBER.fullmatch(text) else text
 
 
-def _fault(error: ValueError) -> str:
+def fault_of(error: Exception) -> str:
     """Return what a parser says; of a number too long for Python, it would tell how to raise Python's limit."""
     return "a number has thousands of digits" if "set_int_max_str_digits" in str(error) else str(error)
 

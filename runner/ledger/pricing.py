@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from runner.config import MODEL_CHARS_MAX
 from runner.core.errors import UsageError
-from runner.ledger.money import CREDITS_MAX, MICRO
+from runner.core.money import CREDITS_MAX, MICRO
 
 _WORD = re.compile(r"[a-z0-9]+")
-_MODEL_CHARS_MAX = 100
 
 
 class PriceKind(StrEnum):
@@ -33,7 +33,7 @@ class Price:
         """Refuse what could never be charged; the text may come from a user."""
         if not 0 <= self.rate_micro_per_hour <= CREDITS_MAX * MICRO:
             raise UsageError(f"a price is 0 to {CREDITS_MAX} credits an hour")
-        if len(self.model) > _MODEL_CHARS_MAX or (self.model and not self.condensed):
+        if len(self.model) > MODEL_CHARS_MAX or (self.model and not self.condensed):
             raise UsageError(f"not a device model: {self.model[:40]!a}", hint='a few words, such as "RTX 4090"')
         if self.kind is PriceKind.CPU and self.model:
             raise UsageError("cores have one price, whatever their model")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from runner.core.errors import UsageError
+from runner.core.money import format_credits
 from runner.identity.users import user_name
 from runner.ledger.accounts import AccountKind
-from runner.ledger.money import format_credits
 from runner.paths import Paths
 from runner.service.facts import LiveFacts
 from runner.service.intake import absolute_path

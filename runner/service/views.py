@@ -11,10 +11,10 @@ from typing import Any
 from runner.core.errors import NotFound
 from runner.core.job import PLAIN, Ref
 from runner.core.lifecycle import FINISHED, State
+from runner.core.money import format_credits
 from runner.core.reasons import HINTS, Ending, Waiting, WaitReason, outcome_code
 from runner.core.units import format_duration, format_size
 from runner.identity.users import user_name
-from runner.ledger.money import format_credits
 from runner.service import outputs
 from runner.service.facts import LiveFacts
 from runner.service.refs import Target

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.core.errors import UsageError
-from runner.ledger.money import CREDITS_MAX, MICRO, format_credits, parse_credits
+from runner.core.money import CREDITS_MAX, MICRO, format_credits, parse_credits
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runner.core.errors import UsageError
-from runner.ledger.money import CREDITS_MAX, MICRO
+from runner.core.money import CREDITS_MAX, MICRO
 from runner.ledger.pricing import Price, PriceKind, Rate, rate_for
 
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import pytest
 
+from runner.core.money import format_credits, parse_credits
 from runner.ledger.accounts import GRANTS, PAYMENTS, USAGE, AccountKind, Mode
 from runner.ledger.metering import NS_PER_HOUR, owed
-from runner.ledger.money import format_credits, parse_credits
 from runner.ledger.transfers import AMOUNT_MICRO_MAX, Facts, Kind, Metering, Phase, Result, Transfer, check
 from runner.state import books
 from tests.ledgers import InMemory, Ledger, OnSqlite, open_books

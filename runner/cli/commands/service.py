@@ -12,7 +12,7 @@ from runner.cli.detail import tree_text
 from runner.cli.starting import answers, ensure_runner, log_tail, spawner_command, stop_silent
 from runner.cli.text import plain
 from runner.core.errors import NoRunner
-from runner.paths import Paths, state_dir
+from runner.paths import Paths, config_files, state_dir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,6 +90,9 @@ def _start_command() -> str:
 
 
 def _restart(client: Client, out: Out, action: str) -> int:
+    from runner.config import load  # most verbs need no settings
+
+    load(config_files(os.environ), os.environ)  # what the next runner would refuse must not cost this one
     before = client.get("/v1/runner")
     client.post(f"/v1/runner/{action}", {})
     client.close()
