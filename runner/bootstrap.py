@@ -1,6 +1,7 @@
 """The only composition root: builds the runner out of its parts, in the order of recovery, and runs it.
 
-Started as `python -I -m runner.bootstrap --state-dir DIR` by the spawner; never from a job's folder.
+Started as `python -I -m runner.bootstrap --state-dir DIR` by the spawner; never from a job's folder. With `--check`
+behind it only says, as JSON on stdout, what would keep the runner from starting.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from runner.service.desk import Desk, Hub, Leave
 from runner.service.keys import finish_rotation
 from runner.state import books
 from runner.state.ballast import Ballast
-from runner.state.engine import Database, open_database
+from runner.state.engine import Database, examine_database, open_database
 from runner.state.verify import verify
 from runner.telemetry.tail import LogTail
 from storage.sources.base import SourceOptions
@@ -70,16 +71,28 @@ log = logging.getLogger("stoker")
 def main(argv: list[str] | None = None) -> int:
     """Run the runner of a state directory until it is told to leave; return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    if len(arguments) != 2 or arguments[0] != "--state-dir":
+    if len(arguments) < 2 or arguments[0] != "--state-dir" or arguments[2:] not in ([], ["--check"]):
         sys.stderr.write("error: this is started by `stoker serve`\n")
         return 2
     paths = Paths(arguments[1])
     os.umask(0o077)
+    if arguments[2:]:
+        return _check(paths)
     try:
         return _serve(paths)
     except StokerError as error:
         _write_failure(paths, error)
         return error.exit_code
+
+
+def _check(paths: Paths) -> int:
+    try:
+        configuration.load(config_files(os.environ), os.environ)
+        examine_database(paths.database, paths.backup_dir)
+    except StokerError as error:
+        sys.stdout.write(json.dumps(error.document()))
+        return error.exit_code
+    return 0
 
 
 def _serve(paths: Paths) -> int:

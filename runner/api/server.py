@@ -13,6 +13,8 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from runner.core.errors import NoRunner
+
 BACKLOG = 1024
 KEEP_ALIVE_S = 24 * 3600
 
@@ -72,7 +74,10 @@ class QuietServer(uvicorn.Server):
 
 
 def bind(path: str) -> socket.socket:
-    """Bind the API's socket with mode 0600, replacing a stale one by rename: a client finds the old or the new."""
+    """Bind the API's socket with mode 0600, replacing a stale one by rename: a client finds the old or the new.
+
+    Raises NoRunner where it cannot be.
+    """
     temporary = f"{path}.{os.getpid()}"
     Path(temporary).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -85,7 +90,12 @@ def bind(path: str) -> socket.socket:
         os.umask(old_mask)
         os.close(directory)
     listener.listen(BACKLOG)
-    Path(temporary).rename(path)
+    try:
+        Path(temporary).rename(path)
+    except OSError as error:
+        listener.close()
+        Path(temporary).unlink(missing_ok=True)
+        raise NoRunner(f"cannot listen at {path}: {error.strerror}", hint="remove what is there") from None
     return listener
 
 

@@ -82,9 +82,14 @@ def refuse_inside_job(paths: Paths, environ: Mapping[str, str]) -> None:
 def spawner_command(state_dir: str, *, detach: bool) -> list[str]:
     """Return the command that starts the spawner, which starts the runner and keeps it up."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    runner = [sys.executable, "-I", "-m", "runner.bootstrap", "--state-dir", state_dir]
     flags = ["--detach"] if detach else []
-    return [sys.executable, "-I", "-S", package + "/executors/spawner.py", state_dir, *flags, "--", *runner]
+    spawner = [sys.executable, "-I", "-S", package + "/executors/spawner.py", state_dir, *flags]
+    return [*spawner, "--", *runner_command(state_dir)]
+
+
+def runner_command(state_dir: str) -> list[str]:
+    """Return the command that is the runner; with `--check` behind it, it only looks."""
+    return [sys.executable, "-I", "-m", "runner.bootstrap", "--state-dir", state_dir]
 
 
 def make_directories(paths: Paths) -> None:
@@ -147,8 +152,8 @@ def _start(paths: Paths, command: list[str], environ: Mapping[str, str]) -> bool
     while not answers(paths.api_socket):
         if not child:
             child = _spawn(paths, command, environ)
-        if os.path.exists(failed):
-            raise _failure(failed)
+        if refusal := last_refusal(paths):
+            raise refusal
         if os.path.exists(paths.stopped_mark):
             raise NoRunner("the runner was stopped while it started", hint="`stoker service start` starts it again")
         if child > 0:
@@ -183,19 +188,27 @@ def _reap(child: int, paths: Paths) -> int:
     pid, status = os.waitpid(child, os.WNOHANG)
     if not pid:
         return child
-    failed = paths.run_dir + "/failed"
-    if os.path.exists(failed):
-        raise _failure(failed)
+    if refusal := last_refusal(paths):
+        raise refusal
     if status:
         raise NoRunner("the runner could not be started", hint=_log_hint(paths))
     return -1
 
 
-def _failure(path: str) -> StokerError:
+def last_refusal(paths: Paths) -> StokerError | None:
+    """Return what kept the runner from starting when it was tried last, None where nothing did."""
     try:
-        with open(path, "rb") as file:
-            document = loads(file.read(1 << 16))
-    except (OSError, ValueError):
+        with open(paths.run_dir + "/failed", "rb") as file:
+            return refusal_in(file.read(1 << 16))
+    except OSError:
+        return None
+
+
+def refusal_in(data: bytes) -> StokerError:
+    """Return the refusal that a runner wrote down."""
+    try:
+        document = loads(data)
+    except ValueError:
         document = None
     if not isinstance(document, dict):
         return NoRunner("the runner refused to start", hint="`stoker service logs` says why")

@@ -131,6 +131,18 @@ def open_database(path: str, *, backup_dir: str, allow_network_filesystem: bool)
         raise _refusal(path, error, backup_dir) from None
 
 
+def examine_database(path: str, backup_dir: str) -> None:
+    """Refuse what `open_database` would, without changing anything; one that is not there yet is fine."""
+    if not os.path.lexists(path):
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True)) as connection:
+            _refuse_schema(connection, path, len(migrations()))
+            _refuse_damage(connection)
+    except (sqlite3.DatabaseError, OSError, NoRunner) as error:
+        raise _refusal(path, error, backup_dir) from None
+
+
 def refuse_network(directory: str, kind: str) -> None:
     """Refuse a file system on which SQLite files are known to break (D6)."""
     if kind.split(".", maxsplit=1)[0] in NETWORK_FILESYSTEMS:
@@ -150,7 +162,11 @@ def _check(database: Database) -> None:
     mode = database.writer.execute("PRAGMA journal_mode").fetchone()[0]
     if mode != "wal":
         raise sqlite3.OperationalError(f"its journal is {mode} and cannot be made wal")
-    verdict = database.writer.execute("PRAGMA quick_check(1)").fetchone()[0]
+    _refuse_damage(database.writer)
+
+
+def _refuse_damage(connection: sqlite3.Connection) -> None:
+    verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":
         raise sqlite3.DatabaseError(verdict)
 
@@ -196,20 +212,26 @@ def filesystem_kind(directory: str, mountinfo: str) -> str:
 
 def migrate(database: Database, known: Sequence[tuple[int, str]], backup_dir: Path) -> None:
     """Bring a database to the schema of `known`, a transaction a step; one with rows is copied first (D10)."""
-    version = database.writer.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(known):
-        raise NoRunner(
-            f"{database.path} was written by a newer stoker (schema {version}, this one knows {len(known)})",
-            hint="install the newer version again, or restore the backup that it made before upgrading",
-        )
-    if version == 0 and database.writer.execute("SELECT 1 FROM sqlite_schema").fetchone() is not None:
-        raise NoRunner(f"{database.path} is no database of stoker's", hint="set STOKER_STATE_DIR to another directory")
+    version = _refuse_schema(database.writer, database.path, len(known))
     if 0 < version < len(known):
         backup_dir.mkdir(mode=0o700, exist_ok=True)
         database.backup(backup_dir / f"before-schema-{len(known)}.db")
     for number, sql in known[version:]:
         # executescript would commit first, so the transaction is part of the script: all of one migration or none.
         database.writer.executescript(f"BEGIN IMMEDIATE;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
+
+
+def _refuse_schema(connection: sqlite3.Connection, path: str, known: int) -> int:
+    """Return the schema of a database, 0 for a new one; refuse one that is newer than `known` or none of ours."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > known:
+        raise NoRunner(
+            f"{path} was written by a newer stoker (schema {version}, this one knows {known})",
+            hint="install the newer version again, or restore the backup that it made before upgrading",
+        )
+    if version == 0 and connection.execute("SELECT 1 FROM sqlite_schema").fetchone() is not None:
+        raise NoRunner(f"{path} is no database of stoker's", hint="set STOKER_STATE_DIR to another directory")
+    return int(version)
 
 
 def _sync(path: Path) -> None:

@@ -6,10 +6,11 @@ import os
 import platform
 import shutil
 import stat
+import subprocess
 import sys
 from dataclasses import asdict
 
-from runner.cli.starting import answers
+from runner.cli.starting import answers, last_refusal, refusal_in, runner_command
 from runner.cli.text import plain
 from runner.core import checks
 from runner.paths import Paths, state_dir
@@ -28,10 +29,7 @@ def run(args: Args, client: Client, out: Out) -> int:
     if answers(paths.api_socket):
         found += client.get("/v1/doctor", timeout_s=None)["checks"]
     else:
-        found += [_state(paths), _disk(paths), _reboot()]
-        found.append(
-            _check("runner", "warn", "no runner is up, so its own checks were not made", "stoker service start")
-        )
+        found += [_state(paths), _disk(paths), _reboot(), _runner(paths)]
     if out.format in {"table", "wide"}:
         for check in found:
             out.data(f"{out.state(check['level']):<4}  {plain(check['name'])}: {plain(check['sentence'])}")
@@ -40,6 +38,18 @@ def run(args: Args, client: Client, out: Out) -> int:
     else:
         out.listing({"checks": found}, found, (), fields=("name", "level", "sentence", "remedy"))
     return int(any(check["level"] == "fail" for check in found))
+
+
+def _runner(paths: Paths) -> dict[str, str]:
+    """Say whether a runner could start, as one that would be started now sees it, or why the last one did not."""
+    command = [*runner_command(paths.state_dir), "--check"]
+    tried = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if tried.returncode:
+        refusal = refusal_in(tried.stdout)
+        return _check("runner", "fail", f"it cannot start: {refusal.message}", refusal.hint)
+    if last := last_refusal(paths):
+        return _check("runner", "fail", f"it did not start: {last.message}", last.hint)
+    return _check("runner", "warn", "no runner is up, so its own checks were not made", "stoker service start")
 
 
 def _check(name: str, level: str, sentence: str, remedy: str = "") -> dict[str, str]:
