@@ -97,7 +97,8 @@ async def backup(request: Request) -> JSONResponse:
     room = room_of(request)
     body = await body_of(request, SMALL_MAX)
     document = read_body(bodies.BACKUP, body)
-    action = partial(box.backup, room.database, room.paths, document.get("destination"), room.now_us())
+    destination, reserve_bytes = document.get("destination"), room.config.storage.ballast_bytes
+    action = partial(box.backup, room.database, room.paths, destination, room.now_us(), reserve_bytes=reserve_bytes)
     return JSONResponse(await Once(request, body).outside(action))
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
 
-from runner.core.errors import UsageError
+from runner.core.errors import Unavailable, UsageError
 from runner.core.money import format_credits
+from runner.core.units import format_size
 from runner.identity.users import user_name
 from runner.ledger.accounts import AccountKind
 from runner.paths import Paths
@@ -103,10 +105,13 @@ def running(connection: sqlite3.Connection) -> list[str]:
     return [str(job_id) if index < 0 else f"{job_id}[{index}]" for job_id, index in rows]
 
 
-def backup(database: Database, paths: Paths, named: Any, now_us: int) -> dict[str, Any]:
-    """Copy the database, verified, to where the user says, else among the runner's own backups."""
+def backup(database: Database, paths: Paths, named: str | None, now_us: int, *, reserve_bytes: int) -> dict[str, Any]:
+    """Copy the database, verified, to where the user says, else among the runner's own backups.
+
+    On the disk of the state it leaves `reserve_bytes` free: with less, the runner could not write down how jobs end.
+    """
     if named is None:
-        path = Path(paths.backup_dir, f"stoker-{now_us // 1_000_000}.db")
+        path = Path(paths.backup_dir, f"stoker-{now_us}.db")
         path.parent.mkdir(mode=0o700, exist_ok=True)
     else:
         path = Path(absolute_path(named, "the destination"))
@@ -114,6 +119,12 @@ def backup(database: Database, paths: Paths, named: Any, now_us: int) -> dict[st
             raise UsageError(f"{named} exists", hint="name a new file")
         if not os.path.isdir(path.parent):
             raise UsageError(f"there is no directory {path.parent}", hint="make it first")
+    free_bytes = shutil.disk_usage(path.parent).free
+    if os.stat(path.parent).st_dev == os.stat(paths.state_dir).st_dev and free_bytes - database.size() < reserve_bytes:
+        raise Unavailable(
+            f"{format_size(free_bytes)} are free on the disk of the state: too few for a backup",
+            hint="name a file on another disk: stoker backup /elsewhere/stoker.db",
+        )
     return {"path": printable(str(path)), "bytes": database.backup(path), "verified": True}
 
 

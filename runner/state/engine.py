@@ -64,6 +64,13 @@ class Database:
         """Close the writer; readers end with their threads."""
         self.writer.close()
 
+    def size(self) -> int:
+        """Return the bytes of the database, as it would be without its log."""
+        pages, page_bytes = (
+            self.reader().execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
+        )
+        return int(pages * page_bytes)
+
     def backup(self, destination: Path) -> int:
         """Copy the database with SQLite's backup API, verify the copy, publish it by rename; return its bytes (D9)."""
         # A name that nobody has, however long the destination's is.

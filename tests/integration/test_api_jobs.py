@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -325,6 +326,31 @@ def test_a_path_that_is_no_text_is_a_path(box: Box) -> None:
     assert Path(body["destination"]).stat().st_size == copy["bytes"]
     status, problem = box.ask("POST", "/v1/backup", body)
     assert (status, problem["message"]) == (400, f"{body['destination']} exists")
+
+
+def test_backups_of_one_second_are_three(box: Box) -> None:
+    """Without a destination every backup is a file of its own."""
+    answers = [box.ask("POST", "/v1/backup", {}) for _ in range(3)]
+    paths = {answer["path"] for status, answer in answers if status == 200}
+    assert len(paths) == 3
+    assert {str(path) for path in (box.root / "state/backups").iterdir()} == paths
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs CAP_SYS_ADMIN")
+def test_a_backup_leaves_the_room_kept_for_exits(tmp_path: Path) -> None:
+    """On the disk of the state a backup that would take what is kept for bad days is refused; elsewhere it is made."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m,mode=0700", "tmpfs", str(disk)], check=True)
+    try:
+        with running(disk) as box:
+            for body in ({}, {"destination": str(box.root / "copy.db")}):
+                status, problem = box.ask("POST", "/v1/backup", body)
+                assert (status, problem["code"]) == (503, "unavailable")
+                assert "another disk" in problem["hint"]
+            assert box.ask("POST", "/v1/backup", {"destination": str(tmp_path / "copy.db")})[0] == 200
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_keys_belong_to_a_user(box: Box) -> None:
