@@ -119,6 +119,12 @@ def run_doctor(request: Request) -> JSONResponse:
     )
 
 
+@router.get("/config")
+def show_config(request: Request) -> JSONResponse:
+    """Show every setting of the runner and its origin."""
+    return JSONResponse(box.settings(room_of(request).config))
+
+
 @router.get("/schema/{name}")
 def schema(name: str) -> JSONResponse:
     """Return the JSON Schema of a document."""

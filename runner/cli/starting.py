@@ -79,6 +79,14 @@ def refuse_inside_job(paths: Paths, environ: Mapping[str, str]) -> None:
         )
 
 
+def start_next_with(paths: Paths, command: list[str], environ: Mapping[str, str]) -> None:
+    """Have the spawner start the next runner with `command` and our environment, whenever this one leaves."""
+    refuse_inside_job(paths, environ)
+    _, status = os.waitpid(_spawn(paths, command, environ), 0)
+    if status:
+        raise NoRunner("the spawner does not answer", hint=_log_hint(paths))
+
+
 def spawner_command(state_dir: str, *, detach: bool) -> list[str]:
     """Return the command that starts the spawner, which starts the runner and keeps it up."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -172,7 +180,7 @@ def _spawn(paths: Paths, command: list[str], environ: Mapping[str, str]) -> int:
     return os.posix_spawn(
         command[0],
         command,
-        environ,
+        {name: value for name, value in environ.items() if name},  # `env =x` makes one that cannot be passed on
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, paths.runner_log, log, 0o600),

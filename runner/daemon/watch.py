@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from runner.core.errors import StokerError
 from runner.daemon.context import Context
 from runner.daemon.loop import Loop
 from runner.daemon.start import Starter
+from runner.service.desk import Leave
+from runner.telemetry.inotify import Inotify
 
 HINT_BYTES = 256
 HINTS_A_TURN = 1000
@@ -23,13 +26,15 @@ log = logging.getLogger("stoker.watch")
 
 
 class Watch:
-    """The notify socket, and the spawner's life."""
+    """The notify socket, the spawner's life, and the names of our sockets."""
 
     def __init__(self, context: Context, loop: Loop, starter: Starter) -> None:
         self.context = context
         self.loop = loop
         self.starter = starter
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._names = Inotify()
+        self._named: dict[str, int] = {}
         self._spawner = -1
         self._serving = False
         self._failures = 0
@@ -67,11 +72,27 @@ class Watch:
     def ready(self) -> None:
         """Say that this runner serves; where no spawner is up the next one is told."""
         self._serving = True
+        paths = self.context.paths
+        self._named = {path: _inode(path) for path in (paths.api_socket, paths.notify_socket)}
+        self.loop.listen(self._names.descriptor, self._renamed)
+        self._renamed()
         if self._spawner >= 0:
             try:
                 self.context.link.ready()
             except StokerError as error:
                 self._without(error)
+
+    def _renamed(self) -> None:
+        """Where a socket of ours lost its name nobody reaches us any more: start anew, jobs go on."""
+        self._names.read()
+        for path, inode in self._named.items():
+            with suppress(OSError):
+                self._names.add_name_once(path)
+            if _inode(path) != inode:
+                log.error("%s is gone: starting anew", path)
+                self.loop.forget(self._names.descriptor)
+                self.context.desk.put(lambda change: change.effects.append(Leave(for_good=False)))
+                return
 
     def _mind_spawner(self) -> None:
         """Have a spawner: watchers do not need it, but the next job does, and so does a runner that dies.
@@ -110,3 +131,10 @@ class Watch:
             os.close(self._spawner)
             self._spawner = -1
         self.context.link.close()
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.lstat(path).st_ino
+    except OSError:
+        return 0

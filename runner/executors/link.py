@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.core.errors import Unavailable
-from runner.executors.wire import OtherProtocolError, RefusalError, exchange, greet, relieve
+from runner.executors.wire import OtherProtocolError, RefusalError, exchange, greet, near, relieve
 
 SPAWNER = Path(__file__).with_name("spawner.py")
 ANSWER_S = 30.0
@@ -110,7 +110,8 @@ class SpawnerLink:
         try:
             stream.settimeout(ANSWER_S)
             try:
-                stream.connect(str(self.state_dir / "run" / "spawner.sock"))
+                with near(str(self.state_dir / "run" / "spawner.sock")) as address:
+                    stream.connect(address)
                 self.spawner_pid = greet(stream)
             except (FileNotFoundError, ConnectionRefusedError, OtherProtocolError) as error:
                 if not start:

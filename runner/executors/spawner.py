@@ -48,6 +48,11 @@ class Runner:
 
     def __init__(self, argv: list[str], state: str) -> None:
         self.argv = argv
+        # That of the last one that was ready; at first, that of whoever starts the first.
+        self.environ = wire.variables(os.environ)
+        self.environ.pop(watcher.TOKEN_VARIABLE, None)
+        self.trial = self.environ
+        self.asked: dict[str, str] | None = None
         self.mark = os.path.join(state, "run", "stopped")
         self.pid = 0
         self.pidfd = -1
@@ -58,12 +63,16 @@ class Runner:
         self.start_at = 0.0
 
     def start(self) -> None:
-        """Start it with an empty mask; nothing while the mark forbids it."""
+        """Start it with an empty mask, in the environment of who asked for it; nothing while the mark forbids it.
+
+        Whatever came of that, the next one that nobody asked for gets the environment of the last that was ready.
+        """
         self.start_at = 0.0
         if self.pid or not self.argv or os.path.exists(self.mark):
             return
+        self.trial, self.asked = self.environ if self.asked is None else self.asked, None
         try:
-            pid = os.posix_spawn(self.argv[0], self.argv, os.environ, setsigmask=())
+            pid = os.posix_spawn(self.argv[0], self.argv, self.trial, setsigmask=())
         except OSError as error:
             say(f"cannot start the runner {self.argv[0]}: {error.strerror}")
             self._delay()
@@ -79,6 +88,11 @@ class Runner:
     def _watch(self, pid: int, *, child: bool, pidfd: int = -1) -> None:
         self.pid, self.child, self.ready = pid, child, not child
         self.pidfd = os.pidfd_open(pid) if pidfd < 0 else pidfd
+
+    def serves(self) -> None:
+        """Take note that it is ready."""
+        self.ready, self.wanted, self.failures = True, False, 0
+        self.environ, self.asked = self.trial, None
 
     def heed_mark(self) -> None:
         """Where `service stop` left its mark and met no runner that answers: end this one, and the tries."""
@@ -367,14 +381,16 @@ class Spawner:
             self.runner.adopt(peer.pid)
         if frame.get("argv"):
             self.runner.argv = list(frame["argv"])
-        self.runner.ready = True
-        self.runner.wanted = False
-        self.runner.failures = 0
+        self.runner.serves()
         peer.answer({"ok": True})
 
     def _start(self, peer: Connection, frame: dict[str, Any]) -> None:
         if os.path.exists(self.runner.mark):
             raise RefusalError("the runner was stopped")
+        environ = frame.get("environ", {})
+        # A job's own environment is not the user's, and with its token the runner would count to the job's processes.
+        if environ and watcher.TOKEN_VARIABLE not in environ:
+            self.runner.asked = wire.variables(environ)
         self.runner.argv = list(frame["argv"])
         self.runner.wanted = bool(self.runner.pid)
         if not self.runner.pid:
@@ -432,7 +448,8 @@ def listen(directory: str) -> tuple[int, socket.socket] | None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    listener.bind(path)
+    with wire.near(path) as address:
+        listener.bind(address)
     os.chmod(path, 0o600)
     listener.listen(128)
     return lock, listener
@@ -461,7 +478,8 @@ def main(argv: Sequence[str]) -> int:
             serve(Spawner(state, command, *place), relief, told)
             return 0
         try:
-            done = wire.ask_to_start(os.path.join(directory, "spawner.sock"), command, relief)
+            with wire.near(os.path.join(directory, "spawner.sock")) as address:
+                done = wire.ask_to_start(address, command, dict(os.environ), relief)
         except OSError:
             time.sleep(0.05)  # the other one is just coming up, or just leaving
             continue

@@ -440,8 +440,7 @@ class Watcher:
         self.poller.register(self.fifo, select.POLLIN)
         self.workers: list[Worker] = []
         self.cause = "none"
-        self.childless = False
-        self.done = False
+        self.childless = self.done = False
         self.kill_at = self.retry_kill_at = self.undead_at = self.retry_write_at = 0
         self.killing = self.undead = False
         self.leftovers = 0
@@ -705,10 +704,11 @@ class Watcher:
 
     def _hint(self, what: str) -> bool:
         """Tell the runner to look at the disk; it may be away, and what counts is on the disk."""
-        path = self.request.get("notify")
-        if path:
-            with contextlib.suppress(OSError):
-                return bool(self.host.hints.sendto(f"{what} {self.plan['attempt_id']}".encode(), path))
+        path = self.request.get("notify") or "/"
+        if len(os.fsencode(path)) > 107:  # more is no address
+            path = f"/proc/self/fd/{self.directory}/{os.path.relpath(path, self.request['control_dir'])}"
+        with contextlib.suppress(OSError):
+            return bool(self.host.hints.sendto(f"{what} {self.plan['attempt_id']}".encode(), path))
         return False
 
     def _leave(self) -> bool:

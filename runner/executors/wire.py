@@ -20,11 +20,12 @@ import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
 PROTOCOL = 2
 LENGTH = struct.Struct("<I")
+ADDRESS_BYTES_MAX = 107
 FRAME_BYTES_MAX = 16 << 20
 DESCRIPTORS_MAX = 64
 PEER = struct.Struct("3i")
@@ -49,6 +50,28 @@ class Relief:
         self.locks = locks
         self.runner_pid = runner_pid
         self.runner_pidfd = runner_pidfd
+
+
+@contextlib.contextmanager
+def near(path: str) -> Iterator[str]:
+    """Give an address for a socket's path, through its directory where it is too long for the kernel."""
+    if len(os.fsencode(path)) <= ADDRESS_BYTES_MAX:
+        yield path
+        return
+    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{os.path.basename(path)}"
+    finally:
+        os.close(directory)
+
+
+def variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a frame, or of ours, that a process can be given; ValueError for what are none."""
+    for name, value in environ.items():
+        if not isinstance(value, str) or "\0" in name + value or "=" in name:
+            raise ValueError("not an environment")
+        os.fsencode(name + value)
+    return {name: value for name, value in environ.items() if name}
 
 
 def exchange(
@@ -121,8 +144,8 @@ def relieve(stream: socket.socket, protocol: int) -> Relief:
         os.close(pidfd)
 
 
-def ask_to_start(path: str, argv: list[str], relief: Relief) -> Relief:
-    """Ask the spawner that is there to start the runner, where it has none, and to keep these locks.
+def ask_to_start(path: str, argv: list[str], environ: dict[str, str], relief: Relief) -> Relief:
+    """Ask the spawner that is there to start the next runner so, at once where it has none, and to keep these locks.
 
     One of another protocol is relieved: then there is none any more, and what it handed over is returned as well.
     """
@@ -138,7 +161,7 @@ def ask_to_start(path: str, argv: list[str], relief: Relief) -> Relief:
             return found
         for name, descriptor in relief.locks.items():
             exchange(stream, {"op": "keep", "name": name}, [descriptor])
-        exchange(stream, {"op": "start", "argv": argv})
+        exchange(stream, {"op": "start", "argv": argv, "environ": environ})
     return relief
 
 

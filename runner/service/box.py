@@ -9,6 +9,8 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+from runner import config as configuration
+from runner.config import Config
 from runner.core.errors import Unavailable, UsageError
 from runner.core.money import format_credits
 from runner.core.units import format_size
@@ -67,6 +69,17 @@ def devices(connection: sqlite3.Connection, live: LiveFacts) -> dict[str, Any]:
         uid = jobs.owner_of(connection, int(device["job"].partition("[")[0])) if device["job"] else None
         device |= {"owner": uid, "owner_name": None if uid is None else user_name(uid)}
     return document
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Return every setting that this runner was started with, and where each came from."""
+    shown = []
+    for name, _, _ in configuration.names():
+        value: Any = config
+        for key in name.split("."):
+            value = getattr(value, next(field for field in vars(value) if configuration.shown_name(field) == key))
+        shown.append({"name": name, "value": value, "origin": config.origins.get(name, "default")})
+    return {"version": 1, "settings": shown}
 
 
 def runner(

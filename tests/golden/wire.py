@@ -55,7 +55,7 @@ def converse(folder: Path) -> str:
             bench.link.ready()
             bench.link.close()
         with _relay(path, folder / "spawner", frames):
-            ask_to_start(str(path), ["/bin/true"], Relief({}, 0, -1))
+            ask_to_start(str(path), ["/bin/true"], {"PATH": "/bin"}, Relief({}, 0, -1))
         with _relay(path, folder / "spawner", frames), socket.socket(socket.AF_UNIX) as stream:
             stream.connect(str(path))
             with suppress(OtherProtocolError):

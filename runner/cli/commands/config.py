@@ -1,4 +1,7 @@
-"""`stoker config show|check|path`: the configuration with the origin of each value; needs no runner."""
+"""`stoker config show|check|path`: the configuration with the origin of each value; needs no runner.
+
+What a runner that is up was started with is shown where it differs: that is what jobs are billed by.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,15 @@ import os
 from typing import Any
 
 from runner.cli.parse import nearest
+from runner.client import Client
 from runner.config import Config, load, names, shown_name
-from runner.core.errors import UsageError
-from runner.paths import config_files
+from runner.core.errors import StokerError, UsageError
+from runner.paths import Paths, config_files, state_dir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runner.cli.out import Out
     from runner.cli.parse import Args
-    from runner.client import Client
 
 
 def run(args: Args, client: Client, out: Out) -> int:
@@ -33,7 +36,11 @@ def run(args: Args, client: Client, out: Out) -> int:
     if args.action == "check":
         out.document({"ok": True, "files": files}, lambda _: "ok: " + (", ".join(files) or "nothing but defaults"))
         return 0
-    settings = [_setting(config, name, default) for name, default, _ in names()]
+    running = _running()
+    settings = [_setting(config, name, default, running.get(name)) for name, default, _ in names()]
+    if other := [each["name"] for each in settings if each.pop("differs")]:
+        out.note(f"warning: the runner that is up has other settings than yours, shown here: {', '.join(other)}")
+        out.note("  hint: `stoker service restart` gives it yours")
     columns = (
         ("SETTING", lambda row: str(row["name"])),
         ("VALUE", lambda row: str(row["value"])),
@@ -43,11 +50,21 @@ def run(args: Args, client: Client, out: Out) -> int:
     return 0
 
 
-def _setting(config: Config, name: str, default: Any) -> dict[str, Any]:
+def _running() -> dict[str, dict[str, Any]]:
+    """Return by name the settings of the runner, where one is up."""
+    try:
+        client = Client(Paths(state_dir(os.environ)).api_socket)
+        return {each["name"]: each for each in client.get("/v1/config")["settings"]}
+    except StokerError:
+        return {}
+
+
+def _setting(config: Config, name: str, default: Any, running: dict[str, Any] | None) -> dict[str, Any]:
+    value: Any = config
+    for key in name.split("."):
+        value = getattr(value, next(field for field in vars(value) if shown_name(field) == key))
     origin = config.origins.get(name)
-    value: Any = default
-    if origin is not None:
-        value = config
-        for key in name.split("."):
-            value = getattr(value, next(field for field in vars(value) if shown_name(field) == key))
-    return {"name": name, "value": value, "origin": origin or "default"}
+    if running is not None and running["value"] != value:
+        return {"name": name, "value": running["value"], "origin": f"the runner: {running['origin']}", "differs": True}
+    shown = default if origin is None else value
+    return {"name": name, "value": shown, "origin": origin or "default", "differs": False}

@@ -9,7 +9,7 @@ import sys
 import time
 
 from runner.cli.detail import tree_text
-from runner.cli.starting import answers, ensure_runner, log_tail, spawner_command, stop_silent
+from runner.cli.starting import answers, ensure_runner, log_tail, spawner_command, start_next_with, stop_silent
 from runner.cli.text import plain
 from runner.core.errors import NoRunner
 from runner.paths import Paths, config_files, state_dir
@@ -42,9 +42,9 @@ def run(args: Args, client: Client, out: Out) -> int:
         out.document(client.get("/v1/runner"), lambda runner: tree_text(runner, 0))
         return 0
     if args.action == "restart":
-        return _restart(client, out, "restart")
+        return _restart(paths, client, out, "restart")
     if args.action == "rotate-key":
-        code = _restart(client, out, "rotate-key")
+        code = _restart(paths, client, out, "rotate-key")
         out.note(f"a new key seals every stored value; copy {paths.key_file} beside your next backup")
         return code
     try:
@@ -89,11 +89,12 @@ def _start_command() -> str:
     return shlex.join(["env", f"STOKER_STATE_DIR={named}", *words] if named else words)
 
 
-def _restart(client: Client, out: Out, action: str) -> int:
+def _restart(paths: Paths, client: Client, out: Out, action: str) -> int:
     from runner.config import load  # most verbs need no settings
 
     load(config_files(os.environ), os.environ)  # what the next runner would refuse must not cost this one
     before = client.get("/v1/runner")
+    start_next_with(paths, spawner_command(paths.state_dir, detach=True), os.environ)
     client.post(f"/v1/runner/{action}", {})
     client.close()
     deadline = time.monotonic() + RESTART_TIMEOUT_S
