@@ -231,7 +231,7 @@ def _make_state(paths: Paths) -> int:
     except OSError as error:
         message = f"the state directory {paths.state_dir} cannot be written: {error.strerror}"
         raise NoRunner(message, hint="set STOKER_STATE_DIR to a directory of yours") from None
-    if state.st_uid != os.geteuid() or state.st_mode & 0o022:
+    if state.st_uid != os.geteuid() or state.st_mode & 0o077:
         raise NoRunner(
             f"the state directory {paths.state_dir} is not yours alone",
             hint=f"chmod 700 {paths.state_dir}, or choose another",

@@ -73,6 +73,8 @@ def state_dir(environ: Mapping[str, str]) -> str:
     home = environ.get("HOME")
     if not home or not home.startswith("/"):
         raise UsageError("there is no HOME to keep the state in", hint="set HOME or STOKER_STATE_DIR")
+    if not os.path.isdir(home):  # accounts without a home have such a path, and as root it could be made
+        raise UsageError(f"HOME is {home!r}, which is no directory", hint="set HOME or STOKER_STATE_DIR")
     return os.path.normpath(home) + "/.local/state/stoker"
 
 

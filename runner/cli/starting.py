@@ -254,8 +254,8 @@ def _check_ours(folder: str) -> None:
         raise Refused(f"the state directory {folder} is {kind}", hint=hint)
     if found.st_uid != os.geteuid():
         raise Refused(f"the state directory {folder} belongs to uid {found.st_uid}", hint=hint)
-    if found.st_mode & 0o022:
-        raise Refused(f"others may write to the state directory {folder}", hint=f"chmod 700 {folder}")
+    if found.st_mode & 0o077:
+        raise Refused(f"others may look into the state directory {folder}", hint=f"chmod 700 {folder}")
 
 
 def _spawner_lives(socket_path: str) -> bool:

@@ -20,13 +20,10 @@ class Check:
 
 
 def state_directory(path: str, mode: int) -> Check:
-    """Judge the permissions of the state directory: no runner starts where others may write."""
-    name, sentence, remedy = "state directory", f"mode {mode:04o} lets others in", f"chmod 700 {path}"
-    if mode & 0o022:
-        return Check(name, "fail", sentence, remedy)
+    """Judge the permissions of the state directory: no runner starts where others may look."""
     if mode & 0o077:
-        return Check(name, "warn", sentence, remedy)
-    return Check(name, "ok", f"{path}, mode {mode:04o}")
+        return Check("state directory", "fail", f"mode {mode:04o} lets others in", f"chmod 700 {path}")
+    return Check("state directory", "ok", f"{path}, mode {mode:04o}")
 
 
 def disk(path: str, free_bytes: int) -> Check:

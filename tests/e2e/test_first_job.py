@@ -59,20 +59,19 @@ def test_a_job_starts_no_runner_that_would_end_with_it(runner: Box) -> None:
 
 
 def test_doctor_says_the_same_with_a_runner_and_without(box: Box) -> None:
-    """A state directory that others may look into is one warning either way; one they may write to is a failure."""
+    """A state directory that others may look into, or write to, is one failure either way."""
 
-    def found() -> tuple[list[str], int]:
+    def found(mode: int) -> tuple[list[str], int]:
+        box.state_dir.chmod(mode)
         done = box.cli("doctor")
+        box.state_dir.chmod(0o700)
         return [line for line in done.stdout.splitlines() if "state directory" in line], done.returncode
 
-    box.state_dir.chmod(0o755)
-    without = found()
-    assert without == (["warn  state directory: mode 0755 lets others in"], 0)
+    without = found(0o755)
+    assert without == (["fail  state directory: mode 0755 lets others in"], 1)
     box.start()
-    assert found() == without
-    box.state_dir.chmod(0o777)
-    assert found() == (["fail  state directory: mode 0777 lets others in"], 1)
-    box.state_dir.chmod(0o700)
+    assert found(0o755) == without
+    assert found(0o777) == (["fail  state directory: mode 0777 lets others in"], 1)
 
 
 def test_nothing_is_left_of_a_stopped_box(box: Box) -> None:

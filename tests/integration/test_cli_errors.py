@@ -200,18 +200,18 @@ def test_a_stopping_runner_says_what_keeps_running(cli: Cli, api: FakeApi) -> No
     assert "2 jobs keep running: 42, 43" in cli("service", "stop").stderr
 
 
-@pytest.mark.parametrize("fault", ["symlink", "file", "open", "foreign"])
+@pytest.mark.parametrize("fault", ["symlink", "file", "open", "seen", "foreign"])
 def test_a_state_directory_that_is_not_ours_is_refused(cli: Cli, fault: str) -> None:
-    """A link, a file, a directory others may write to or one of another user: exit code 4 and the reason."""
+    """A link, a file, a directory that lets others in or one of another user: exit code 4 and the reason."""
     elsewhere = cli.home / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     if fault == "symlink":
         cli.state_dir.symlink_to(elsewhere)
     elif fault == "file":
         cli.state_dir.touch()
-    elif fault == "open":
+    elif fault in {"open", "seen"}:
         cli.state_dir.mkdir()
-        cli.state_dir.chmod(0o777)
+        cli.state_dir.chmod(0o777 if fault == "open" else 0o755)
     else:
         if os.geteuid():
             pytest.skip("only root can give a directory away")
@@ -221,11 +221,21 @@ def test_a_state_directory_that_is_not_ours_is_refused(cli: Cli, fault: str) -> 
     told = {
         "symlink": "is a symbolic link",
         "file": "is not a directory",
-        "open": "others may write",
+        "open": "others may look into",
+        "seen": "hint: chmod 700",
         "foreign": "belongs to uid 12345",
     }
     assert done.returncode == 4
     assert told[fault] in done.stderr
+
+
+def test_a_home_that_is_not_there_is_not_made(cli: Cli) -> None:
+    """An account without a home keeps no state below its name, though root could make one."""
+    home = cli.home / "gone"
+    done = cli("ps", env={"HOME": str(home), "STOKER_STATE_DIR": ""})
+    assert done.returncode == 2
+    assert "which is no directory" in done.stderr
+    assert not home.exists()
 
 
 def test_an_unwritable_state_directory_is_bad_input(cli: Cli) -> None:

@@ -111,12 +111,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             config.load([str(tmp_path / name)], {})
 
 
-def test_where_the_state_lies() -> None:
+def test_where_the_state_lies(tmp_path: Path) -> None:
     """STOKER_STATE_DIR, then XDG_STATE_HOME, then HOME; without any of them, or with a relative one, a refusal."""
     assert state_dir({"STOKER_STATE_DIR": "/a/../b", "HOME": "/h"}) == "/b"
     assert state_dir({"XDG_STATE_HOME": "/x", "HOME": "/h"}) == "/x/stoker"
-    assert state_dir({"XDG_STATE_HOME": "x", "HOME": "/h"}) == "/h/.local/state/stoker"
-    for environ in ({}, {"HOME": ""}, {"HOME": "h"}, {"STOKER_STATE_DIR": "rel", "HOME": "/h"}):
+    assert state_dir({"XDG_STATE_HOME": "x", "HOME": str(tmp_path)}) == f"{tmp_path}/.local/state/stoker"
+    relative = {"STOKER_STATE_DIR": "rel", "HOME": "/h"}
+    for environ in ({}, {"HOME": ""}, {"HOME": "h"}, {"HOME": f"{tmp_path}/gone"}, relative):
         with pytest.raises(UsageError) as caught:
             state_dir(environ)
         assert caught.value.hint
