@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,7 +41,7 @@ from runner.daemon.start import Starter
 from runner.daemon.steps import stepper
 from runner.daemon.turn import Turn
 from runner.daemon.watch import Watch
-from runner.executors.cgroups import CgroupRoots, find_cgroups
+from runner.executors.cgroups import CgroupRoots, find_cgroups, remove_old_groups
 from runner.executors.link import SpawnerLink
 from runner.executors.marks import this_box
 from runner.executors.process import ProcessExecutor
@@ -172,6 +173,7 @@ def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context,
     clock = Clock()
     link = SpawnerLink(Path(paths.state_dir), runner_argv(paths))
     cgroups = find_cgroups() if config.box.cgroup else CgroupRoots()
+    remove_old_groups(cgroups, time.time())
     executor = ProcessExecutor(Path(paths.control_dir), link, cgroups, box, notify=Path(paths.notify_socket))
     ballast = Ballast(paths.ballast, config.storage.ballast_bytes)
     name = account_name(os.geteuid())

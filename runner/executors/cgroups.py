@@ -10,6 +10,7 @@ from pathlib import Path
 from runner.core.plan import CgroupPlan, LaunchPlan
 
 GROUP = "stoker"
+OLD_S = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,19 @@ def find_cgroups(mounts: str | None = None, own: str | None = None) -> CgroupRoo
                     v1[controller] = found
     controllers = _delegate(unified) if unified else frozenset()
     return CgroupRoots(unified, v1.get("memory"), v1.get("cpu"), controllers)
+
+
+def remove_old_groups(roots: CgroupRoots, now_s: float) -> None:
+    """Remove groups of attempts whose state went before them: empty ones, left alone for a day.
+
+    Those of a state that is there go with their attempt. A younger one may be another runner's, about to be entered.
+    """
+    for root in (roots.unified, roots.memory_v1, roots.cpu_v1):
+        with suppress(OSError):
+            for group in (root / GROUP).iterdir() if root else ():
+                with suppress(OSError):  # what holds processes, or groups, is busy
+                    if group.is_dir() and group.stat().st_mtime < now_s - OLD_S:
+                        group.rmdir()
 
 
 def _own_paths(own: str) -> dict[str, str]:
