@@ -82,13 +82,15 @@ async def restart_runner(request: Request) -> JSONResponse:
 async def rotate_key(request: Request) -> JSONResponse:
     """Seal with a new key from now on; the runner is started anew, and then nothing is left under the old one."""
     sealer = room_of(request).sealer
+    body = await body_of(request, SMALL_MAX)
+    read_body(bodies.NONE, body)
 
     def work(change: Change) -> dict[str, Any]:
         key_id = sealer.rotate()
         change.effects.append(Leave(for_good=False))
         return {"key_id": key_id}
 
-    return JSONResponse(await Once(request, b"").ask(work))
+    return JSONResponse(await Once(request, body).ask(work))
 
 
 @router.post("/backup", openapi_extra=bodies.BACKUP)

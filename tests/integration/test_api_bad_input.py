@@ -379,6 +379,7 @@ UNKNOWN = [
     ("POST", "/v1/backup", {"dest": 1}, "destination"),
     ("POST", "/v1/runner/stop", {"now": True}, "there is no key"),
     ("POST", "/v1/runner/restart", {"now": True}, "there is no key"),
+    ("POST", "/v1/runner/rotate-key", {"now": True}, "there is no key"),
     ("DELETE", "/v1/models/x", {"confirmed": True}, "there is no key"),
     ("GET", "/v1/jobs?limits=1", None, "limit"),
     ("GET", "/v1/jobs/1?zzz=1", None, "there is no parameter"),
