@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from runner.cli.out import Out
     from runner.cli.parse import Args
+    from runner.client import Client
 
 TEXT_MAX_BYTES = 1 << 20
 _READABLE = "name a file that you may read"
@@ -213,6 +214,14 @@ def _warn_late_flags(args: Args, out: Out) -> None:
     late = [word for word in args.words[1:] if word.split("=")[0] in known]
     if late:
         out.note(f"note: {late[0]} after {args.words[0]} goes to the script; stoker's own flags stand before it")
+
+
+def resolved(ref: str, client: Client) -> str:
+    """Return the number of the job that `ref` means now: `@last` and a name may soon mean another."""
+    number, bracket, index = ref.partition("[")
+    if number.isdecimal() and (not bracket or index.removesuffix("]").isdecimal()):
+        return ref
+    return str(client.get(job_path(ref, "/explain"))["job"])
 
 
 def job_path(ref: str, rest: str = "") -> str:

@@ -141,6 +141,44 @@ def test_a_second_ctrl_c_stops_the_job(cli: Cli, api: FakeApi) -> None:
     assert api.requests[-1].document == {"refs": ["42"], "grace_s": None}
 
 
+def test_ctrl_c_speaks_of_the_job_that_was_attached(cli: Cli, api: FakeApi) -> None:
+    """What `@last` means is asked once: the hints, and the stop of a second Ctrl-C, name that job for good."""
+    meant = iter(["42", "43"])
+    api.routes["GET /v1/jobs/%40last/explain"] = lambda _: Answer({"job": next(meant), "state": "running"})
+    api.routes[LOGS] = lambda _: Answer(stream=_endless())
+    api.routes["POST /v1/jobs/stop"] = {"jobs": [{"id": "42", "state": "stopping", "sentence": "stopping (SIGTERM)"}]}
+    process = cli.start("attach", "@last")
+    assert process.stdout
+    assert process.stderr
+    assert process.stdout.readline() == b"started\n"
+    process.send_signal(signal.SIGINT)
+    assert b"detached; job 42 goes on \xc2\xb7 `stoker attach 42`" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert api.requests[-1].document["refs"] == ["42"]
+
+
+@pytest.mark.parametrize("words", [["logs", "-f"], ["logs"], ["wait"], ["wait", "--any"]])
+def test_a_job_is_looked_up_once(cli: Cli, api: FakeApi, words: list[str]) -> None:
+    """A name that means a newer job after the runner came back still stands for the one it meant first."""
+    broken = iter([True])
+    meant = iter(["42", "43"])
+    api.routes["GET /v1/jobs/train/explain"] = lambda _: Answer({"job": next(meant), "state": "running"})
+    whole = {"wait": Answer(OUTCOME), "logs": Answer(raw=b"a line\n")}[words[0]]
+    streamed = words == ["logs", "-f"]
+
+    def answer(request: Request) -> Answer:
+        if next(broken, False):
+            return Answer(cut=True)
+        return Answer(stream=iter([event("end", OUTCOME)])) if streamed else whole
+
+    for path in ("GET /v1/jobs/42/logs", "GET /v1/jobs/42/wait", "GET /v1/wait"):
+        api.routes[path] = answer
+    assert cli(*words, "train").returncode == 0
+    assert api.requests[0].path == "/v1/jobs/train/explain"
+    assert {request.query for request in api.requests if request.path == "/v1/wait"} <= {"ref=42"}
+
+
 def test_a_detached_run_is_a_submit(cli: Cli, api: FakeApi) -> None:
     """`run -d` prints the id and returns."""
     assert cli("run", "-d", "--", "true").stdout == "42\n"

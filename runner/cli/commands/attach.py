@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from runner.cli.follow import Follower, detach, end_with
+from runner.cli.jobs import resolved
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ BACKLOG_LINES = 20
 
 def run(args: Args, client: Client, out: Out) -> int:
     """Print the last lines and all that follow."""
-    ref = args.words[0]
+    ref = resolved(args.words[0], client)
     try:
         return end_with(Follower(client, out, ref, raw=bool(args.get("raw"))).follow(tail=BACKLOG_LINES), out)
     except KeyboardInterrupt:

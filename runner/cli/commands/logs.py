@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runner.cli.follow import Follower
-from runner.cli.jobs import job_path
+from runner.cli.jobs import job_path, resolved
 from runner.cli.text import LogFilter
 from runner.client import dumps, query
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def run(args: Args, client: Client, out: Out) -> int:
     """Print the log, or follow it; following ends with the job and says 0 whatever became of it."""
-    ref = args.words[0]
+    ref = resolved(args.words[0], client)
     choice = {"tail": args.number("tail"), "attempt": args.number("attempt"), "rank": args.number("rank")}
     if args.get("follow"):
         Follower(client, out, ref, raw=bool(args.get("raw")), states=False).follow(offset=args.number("from"), **choice)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from runner.cli.follow import end_with
-from runner.cli.jobs import job_path
+from runner.cli.jobs import job_path, resolved
 from runner.client import query, quote
 from runner.core.errors import UsageError, WaitTimedOut
 
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 def run(args: Args, client: Client, out: Out) -> int:
     """Wait for every job named, or for any."""
     timeout_s = args.seconds("timeout")
+    words = [resolved(ref, client) for ref in args.words]
     if not args.get("any"):
-        return wait_all(args.words, client, out, timeout_s)
+        return wait_all(words, client, out, timeout_s)
     if args.get("all"):
         raise UsageError("--any and --all do not go together", hint="--all is what `stoker wait` does without either")
-    refs = "&".join(f"ref={quote(ref)}" for ref in args.words)
+    refs = "&".join(f"ref={quote(ref)}" for ref in words)
     limit = "" if timeout_s is None else f"&timeout_s={timeout_s:.3f}"
     return _tell(client.get(f"/v1/wait?{refs}{limit}", timeout_s=None), out)
 
