@@ -194,7 +194,12 @@ def quote(text: str) -> str:
 
 def query(path: str, **values: object) -> str:
     """Return `path` with those `values` that are neither None nor empty as its query; `from_` is sent as `from`."""
-    pairs = [f"{name.rstrip('_')}={quote(str(value))}" for name, value in values.items() if value not in {None, ""}]
+    pairs = [
+        f"{name.rstrip('_')}={quote(str(value))}"
+        for name, given in values.items()
+        for value in (given if isinstance(given, list) else [given])
+        if value not in {None, ""}
+    ]
     return path + "?" + "&".join(pairs) if pairs else path
 
 

@@ -28,6 +28,7 @@ router = APIRouter(prefix="/v1", route_class=StrictRoute)
 
 SUBMIT_MAX = 4 << 20
 SMALL_MAX = 1 << 20
+JOBS_MAX = 1000
 GRACE_MAX_S = DURATION_MAX_S
 ID_MAX = (1 << 63) - 1
 
@@ -75,25 +76,22 @@ def list_jobs(
     name: Annotated[str | None, Query(max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
     before: Annotated[int | None, Query(ge=0, le=ID_MAX)] = None,
+    elements: Annotated[int, Query(ge=0, le=1)] = 0,
+    ref: Annotated[list[str], Query(max_length=JOBS_MAX)] = [],  # noqa: B006 - never changed
 ) -> JSONResponse:
-    """List jobs."""
+    """List jobs: those named by `ref`, or those that the rest chooses."""
     room = room_of(request)
     states = tuple({part for part in state.split(",") if part})
     for each in states:
         if each not in set(State):
             raise UsageError(f"there is no state {each[:40]!r}", hint=nearest(each, State))
-    return JSONResponse(
-        views.ps(
-            room.reader(),
-            room.live,
-            now_us=room.now_us(),
-            everything=bool(all),
-            states=states,
-            name=name,
-            limit=limit,
-            before=before,
-        )
-    )
+    if ref:
+        targets = [room.target(each, uid_of(request)) for each in ref]
+        listed = partial(views.named, targets=targets)
+    else:
+        listed = partial(views.ps, everything=bool(all), name=name, before=before)
+    chosen: dict[str, Any] = {"states": states, "limit": limit, "elements": bool(elements)}
+    return JSONResponse(listed(room.reader(), room.live, now_us=room.now_us(), **chosen))
 
 
 @router.get("/jobs/{ref}")

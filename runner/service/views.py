@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 from runner.core.errors import NotFound
@@ -47,24 +49,48 @@ def ps(
     name: str | None = None,
     limit: int = 200,
     before: int | None = None,
+    elements: bool = False,
 ) -> dict[str, Any]:
-    """List jobs, arrays as one row with counts: what is unfinished and what finished lately, or pages of everything."""
+    """List jobs: what is unfinished and what finished lately, or pages of everything.
+
+    Arrays are one row with counts, or with `elements` a row for each element that is meant.
+    """
+    since_us = None
     if everything or states or name is not None or before is not None:
         found = listing.page(connection, before=before, states=states, name=name, limit=limit + 1)
-        job_ids = sorted(found[:limit])
     else:
-        found = listing.unfinished(connection, limit + 1)
-        lately = listing.finished_since(connection, now_us - RECENT_S * 1_000_000, RECENT_MAX)
-        job_ids = sorted({*found[:limit], *lately})
-    listed = listing.groups(connection, job_ids).items()
-    return {
-        "version": DOCUMENT_VERSION,
-        "jobs": [
-            _listed(connection, live, Target(job_id, None, _is_array(groups)), groups, now_us)
-            for job_id, groups in listed
-        ],
-        "more": len(found) > limit,
-    }
+        since_us = now_us - RECENT_S * 1_000_000
+        lately = listing.finished_since(connection, since_us, RECENT_MAX)
+        found = list(dict.fromkeys([*listing.unfinished(connection, limit + 1), *lately]))
+    job_ids = sorted(found[:limit])
+    more = len(found) > limit
+    listed: list[tuple[Target, list[Group]]]
+    if elements:
+        rows = listing.elements(connection, job_ids, states=states, since_us=since_us, limit=limit + 1)
+        listed, more = [_alone(row) for row in rows[:limit]], more or len(rows) > limit
+    else:
+        grouped = listing.groups(connection, job_ids).items()
+        listed = [(Target(job_id, None, _is_array(groups)), groups) for job_id, groups in grouped]
+    return _list(connection, live, listed, now_us, more=more)
+
+
+def named(
+    connection: sqlite3.Connection,
+    live: LiveFacts,
+    targets: Sequence[Target],
+    *,
+    now_us: int,
+    states: tuple[str, ...] = (),
+    limit: int = 200,
+    elements: bool = False,
+) -> dict[str, Any]:
+    """List the jobs that were named, or with `elements` those of their elements that are in one of `states`."""
+    if not elements:
+        return _list(connection, live, [(each, _groups_of(connection, each)) for each in targets], now_us, more=False)
+    rows: list[Row] = []
+    for each in targets:
+        rows += listing.elements(connection, [each.job_id], each.index, states=states, limit=limit + 1 - len(rows))
+    return _list(connection, live, [_alone(row) for row in rows[:limit]], now_us, more=len(rows) > limit)
 
 
 def show(connection: sqlite3.Connection, live: LiveFacts, target: Target, now_us: int) -> dict[str, Any]:
@@ -229,6 +255,27 @@ def _listed(
         "owner_name": user_name(first.owner_uid),
         "charge_micro": listing.charged(connection, target.job_id, target.index) if attempted else 0,
     }
+
+
+def _list(
+    connection: sqlite3.Connection,
+    live: LiveFacts,
+    listed: Sequence[tuple[Target, list[Group]]],
+    now_us: int,
+    *,
+    more: bool,
+) -> dict[str, Any]:
+    # Elements of one array wait for the same: the scheduler is asked once for all.
+    asked = replace(live, explain=cache(live.explain))
+    rows = [_listed(connection, asked, target, groups, now_us) for target, groups in listed]
+    return {"version": DOCUMENT_VERSION, "jobs": rows, "more": more}
+
+
+def _alone(row: Row) -> tuple[Target, list[Group]]:
+    """Return one element as a listing of its own."""
+    is_array = row.index != PLAIN
+    group = Group(row, 1, row.started_us, row.finished_us, row.attempts > 0)
+    return Target(row.job_id, row.index if is_array else None, is_array), [group]
 
 
 def _groups_of(connection: sqlite3.Connection, target: Target) -> list[Group]:

@@ -72,6 +72,32 @@ def groups(connection: sqlite3.Connection, job_ids: Sequence[int], index: int | 
     return found
 
 
+def elements(
+    connection: sqlite3.Connection,
+    job_ids: Sequence[int],
+    index: int | None = None,
+    *,
+    states: Sequence[str] = (),
+    since_us: int | None = None,
+    limit: int,
+) -> list[Row]:
+    """Return elements of jobs in order: in one of `states` where any is said, finished ones since `since_us`."""
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM elements e JOIN jobs j ON j.id = e.job_id"  # noqa: S608 - the columns are our own
+        " WHERE e.job_id IN (SELECT value FROM json_each(?)) AND (? IS NULL OR e.idx = ?)"
+        " AND (? = '[]' OR e.state IN (SELECT value FROM json_each(?)))"
+        " AND (? IS NULL OR e.finished_us IS NULL OR e.finished_us >= ?) ORDER BY e.job_id, e.idx LIMIT ?",
+        (
+            json.dumps(list(job_ids)),
+            *(index, index),
+            *[json.dumps(list(states))] * 2,
+            *(since_us, since_us),
+            limit,
+        ),
+    )
+    return [_row(row) for row in rows]
+
+
 def unfinished(connection: sqlite3.Connection, limit: int) -> list[int]:
     """Return the oldest jobs that have not finished, skipping from one to the next over the elements of arrays."""
     rows = connection.execute(

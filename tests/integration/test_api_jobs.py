@@ -101,6 +101,42 @@ def test_a_finished_array_is_one_row_of_the_recent(box: Box) -> None:
     assert answer["jobs"][1]["finished_at"]
 
 
+def test_a_limit_counts_the_recent_too(box: Box) -> None:
+    """`limit` is the most rows there are, unfinished jobs first; what it leaves out is said."""
+    over = [box.submit() for _ in range(3)]
+    for job_id in over:
+        box.finish(job_id)
+    waits = box.submit()
+    _, answer = box.ask("GET", "/v1/jobs?limit=2")
+    assert (len(answer["jobs"]), answer["jobs"][-1]["id"], answer["more"]) == (2, str(waits), True)
+    _, answer = box.ask("GET", "/v1/jobs?limit=4")
+    assert (len(answer["jobs"]), answer["more"]) == (4, False)
+
+
+def test_a_row_for_each_element(box: Box) -> None:
+    """`elements` lists each by itself, beside jobs that are no arrays; states and the limit hold for them."""
+    array = box.submit(flags=[("--array", "0-4")])
+    box.finish(array, 1, state="failed", code=3)
+    plain = box.submit()
+    box.reasons[array] = WaitReason(Waiting.RESOURCES, "waits for 1 core")
+    before = box.explained
+    _, answer = box.ask("GET", "/v1/jobs?elements=1")
+    rows = {row["id"]: row for row in answer["jobs"]}
+    assert list(rows) == [*[f"{array}[{index}]" for index in range(5)], str(plain)]
+    assert (rows[f"{array}[1]"]["state"], rows[f"{array}[1]"]["exit_code"]) == ("failed", 3)
+    assert rows[f"{array}[4]"]["reason"]["sentence"] == "waits for 1 core"
+    assert box.explained == before + 2
+    _, answer = box.ask("GET", "/v1/jobs?elements=1&limit=2")
+    assert ([row["id"] for row in answer["jobs"]], answer["more"]) == ([f"{array}[0]", f"{array}[1]"], True)
+    for query in ("state=failed&elements=1", f"ref={array}&state=failed&elements=1", f"ref={array}[1]"):
+        _, answer = box.ask("GET", f"/v1/jobs?{query}")
+        assert [row["id"] for row in answer["jobs"]] == [f"{array}[1]"], query
+    assert [row["id"] for row in box.ask("GET", f"/v1/jobs?ref={array}&ref={plain}")[1]["jobs"]] == [
+        str(array),
+        str(plain),
+    ]
+
+
 def test_a_reason_is_asked_for_once(box: Box) -> None:
     """Explaining 10 000 equal elements asks the scheduler once, not 10 000 times."""
     array = box.submit(flags=[("--array", "0-9999")])

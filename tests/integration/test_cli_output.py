@@ -333,6 +333,15 @@ def test_rm_asks_before_outputs_go(cli: Cli, api: FakeApi) -> None:
     assert [request.document["confirmed"] for request in api.requests] == [False, False, False, True, True]
 
 
+def test_the_elements_of_an_array_have_rows(cli: Cli, api: FakeApi) -> None:
+    """`ps --elements` asks for them, of all jobs or of those named, and says when there are more."""
+    api.routes["GET /v1/jobs"] = {"jobs": [{**ROW, "id": "42[0]"}, {**ROW, "id": "42[1]"}], "more": True}
+    done = cli("ps", "--elements", "--limit", "2", "42")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ID", "42[0]", "42[1]"]
+    assert done.stderr == "there are more: --limit\n"
+    assert api.requests[0].query == "limit=2&elements=1&ref=42"
+
+
 def test_wait_gives_the_jobs_code(cli: Cli, api: FakeApi) -> None:
     """One job gives its own code, several give 1 when one of them failed."""
     api.routes["GET /v1/jobs/43/wait"] = {**OUTCOME, "id": "43", "code": 7, "summary": "job 43 failed"}
@@ -345,9 +354,9 @@ def test_wait_gives_the_jobs_code(cli: Cli, api: FakeApi) -> None:
 def test_wait_for_any_gives_the_code_of_the_first(cli: Cli, api: FakeApi) -> None:
     """All are waited for in one question; with --all it would be another, so both at once are refused."""
     api.routes["GET /v1/wait"] = {**OUTCOME, "id": "43", "code": 7, "summary": "job 43 failed"}
-    done = cli("wait", "--any", "--timeout", "5s", "42", "brave otter")
+    done = cli("wait", "--any", "--timeout", "5s", "42", "43[1]")
     assert (done.returncode, done.stderr) == (7, "job 43 failed\n")
-    assert api.requests[0].query == "ref=42&ref=brave%20otter&timeout_s=5.000"
+    assert api.requests[0].query == "ref=42&ref=43%5B1%5D&timeout_s=5.000"
     assert cli("wait", "--all", "42").returncode == 0
     refused = cli("wait", "--any", "--all", "42")
     assert (refused.returncode, refused.stderr.splitlines()[0]) == (2, "error: --any and --all do not go together")

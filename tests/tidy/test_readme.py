@@ -35,6 +35,14 @@ def test_every_flag_of_a_command_in_the_readme_exists() -> None:
         assert {word for word in ours if word.startswith("--")} <= known, line
 
 
+def test_the_first_job_of_the_readme_finds_its_files() -> None:
+    """Typed as they stand, from the top of the clone, the first lines lead to the files that they name."""
+    folder, line = re.findall(r"^\$ cd (\S+)\n\$ stoker run (.*)$", README, re.MULTILINE)[0]
+    named = [word.rpartition("=")[2] for word in line.split() if "=" in word or "." in word]
+    assert len(named) == 3
+    assert all((ROOT / folder / name).exists() for name in named), named
+
+
 def test_every_make_target_in_the_documents_exists() -> None:
     """`make X` is a target of the Makefile with a line of help."""
     targets = set(re.findall(r"^([a-z]+):.*## ", text("Makefile"), re.MULTILINE))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from runner.cli.jobs import job_path
 from runner.cli.rows import JOB_COLUMNS, JOB_FIELDS, JOB_WIDE
 from runner.client import query
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from runner.cli.out import Out
     from runner.cli.parse import Args
     from runner.client import Client
@@ -17,20 +14,20 @@ if TYPE_CHECKING:
 
 def run(args: Args, client: Client, out: Out) -> int:
     """List the jobs named, or those the flags choose."""
-    if args.words:
-        document: dict[str, Any] = {"jobs": [client.get(job_path(ref)) for ref in args.words], "more": False}
-    else:
-        path = query(
-            "/v1/jobs",
-            all=1 if args.get("all") else None,
-            state=args.get("state"),
-            name=args.get("name"),
-            limit=args.number("limit"),
-            before=args.get("before"),
-            elements=1 if args.get("elements") else None,
-        )
-        document = client.get(path)
-    out.listing(document, document["jobs"], JOB_COLUMNS, more=JOB_WIDE, name="id", fields=JOB_FIELDS)
-    if document.get("more") and document["jobs"]:
-        out.note(f"there are more: `stoker ps --all --before {document['jobs'][0]['id']}`, or --limit")
+    path = query(
+        "/v1/jobs",
+        all=1 if args.get("all") else None,
+        state=args.get("state"),
+        name=args.get("name"),
+        limit=args.number("limit"),
+        before=args.get("before"),
+        elements=1 if args.get("elements") else None,
+        ref=args.words,
+    )
+    document = client.get(path)
+    jobs = document["jobs"]
+    out.listing(document, jobs, JOB_COLUMNS, more=JOB_WIDE, name="id", fields=JOB_FIELDS)
+    if document.get("more") and jobs:
+        page = "" if args.get("elements") else f"`stoker ps --all --before {jobs[0]['id']}`, or "
+        out.note(f"there are more: {page}--limit")
     return 0

@@ -6,7 +6,7 @@ import time
 
 from runner.cli.follow import end_with
 from runner.cli.jobs import job_path, resolved
-from runner.client import query, quote
+from runner.client import query
 from runner.core.errors import UsageError, WaitTimedOut
 
 TYPE_CHECKING = False
@@ -27,9 +27,8 @@ def run(args: Args, client: Client, out: Out) -> int:
         return wait_all(words, client, out, timeout_s)
     if args.get("all"):
         raise UsageError("--any and --all do not go together", hint="--all is what `stoker wait` does without either")
-    refs = "&".join(f"ref={quote(ref)}" for ref in words)
-    limit = "" if timeout_s is None else f"&timeout_s={timeout_s:.3f}"
-    return _tell(client.get(f"/v1/wait?{refs}{limit}", timeout_s=None), out)
+    path = query("/v1/wait", ref=words, timeout_s=None if timeout_s is None else f"{timeout_s:.3f}")
+    return _tell(client.get(path, timeout_s=None), out)
 
 
 def wait_all(refs: Sequence[str], client: Client, out: Out, timeout_s: float | None) -> int:
