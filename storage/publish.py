@@ -21,9 +21,9 @@ _TRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A new artifact, and what of the directory could not be part of it."""
+    """A new artifact, and what of the directory could not be part of it; no digest where that was all there is."""
 
-    tree_digest: str
+    tree_digest: str | None
     size_bytes: int
     files: int
     skipped: tuple[Skipped, ...] = ()
@@ -32,7 +32,7 @@ class Published:
 def publish(
     store: Store, directory: Path, *, cancelled: Callable[[], bool] = files.never, threads: int = 4
 ) -> Published | None:
-    """Store a directory as it is now; None when there is no file in it.
+    """Store a directory as it is now; None when there is nothing in it.
 
     Bytes are copied or cloned and hashed in the store, since their writer may still reach its own files. A file that
     changes while it is read is read again, and refused (`SourceChanged`) the third time. Links are followed inside
@@ -48,7 +48,7 @@ def publish(
         except OSError as error:
             raise SourceRefused(f"{directory} cannot be read: {error.strerror}", "check permissions") from error
         if not found:
-            return None
+            return Published(None, 0, 0, tuple(skipped)) if skipped else None
         with store.lease("publish"):
             with store.batch() as batch, ThreadPoolExecutor(threads) as pool:
                 entries = list(pool.map(lambda each: take(batch, root_fd, each.path, each.real, cancelled), found))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runner.cli.rows import code_text, owner_text, why
+from runner.cli.rows import code_text, left_out_text, owner_text, why
 from runner.cli.text import credit, duration, plain, size, table, when
 
 TYPE_CHECKING = False
@@ -39,6 +39,7 @@ def job_text(job: dict[str, Any], state: Callable[[str], str]) -> str:
         ("enforced", _inline(job.get("limits_enforced"))),
         ("checkpoint", job.get("checkpoint_dir")),
         ("output", job.get("output_dir")),
+        ("not saved", left_out_text(job["output_left_out"]) if job.get("output_left_out") else None),
         ("credits", credit(job.get("charge_micro"))),
     ]
     lines = [f"job {plain(job['id'])} {plain(job.get('name') or '')}".rstrip()]
@@ -77,7 +78,10 @@ def _rows(columns: Sequence[Column], found: Iterable[dict[str, Any]]) -> list[st
 def _told(event: dict[str, Any]) -> str:
     index = event.get("index")
     code = f" (code {event['exit_code']})" if event.get("exit_code") else ""
-    return ("" if index is None else f"[{index}] ") + str(event.get("sentence") or event.get("ending") or "") + code
+    told = event.get("sentence") or event.get("ending") or ""
+    if event.get("left_out"):
+        told = "not saved: " + left_out_text({"count": event.get("count", 0), "files": event["left_out"]})
+    return ("" if index is None else f"[{index}] ") + str(told) + code
 
 
 _ATTEMPTS: tuple[Column, ...] = (

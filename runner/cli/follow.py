@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from runner.cli.jobs import job_path
+from runner.cli.rows import left_out_text
 from runner.cli.text import LogFilter, size
 from runner.client import Lost, dumps, query
 from runner.core.errors import EXIT_INTERRUPTED
@@ -62,6 +63,9 @@ class Follower:
                     self._take(event, document, offset or 0)
             except Lost:
                 pass
+            except KeyboardInterrupt:
+                self._finish()
+                raise
             time.sleep(pause_s)  # a stream that ended without its end: ask again, never spin
             pause_s = min(pause_s * 2, PAUSE_MAX_S)
 
@@ -189,10 +193,14 @@ def end_with(outcome: dict[str, Any], out: Out) -> int:
     """Tell how it ended, the summary last, and return the exit code that says so."""
     for output in outcome.get("outputs") or ():
         out.note(f"output: {output.get('name') or '-'} {output.get('digest')} {size(output.get('size_bytes'))}")
+    if outcome.get("output_left_out"):
+        out.note(f"warning: not saved: {left_out_text(outcome['output_left_out'])}")
     code = int(outcome.get("code", 125))
+    # What its log cannot tell, because nothing of its own ended it, must be seen by whoever asked to be quiet.
+    tell = out.say if code and not (outcome.get("exit_code") or outcome.get("signal")) else out.note
     if code and outcome.get("hint"):
-        out.note(f"  hint: {outcome['hint']}")
-    out.note(str(outcome.get("summary") or f"job {outcome.get('id')} {outcome.get('state')}"))
+        tell(f"  hint: {outcome['hint']}")
+    tell(str(outcome.get("summary") or f"job {outcome.get('id')} {outcome.get('state')}"))
     return code
 
 

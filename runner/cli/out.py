@@ -68,9 +68,9 @@ class Out:
             self.say(text)
 
     def say(self, text: str) -> None:
-        """Tell something on stderr that must be seen."""
+        """Tell something on stderr that must be seen: one line, whatever is quoted in it."""
         self.clear_status()
-        self._write(self._stderr, plain_lines(text) + "\n")
+        self._write(self._stderr, plain(text) + "\n")
 
     def status(self, text: str) -> None:
         """Show passing progress on the last line of a terminal; nothing where nobody looks."""
@@ -90,7 +90,7 @@ class Out:
         """Say what went wrong and what to do next."""
         label = self.coloured("error:", "error", self._stderr)
         self.clear_status()
-        text = f"{label} {plain_lines(message)}\n" + (f"  hint: {plain_lines(hint)}\n" if hint else "")
+        text = f"{label} {plain(message)}\n" + (f"  hint: {plain_lines(hint)}\n" if hint else "")
         self._write(self._stderr, text)
 
     def document(self, document: Any, human: Callable[[Any], str]) -> None:

@@ -36,5 +36,6 @@ def report_bug(error: Exception, out: Out, code: int) -> int:
         where = "the report could not be written; --debug shows it"
     out.error(f"this is a bug of stoker's: {type(error).__name__}", where)
     if out.debug or "--debug" in sys.argv or os.environ.get("STOKER_DEBUG") == "1":
-        out.say(trace.rstrip())
+        for line in trace.splitlines():
+            out.say(line)
     return code

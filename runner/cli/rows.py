@@ -30,6 +30,8 @@ JOB_FIELDS = (
     "charge_micro",
 )
 
+_LEFT_OUT_SHOWN = 3
+
 
 def why(row: dict[str, Any]) -> str:
     """Return why a job waits or how it ended, in a few words."""
@@ -48,6 +50,13 @@ def owner_text(row: dict[str, Any]) -> str:
     """Return whose it is: a user's name, or the uid where there is no name."""
     uid = row.get("owner")
     return str(row.get("owner_name") or ("" if uid is None else f"uid {uid}"))
+
+
+def left_out_text(found: dict[str, Any]) -> str:
+    """Return what of an output was not saved, and why, the first few by name."""
+    shown = [f"{each['path']} ({each['why']})" for each in found["files"][:_LEFT_OUT_SHOWN]]
+    more = found["count"] - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def _state(row: dict[str, Any]) -> str:

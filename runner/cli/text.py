@@ -12,9 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ELLIPSIS = "…"
-_SGR = frozenset("0123456789;:")
+RESET = "\x1b[0m"
 _SGR_MAX = 64
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in b"\n\r\t\x1b"}
+# What turns the direction of writing: with it a line could show other words than it holds.
+_TURNS = (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in b"\n\r\t\x1b"} | {
+    code: f"\\u{code:04x}" for code in _TURNS
+}
 
 
 def plain(text: object) -> str:
@@ -29,11 +33,15 @@ def plain_lines(text: str) -> str:
 
 
 class LogFilter:
-    """Makes log bytes fit for a terminal: colours, line breaks and tabs pass, other controls are shown."""
+    """Makes log bytes fit for a terminal: colours, line breaks and tabs pass, other controls are shown.
+
+    A colour that is left on at the end is switched off.
+    """
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
         self._pending = ""
+        self._coloured = False
 
     def feed(self, data: bytes, *, final: bool = False) -> str:
         """Return what may be shown of `data`; an unfinished sequence waits for the next piece unless `final`."""
@@ -46,10 +54,14 @@ class LogFilter:
             body = part[1:].lstrip("0123456789;:") if part.startswith("[") else "?"
             if body.startswith("m"):
                 shown.append("\x1b" + part)
+                self._coloured = part.partition("m")[0] not in {"[", "[0"}
             elif number == len(rest) and not final and len(part) < _SGR_MAX and (not part or not body):
                 self._pending = "\x1b" + part
             else:
                 shown.append("\\x1b" + part)
+        if final and self._coloured:
+            shown.append(RESET)
+            self._coloured = False
         return "".join(shown)
 
 

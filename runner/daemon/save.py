@@ -180,25 +180,13 @@ class Saver:
         attempt = saving.attempt
         self._saving.pop(attempt.ref, None)
         if published is not None:
-            digest, size_bytes, files = published.tree_digest, published.size_bytes, published.files
-            jobs.set_output(change.connection, attempt.id, digest, size_bytes, files)
-            artifacts.add(
-                change.connection,
-                owner_uid=jobs.owner_of(change.connection, attempt.ref.job_id),
-                kind="output",
-                name=f"job-{attempt.ref.label}",
-                tree_digest=digest,
-                size_bytes=size_bytes,
-                files=files,
-                ref=attempt.ref,
-                attempt_id=attempt.id,
-                now_us=change.now_us,
-            )
+            if published.tree_digest is not None:
+                _enter(change, attempt, published.tree_digest, published)
             if published.skipped:
                 left_out = [
                     {"path": printable(each.path), "why": each.why} for each in published.skipped[:SKIPPED_KEPT]
                 ]
-                data = {"count": len(published.skipped), "left_out": left_out}
+                data = {"attempt": attempt.number, "count": len(published.skipped), "left_out": left_out}
                 jobs.note(change.connection, change.now_us, "output_incomplete", attempt.ref, data)
         finished_us = change.now_us if saving.salvaged else jobs.ended_us(change.connection, attempt.id)
         settle(change, attempt.ref, saving.ended, saving.becomes, finished_us)
@@ -264,6 +252,24 @@ def has_files(directory: Path) -> bool:
         return False
     except OSError:
         return True
+
+
+def _enter(change: Change, attempt: Attempt, digest: str, published: Published) -> None:
+    """Write down the artifact that an attempt's output became."""
+    size_bytes, files = published.size_bytes, published.files
+    jobs.set_output(change.connection, attempt.id, digest, size_bytes, files)
+    artifacts.add(
+        change.connection,
+        owner_uid=jobs.owner_of(change.connection, attempt.ref.job_id),
+        kind="output",
+        name=f"job-{attempt.ref.label}",
+        tree_digest=digest,
+        size_bytes=size_bytes,
+        files=files,
+        ref=attempt.ref,
+        attempt_id=attempt.id,
+        now_us=change.now_us,
+    )
 
 
 def _size(directory: Path) -> int:

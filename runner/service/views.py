@@ -29,6 +29,7 @@ RECENT_MAX = 20
 EVENTS_SHOWN = 200
 ATTEMPTS_SHOWN = 100
 REASONS_SHOWN = 20
+LEFT_OUT_SHOWN = 100
 
 
 def iso(at_us: int | None) -> str | None:
@@ -113,6 +114,7 @@ def show(connection: sqlite3.Connection, live: LiveFacts, target: Target, now_us
         "env_names": sorted(spec.get("env", {})),
         "inputs": _inputs(connection, target.job_id),
         "outputs": [_output(each) for each in artifacts.of_job(connection, target.job_id) if _meant(each.ref, target)],
+        "output_left_out": _left_out(connection, target),
         "attempts": [_attempt(each) for each in attempts],
         "limits_enforced": {name: enforced.get(name, False) for name, is_stated in stated.items() if is_stated},
         "why_these_devices": last["why"] if last else None,
@@ -171,6 +173,7 @@ def outcome(connection: sqlite3.Connection, target: Target) -> dict[str, Any] | 
         "summary": _summary(connection, target, groups),
         "hint": _hint(row),
         "outputs": [_output(each) for each in artifacts.of_job(connection, target.job_id) if _meant(each.ref, target)],
+        "output_left_out": _left_out(connection, target),
     }
 
 
@@ -333,6 +336,12 @@ def _inputs(connection: sqlite3.Connection, job_id: int) -> list[dict[str, Any]]
     )
     names = ("name", "uri", "rw", "digest", "size_bytes", "files", "fault")
     return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _left_out(connection: sqlite3.Connection, target: Target) -> dict[str, Any] | None:
+    """Return what of a job's last output was not saved, None where all of it was."""
+    count, files = listing.left_out(connection, target.job_id, target.index)
+    return {"count": count, "files": files[:LEFT_OUT_SHOWN]} if count else None
 
 
 def _output(artifact: artifacts.Artifact) -> dict[str, Any]:

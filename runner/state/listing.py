@@ -285,6 +285,17 @@ def events_of(connection: sqlite3.Connection, job_id: int, index: int | None, li
     ]
 
 
+def left_out(connection: sqlite3.Connection, job_id: int, index: int | None) -> tuple[int, list[dict[str, str]]]:
+    """Return how much of the last outputs of a job, or of an element, was not saved, and what was noted of it."""
+    rows = connection.execute(
+        "SELECT v.data FROM events v JOIN elements e ON e.job_id = v.job_id AND e.idx = v.idx WHERE v.job_id = ?"
+        " AND (? IS NULL OR v.idx = ?) AND v.kind = 'output_incomplete' AND v.data ->> 'attempt' = e.attempts",
+        (job_id, index, index),
+    )
+    found = [json.loads(data) for (data,) in rows]
+    return sum(each["count"] for each in found), [file for each in found for file in each["left_out"]]
+
+
 def events_after(connection: sqlite3.Connection, seq: int, limit: int) -> list[dict[str, Any]]:
     """Return events after a sequence number, for followers."""
     rows = connection.execute(

@@ -141,6 +141,25 @@ def test_a_second_ctrl_c_stops_the_job(cli: Cli, api: FakeApi) -> None:
     assert api.requests[-1].document == {"refs": ["42"], "grace_s": None}
 
 
+def test_a_command_cannot_forge_a_line(cli: Cli, api: FakeApi) -> None:
+    """A line break in a command stays in the one line that tells of it."""
+    summary = "job 42 x failed: there is no command 'a\njob 42 x succeeded'"
+    api.routes["GET /v1/jobs/42/wait"] = {**OUTCOME, "code": 127, "exit_code": 127, "summary": summary}
+    done = cli("submit", "-w", "--", "a\njob 42 x succeeded")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (127, summary.replace("\n", "\\x0a"))
+
+
+def test_quiet_does_not_hide_why_nothing_ran(cli: Cli, api: FakeApi) -> None:
+    """-q says nothing of a job whose own code tells, and all of one that never came to run."""
+    outcome = {**OUTCOME, "code": 125, "exit_code": None, "summary": "job 42 x failed · no such host", "hint": "mend"}
+    api.routes[LOGS] = lambda _: Answer(stream=iter([event("end", outcome)]))
+    done = cli("-q", "run", "--", "true")
+    assert (done.returncode, done.stderr) == (125, "  hint: mend\njob 42 x failed · no such host\n")
+    api.routes[LOGS] = lambda _: Answer(stream=iter([event("end", {**outcome, "exit_code": 3, "code": 3})]))
+    done = cli("-q", "run", "--", "true")
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 def test_ctrl_c_speaks_of_the_job_that_was_attached(cli: Cli, api: FakeApi) -> None:
     """What `@last` means is asked once: the hints, and the stop of a second Ctrl-C, name that job for good."""
     meant = iter(["42", "43"])

@@ -76,9 +76,22 @@ def test_what_cannot_be_part_of_an_artifact_is_named(runner: Box, tmp_path: Path
     (event,) = [each for each in document["events"] if each["kind"] == "output_incomplete"]
     assert event["count"] == 3
     assert {each["path"] for each in event["left_out"]} == {"out", "pipe", "lost"}
+    assert document["output_left_out"]["count"] == 3
+    assert runner.ok("show", job).count("pipe (neither a file nor a directory)") == 2
+    told = runner.cli("wait", job).stderr
+    assert "not saved:" in told
+    assert "out (the link leads outside the directory)" in told
     runner.ok("outputs", "pull", job, str(tmp_path / "pulled"))
     assert sorted(each.name for each in (tmp_path / "pulled").iterdir()) == ["f", "in"]
     assert not (tmp_path / "pulled/in").is_symlink()
+
+
+def test_an_output_of_which_nothing_can_be_saved_is_told(runner: Box) -> None:
+    """A job that leaves a pipe alone has no artifact, and says why."""
+    told = runner.cli("run", "--", "sh", "-c", 'mkfifo "$STOKER_OUTPUT_DIR/pipe"')
+    assert told.returncode == 0
+    assert "warning: not saved: pipe (neither a file nor a directory)\n" in told.stderr
+    assert runner.show("@last")["outputs"] == []
 
 
 def test_pulled_files_are_as_a_user_makes_them(runner: Box, tmp_path: Path) -> None:

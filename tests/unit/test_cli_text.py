@@ -27,6 +27,13 @@ def test_only_colours_pass_the_log_filter() -> None:
     assert _filtered([LOG]) == shown
 
 
+def test_what_a_log_leaves_behind_ends_with_it() -> None:
+    """A colour left on is switched off at the end; what turns the direction of writing is shown, not sent."""
+    assert _filtered([b"a\x1b[3", b"1mred"]) == "a\x1b[31mred\x1b[0m"
+    assert _filtered([b"\x1b[1mx\x1b[m", b"y"]) == "\x1b[1mx\x1b[my"
+    assert _filtered(["a\u202eb\u2066c".encode()]) == "a\\u202eb\\u2066c"
+
+
 @pytest.mark.parametrize("at", range(len(LOG)))
 def test_the_log_filter_does_not_care_where_pieces_end(at: int) -> None:
     """A sequence cut in two is the same sequence."""
