@@ -27,17 +27,23 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often to try, and how long to wait between: exponential with full jitter."""
+    """How often to try, and how long to wait between: exponential with full jitter.
+
+    `failed` is told of each failure and of the seconds until the next try, from any thread.
+    """
 
     tries: int = 6
     base_s: float = 0.5
     cap_s: float = 20.0
     sleep: Callable[[float], None] = time.sleep
     random: Callable[[], float] = random.random
+    failed: Callable[[SourceFailed, float], None] = lambda _error, _wait_s: None
 
-    def wait(self, failure: int, wanted_s: float | None, cancelled: Callable[[], bool]) -> None:
+    def wait(self, failure: int, error: SourceFailed, cancelled: Callable[[], bool]) -> None:
         """Wait after the `failure`-th failure (from 0), at least as long as the server wants; raise `Cancelled`."""
-        left = max(self.random() * min(self.cap_s, self.base_s * 2**failure), min(wanted_s or 0.0, 60.0))
+        wanted_s = min(error.retry_after_s or 0.0, 60.0)
+        left = max(self.random() * min(self.cap_s, self.base_s * 2**failure), wanted_s)
+        self.failed(error, left)
         while not cancelled():
             if left <= 0:
                 return
@@ -55,7 +61,7 @@ class Retry:
                 failure += 1
                 if not error.transient or failure >= self.tries:
                     raise
-                self.wait(failure - 1, error.retry_after_s, cancelled)
+                self.wait(failure - 1, error, cancelled)
 
 
 @dataclass
@@ -179,7 +185,7 @@ class Carrier:
                 if not error.transient or failure >= self.retry.tries:
                     self.meter.add(start - at)
                     raise
-                self.retry.wait(failure - 1, error.retry_after_s, lambda: stop.is_set() or self.cancelled())
+                self.retry.wait(failure - 1, error, lambda: stop.is_set() or self.cancelled())
             except StorageError:
                 self.meter.add(start - at)
                 raise
@@ -243,7 +249,7 @@ class _One:
                     if not error.transient or failure >= carrier.retry.tries:
                         carrier.meter.add(-self._at)
                         raise
-                    carrier.retry.wait(failure - 1, error.retry_after_s, carrier.cancelled)
+                    carrier.retry.wait(failure - 1, error, carrier.cancelled)
                 except StorageError:
                     carrier.meter.add(-self._at)
                     raise

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from runner.core.errors import StokerError
 from runner.core.job import Ref
 from runner.core.reasons import Ending, Waiting, WaitReason
-from runner.core.units import format_size
+from runner.core.units import format_duration, format_size
 from runner.daemon import cache
 from runner.daemon.context import Context
 from runner.daemon.launch import JobFacts, attempt_dir
@@ -22,10 +22,11 @@ from runner.state import jobs
 from runner.telemetry.tail import LogTail
 from storage.checkout import checkout, view
 from storage.download import Fetched, fetch
-from storage.errors import Cancelled, DiskFull, StorageError
+from storage.errors import Cancelled, DiskFull, SourceFailed, StorageError
 from storage.journal import set_aside
 from storage.leases import Lease
 from storage.sources.base import SourceOptions
+from storage.transfer import Retry
 from storage.uri import Uri, parse
 
 QUIET_NS = 200_000_000
@@ -232,6 +233,10 @@ class Stager:
             told_ns = now_ns
             self.tell(preparation, _progress(what, base + done, None if total is None else base + total))
 
+        def failed(error: SourceFailed, wait_s: float) -> None:
+            again = f"{_sentence(source, error)}; tried again in {format_duration(wait_s)}"
+            self.tell(preparation, WaitReason(Waiting.STAGING, again))
+
         home = facts.variables.get("HOME")
         options = replace(self.options, aws_dir=Path(home, ".aws") if home else None)
         try:
@@ -241,6 +246,7 @@ class Stager:
                 options,
                 progress=progress,
                 cancelled=lambda: preparation.cancelled or short,
+                retry=Retry(failed=failed),
             )
         except (Cancelled, DiskFull) as error:
             if isinstance(error, Cancelled) and not short:

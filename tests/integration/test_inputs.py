@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -259,6 +260,18 @@ def test_a_stop_while_staging_leaves_nothing(runner: Box, web: Web) -> None:
     web.fault = None
     runner.ok("start", job)
     assert runner.wait(job)["state"] == "succeeded"
+
+
+def test_why_an_input_is_tried_again_is_shown(runner: Box) -> None:
+    """A source that does not answer is tried some times; meanwhile the list of jobs says what it met, and when next."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    job = runner.submit("--input", f"data=http://127.0.0.1:{port}/x", "--", "true")
+    told = wait_until(lambda: "tried again in" in (row := runner.ok("ps", job)) and row, what="a failure")
+    assert "input data" in told
+    assert f"127.0.0.1:{port}/x" in told
+    assert "refused" in told
+    runner.ok("stop", job)
 
 
 @pytest.mark.parametrize("what", ["missing", "forbidden", "no listing", "refused"])

@@ -81,7 +81,7 @@ def test_cancelling_ends_a_wait() -> None:
     """A wait of minutes ends at the next look."""
     looks = iter([False, True])
     with pytest.raises(Cancelled):
-        Retry(base_s=600.0, sleep=lambda _: None, random=lambda: 1.0).wait(0, None, lambda: next(looks))
+        Retry(base_s=600.0, sleep=lambda _: None, random=lambda: 1.0).wait(0, SourceFailed("gone"), lambda: next(looks))
 
 
 def test_nothing_heavy_loads_before_it_is_needed() -> None:
