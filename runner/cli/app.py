@@ -84,9 +84,10 @@ def build(run: Callable[[Args], None]) -> typer.Typer:
     )
     app.callback()(_with_signature(lambda **_: None, GLOBAL_FLAGS, ""))
     for verb in VERBS.values():
+        whole = f"{verb.summary}\n\n{verb.more}" if verb.more else verb.summary
         app.command(
             verb.name,
-            help=verb.summary,
+            help=whole,
             short_help=verb.summary,
             epilog=VERB_EPILOG,
             context_settings=_HELP_NAMES,

@@ -119,7 +119,7 @@ def plan_text(answer: dict[str, Any]) -> str:
     """Return what a dry run found: each value with its origin, the plan, the estimate and what it would wait for."""
     origins = answer.get("origins") or {}
     rows = [
-        (f"  {key}", _inline(value), str(origins.get(key) or _nested_origin(origins, key) or "default"))
+        (f"  {key}", _stated(key, value), str(origins.get(key) or _nested_origin(origins, key) or "default"))
         for key, value in (answer.get("spec") or {}).items()
         if value not in (None, [], {})
     ]
@@ -130,6 +130,15 @@ def plan_text(answer: dict[str, Any]) -> str:
     reason = answer.get("reason") or {}
     lines += ["", f"it would wait: {plain(reason['sentence'])}" if reason.get("sentence") else "it would start now"]
     return "\n".join(lines)
+
+
+def _stated(key: str, value: Any) -> str:
+    """Return a value of a job's document as people write it."""
+    from runner.core.units import write_duration, write_size  # it loads `re`, and only a dry run needs it
+
+    if key == "mem":
+        return write_size(value)
+    return write_duration(value) if key in {"time", "grace"} else _scalar(key, value)
 
 
 def tree_text(value: Any, indent: int = 2) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 
 from runner.client import quote
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 TEXT_MAX_BYTES = 1 << 20
 _READABLE = "name a file that you may read"
+_FOREIGN = frozenset({"#SBATCH", "#PBS"})
 _LEADING = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
 
 
@@ -46,7 +48,7 @@ def submission(args: Args, out: Out) -> dict[str, Any]:
         if not os.path.isfile(words[0]) and "/" not in words[0] and _on_path(words[0]):
             body["command"] = [*words, *after]
         else:
-            body["script"], command = _script(words[0])
+            body["script"], command = _script(words[0], out)
             body["command"] = [*command, *words[1:], *after]
             _warn_late_flags(args, out)
     return body
@@ -154,9 +156,9 @@ def waiting_sentence(answer: Mapping[str, Any]) -> str:
     )
 
 
-def _script(path: str) -> tuple[dict[str, str] | None, list[str]]:
+def _script(path: str, out: Out) -> tuple[dict[str, str] | None, list[str]]:
     """Return the directives of a script, as the text up to its first command, and the command that runs it."""
-    data = _read(path, "script", TEXT_MAX_BYTES)
+    data = _read(path, "script", TEXT_MAX_BYTES, lasting=True)
     whole = os.path.abspath(path)
     if os.access(path, os.X_OK):
         command = [whole]
@@ -166,12 +168,29 @@ def _script(path: str) -> tuple[dict[str, str] | None, list[str]]:
         command = [*_interpreter(data), whole]
     if b"\0" in data[:4096]:
         return None, command
-    lines = []
-    for line in data.decode("utf-8", "replace").splitlines():
-        if line.strip() and not line.lstrip().startswith("#"):
-            break
-        lines.append(line)
-    return {"path": path, "text": "\n".join(lines)}, command
+    lines = data.decode("utf-8", "replace").splitlines()
+    commands = (at for at, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#"))
+    first = next(commands, len(lines))
+    unread = _unread(lines, first)
+    if unread:
+        out.note(f"warning: {path}: {unread[0]}" + (f"; {len(unread) - 1} more like it" if len(unread) > 1 else ""))
+    return {"path": path, "text": "\n".join(lines[:first])}, command
+
+
+def _unread(lines: list[str], first: int) -> list[str]:
+    """Return what looks as if it asked for something in a script and is not read; `first` is its first command."""
+    if lines and lines[0].startswith("\ufeff"):
+        return ["neither its #! nor its #STOKER lines are read: it begins with a byte order mark"]
+    found = []
+    for at, line in enumerate(lines):
+        word = line.split(None, 1)[0] if line.lstrip().startswith("#") and line.strip() else ""
+        if word.startswith("#STOKER") and at > first:
+            found.append(f"line {at + 1} is not read: it stands after the first command")
+        elif word.startswith("#STOKER") and word != "#STOKER":
+            found.append(f"line {at + 1} is not read: it does not begin with #STOKER and a blank")
+        elif word in _FOREIGN and at < first:
+            found.append(f"line {at + 1} is not read: {word} is not of stoker; its flags stand after #STOKER")
+    return found
 
 
 def _interpreter(data: bytes) -> list[str]:
@@ -180,12 +199,13 @@ def _interpreter(data: bytes) -> list[str]:
     return words or ["/bin/sh"]
 
 
-def _read(path: str, what: str, most: int) -> bytes:
+def _read(path: str, what: str, most: int, *, lasting: bool = False) -> bytes:
+    """Return the first `most` bytes of a file; of one that must be there later too, `lasting`, no pipe or device."""
     hint = "the path is looked up from here" if not path.startswith("/") else ""
     if "\0" in path:
         raise UsageError(f"the path of the {what} holds a NUL", hint="no file has such a name")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_NONBLOCK if lasting else 0))
     except FileNotFoundError:
         raise UsageError(
             f"there is no {what} {path[:200]}", hint=hint + "; a command goes after `--`" if hint else ""
@@ -194,6 +214,11 @@ def _read(path: str, what: str, most: int) -> bytes:
         raise UsageError(f"cannot read the {what} {path[:200]}: {error.strerror}", hint=_READABLE) from None
     pieces = []
     try:
+        kind = os.fstat(descriptor).st_mode
+        if lasting and not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            raise UsageError(
+                f"the {what} {path[:200]} is not a regular file", hint=f"the job reads its {what} when it starts"
+            )
         while most > 0 and (piece := os.read(descriptor, min(most, 1 << 16))):
             pieces.append(piece)
             most -= len(piece)

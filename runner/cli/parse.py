@@ -88,10 +88,10 @@ def parse(argv: Sequence[str]) -> Args:
 
 def nearest(word: str, known: Iterable[str], otherwise: str = "") -> str:
     """Return a hint that names the known word nearest to `word`, else `otherwise`."""
-    from difflib import get_close_matches  # heavy, and only somebody who mistyped waits for it
+    from runner.core.nearest import close  # it loads `difflib`, and only somebody who mistyped waits for it
 
-    close = get_close_matches(word[:80], list(known), n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else otherwise
+    found = close(word, known)
+    return f"did you mean {found!r}?" if found else otherwise
 
 
 def _read(args: Args, rest: list[str], flags: dict[str, Flag], *, tail: bool) -> None:
@@ -143,6 +143,8 @@ def keep(args: Args, flag: Flag, value: str | bool) -> None:
     if flag.choices and value not in flag.choices:
         hint = nearest(str(value), flag.choices, "one of " + ", ".join(flag.choices))
         raise UsageError(f"{flag.names[-1]} cannot be {str(value)[:60]!r}", hint=hint)
+    if value == "" and not flag.job:
+        raise UsageError(f"{flag.names[-1]} is empty", hint=f"{flag.names[-1]} {flag.metavar}")
     if flag.job:
         args.pairs.append([flag.names[-1], str(value)])
     elif flag.repeats:

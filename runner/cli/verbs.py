@@ -36,7 +36,7 @@ class Flag:
 
 
 class Verb:
-    """One verb: its summary, arguments and flags, and whether it may start the runner.
+    """One verb: its summary, what else its help says, arguments and flags, and whether it may start the runner.
 
     `starts` is `need` for by need, `always` where it also ends what `service stop` began, `never`, or `apart` for a
     verb that has nothing to do with a runner.
@@ -47,7 +47,7 @@ class Verb:
     `starts` says when one may bring a runner up: `always`, by `need` but not after a stop, or `never`.
     """
 
-    __slots__ = ("actions", "flags", "hot", "name", "starts", "summary", "words")
+    __slots__ = ("actions", "flags", "hot", "more", "name", "starts", "summary", "words")
 
     def __init__(
         self,
@@ -59,6 +59,7 @@ class Verb:
         actions: tuple[str, ...] = (),
         hot: bool = True,
         starts: str = "need",
+        more: str = "",
     ) -> None:
         self.name = name
         self.summary = summary
@@ -67,6 +68,7 @@ class Verb:
         self.actions = actions
         self.hot = hot
         self.starts = starts
+        self.more = more
 
 
 GLOBAL_FLAGS = (
@@ -90,6 +92,10 @@ _JOB = tuple(
 )
 _KEY = Flag("--idempotency-key", "Send again with the same key to get the same answer, never a second job.", "KEY")
 _RAW = Flag("--raw", "Pass every byte of the log to the terminal.")
+_SCRIPT = (
+    "Flags of the job may stand in a script as #STOKER lines, up to its first command. The script itself is not "
+    "copied: it runs from where it lies, as it is when the job starts."
+)
 _YES = Flag("-y/--yes", "Do not ask.")
 _DRY = Flag("--dry-run", "Show what would be queued, with the origin of each value; queue nothing.")
 _TAIL = Flag("-n/--tail", "The last N lines only.", "N")
@@ -104,6 +110,7 @@ VERBS: dict[str, Verb] = {
             "[CMD]",
             (*_JOB, Flag("-d/--detach", "Queue it and return."), _DRY, _KEY, _RAW),
             starts="always",
+            more=_SCRIPT,
         ),
         Verb(
             "submit",
@@ -111,6 +118,7 @@ VERBS: dict[str, Verb] = {
             "[CMD]",
             (*_JOB, Flag("-w/--wait", "Wait for its end; the exit code is the job's."), _DRY, _KEY),
             starts="always",
+            more=_SCRIPT,
         ),
         Verb(
             "ps",

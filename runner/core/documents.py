@@ -20,6 +20,7 @@ NODES_MAX = 150_000  # a command may have 100 000 words
 _BY_FLAG = {flag.flag: flag for flag in JOB_FLAGS}
 _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,9})?(?:[eE][-+]?[0-9]{1,3})?", re.ASCII)
+_NAMED_ONCE = {"input", "metric", "param"}
 _WHOLE = {"gpus", "priority", "retries"}
 
 _SEE_SCHEMA = "`stoker schema job` describes the document"
@@ -71,12 +72,12 @@ def check_shape(value: Any, what: str) -> None:
 
 def from_flags(pairs: Iterable[Sequence[str]], origin: str) -> list[Layer]:
     """Turn (flag, value) pairs into one-value layers, in order, each with its origin."""
-    return [(f"{flag} {origin}".strip(), _flag_document(flag, text)) for flag, text in pairs]
+    return _layers((flag, text, origin) for flag, text in pairs)
 
 
 def from_directives(script: str, path: str) -> list[Layer]:
     """Read the `#STOKER` lines of a script, up to its first command."""
-    layers: list[Layer] = []
+    found: list[tuple[str, str, str]] = []
     for number, line in enumerate(script.splitlines(), 1):
         stripped = line.strip()
         if stripped and not stripped.startswith("#"):
@@ -88,7 +89,23 @@ def from_directives(script: str, path: str) -> list[Layer]:
             words = shlex.split(stripped[len("#STOKER") :], comments=True)
         except ValueError as error:
             raise UsageError(f"{where}: {error}", hint="quote as in a shell") from None
-        layers += from_flags(_pairs(words, where), f"in {where}")
+        found += [(flag, text, f"in {where}") for flag, text in _pairs(words, where)]
+    return _layers(found)
+
+
+def _layers(flags: Iterable[tuple[str, str, str]]) -> list[Layer]:
+    """Return a layer for each (flag, value, origin); what is named may be given once, as a key of a document."""
+    layers: list[Layer] = []
+    seen: set[tuple[str, str]] = set()
+    for flag, text, origin in flags:
+        document = _flag_document(flag, text)
+        for key in _NAMED_ONCE & document.keys():
+            for name in document[key]:
+                if (key, name) in seen:
+                    hint = f"each {key} has a name of its own"
+                    raise UsageError(f"{flag} {name[:60]} is given twice", hint=hint)
+                seen.add((key, name))
+        layers.append((f"{flag} {origin}".strip(), document))
     return layers
 
 

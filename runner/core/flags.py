@@ -23,12 +23,17 @@ class JobFlag:
         self.help = help
 
 
+_OUTPUT = (
+    "Make DIR the output directory: what lands there is saved, for `stoker outputs pull`, and does not stay in DIR; "
+    "the job does not see what DIR held before."
+)
+_TIME = "Time limit of an attempt: 90s, 30m, 1h30m, 2d, 01:30:00; a bare number is seconds."
 JOB_FLAGS = (
     JobFlag("--name", "name", "NAME", False, "Name of the job; an adjective and a noun when not given."),
     JobFlag("--gpus", "gpus", "N", False, "GPUs a worker needs; 0 hides them all."),
     JobFlag("--cpus", "cpus", "N", False, "Cores, fractions allowed; 0 counts nothing. A stated value is a limit."),
     JobFlag("--mem", "mem", "SIZE", False, "Main memory (8G is 8 GiB); a limit where the box can enforce one."),
-    JobFlag("--time", "time", "DURATION", False, "Time limit of an attempt: 90s, 30m, 6h, 2d."),
+    JobFlag("--time", "time", "DURATION", False, _TIME),
     JobFlag("--priority", "priority", "N", False, "-1000 to 1000; higher starts first."),
     JobFlag("--env", "env", "NAME[=VALUE]", True, "Set a variable, or pass one of yours that looks secret."),
     JobFlag("--env-file", "env_file", "FILE", True, "Variables from a file of NAME=VALUE lines."),
@@ -36,7 +41,7 @@ JOB_FLAGS = (
     JobFlag(
         "--input", "input", "NAME=URI[,rw]", True, "Fetch URI before the job needs a GPU; rw gives a private copy."
     ),
-    JobFlag("--output", "output", "DIR", False, "Make DIR the output directory; what lands there is saved."),
+    JobFlag("--output", "output", "DIR", False, _OUTPUT),
     JobFlag("--checkpoint", "checkpoint", "DIR", False, "Make DIR the checkpoint directory; it outlives attempts."),
     JobFlag("--requirements", "requirements", "FILE", False, "Run in a virtual environment built once from FILE."),
     JobFlag("--metric", "metric", "NAME=REGEX", True, "Read a metric from the log; one group catches the number."),

@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_PREFIX_MIN = 3
+_CUTOFF = 0.7
+
+
+def close(word: str, known: Iterable[str]) -> str:
+    """Return the known word that `word` was meant to be: one that goes on, is gone beyond, or differs little; or ""."""
+    bare = {each.lstrip("-"): each for each in known}
+    meant = word.lstrip("-")[:80]
+    for each in sorted(bare, key=len):
+        if min(len(each), len(meant)) >= _PREFIX_MIN and (each.startswith(meant) or meant.startswith(each)):
+            return bare[each]
+    found = get_close_matches(meant, bare, n=1, cutoff=_CUTOFF)
+    return bare[found[0]] if found else ""
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a hint that names the known word nearest to `word`, or lists them all."""
     words = sorted(known)
-    close = get_close_matches(word[:80], words, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(words)
+    found = close(word, words)
+    return f"did you mean {found!r}?" if found else "known: " + ", ".join(words)

@@ -89,7 +89,8 @@ def _schema(kind: str, least: float, most: float, text: str | None = None, *, ab
 
 
 _SIZE_TEXT = r"^\s*[0-9]{1,19}(\.[0-9]{1,6})?\s*([KMGTP](i?B)?|B)?\s*$"
-_DURATION_TEXT = r"^\s*([0-9]{1,9}(\.[0-9]{1,6})?|([0-9]{1,9}(\.[0-9]{1,6})?[smhdw])+)\s*$"
+_CLOCK_TEXT = r"([0-9]{1,4}-)?[0-9]{1,4}:[0-5][0-9]:[0-5][0-9]"
+_DURATION_TEXT = rf"^\s*([0-9]{{1,9}}(\.[0-9]{{1,6}})?|([0-9]{{1,9}}(\.[0-9]{{1,6}})?[smhdw])+|{_CLOCK_TEXT})\s*$"
 
 
 def _closed(schema: dict[str, Any]) -> None:

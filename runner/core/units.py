@@ -9,6 +9,7 @@ from runner.core.errors import UsageError
 _SIZE = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,6}))?\s*(?:([KMGTP])(?:i?B)?|B)?", re.ASCII)
 _DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,6})?[smhdw])+", re.ASCII)
 _PART = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhdw])", re.ASCII)
+_CLOCK = re.compile(r"(?:([0-9]{1,4})-)?([0-9]{1,4}):([0-5][0-9]):([0-5][0-9])", re.ASCII)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -30,12 +31,15 @@ def parse_size(text: str, what: str) -> int:
 
 
 def parse_duration(text: str, what: str) -> float:
-    """Return the seconds that `text` says: 90s, 30m, 1h30m, 2d; a bare number is seconds."""
+    """Return the seconds that `text` says: 90s, 30m, 1h30m, 2d, 01:30:00, 2-00:00:00; a bare number is seconds."""
     stripped = text.strip()
     if re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{1,6})?", stripped, re.ASCII):
         duration_s = float(stripped)
     elif _DURATION.fullmatch(stripped):
         duration_s = sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(stripped))
+    elif match := _CLOCK.fullmatch(stripped):
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        duration_s = float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
     else:
         raise UsageError(f"{what} is not a duration: {text[:60]!r}", hint="write it as 90s, 30m, 1h30m or 2d")
     if duration_s > DURATION_MAX_S:
@@ -63,3 +67,24 @@ def format_duration(duration_s: float) -> str:
     if seconds < 86400:
         return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
     return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"
+
+
+def write_size(size_bytes: int) -> str:
+    """Return bytes so that they read back to the same: in the largest unit that leaves none over."""
+    for power, unit in enumerate(("PiB", "TiB", "GiB", "MiB", "KiB")):
+        if size_bytes and size_bytes % (1 << 10 * (5 - power)) == 0:
+            return f"{size_bytes >> 10 * (5 - power)}{unit}"
+    return f"{size_bytes}B"
+
+
+def write_duration(duration_s: float) -> str:
+    """Return seconds so that they read back to the same: 2h, 1m30s, 0.5s."""
+    whole, part = divmod(duration_s, 1)
+    if part:
+        return f"{duration_s:.6f}".rstrip("0") + "s"
+    parts = []
+    left = int(whole)
+    for unit, seconds in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, seconds)
+        parts += [f"{count}{unit}"] if count else []
+    return "".join(parts) or "0s"

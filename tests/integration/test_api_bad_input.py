@@ -199,6 +199,8 @@ SHAPES = [
     {"flags": [["--nope", "1"]]},
     {"flags": [["--input", "x"]]},
     {"flags": [["--param", "=1"]]},
+    {"flags": [["--param", "a=1"], ["--param", "a=1"]]},
+    {"script": {"path": "a.sh", "text": "#STOKER --input a=/tmp\n#STOKER --input a=/etc"}},
     {"command": "true"},
     {"command": {"a": 1}},
     {"command": [["true"]]},

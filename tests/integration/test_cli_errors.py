@@ -42,6 +42,9 @@ def api(cli: Cli) -> Iterator[FakeApi]:
         ("submit latin.toml", "the job file latin.toml is not UTF-8 text", "save it as UTF-8"),
         ("submit elf", "elf may not be executed", "chmod +x elf"),
         ("submit --env-file bad -- a", "bad line 2 is not NAME=VALUE", "one variable a line, # begins a comment"),
+        ("submit /dev/zero", "the script /dev/zero is not a regular file", "the job reads its script when it starts"),
+        ("submit pipe", "the script pipe is not a regular file", "the job reads its script when it starts"),
+        ("submit --idempotency-key= -- a", "--idempotency-key is empty", "--idempotency-key KEY"),
         ("submit --gpuz 1 -- a", "there is no flag --gpuz", "did you mean '--gpus'?"),
         ("submit a.toml b.toml", "one job file at a time: 'b.toml'", "a command goes after `--`"),
         ("stop 1 --grace soon", "--grace is not a duration: 'soon'", "write it as 90s, 30m, 1h30m or 2d"),
@@ -58,6 +61,7 @@ def api(cli: Cli) -> Iterator[FakeApi]:
 def test_bad_input(cli: Cli, api: FakeApi, line: str, error: str, hint: str) -> None:
     """Exit code 2, one error and its hint, an empty stdout, and no request that changes anything."""
     (cli.home / "big.toml").write_bytes(b"#" * (50 << 20))
+    os.mkfifo(cli.home / "pipe")
     (cli.home / "latin.toml").write_bytes(b'name = "\xe9"\n')
     (cli.home / "elf").write_bytes(b"\x7fELF\0\0")
     (cli.home / "bad").write_text("A=1\nsecret value\n")

@@ -207,7 +207,7 @@ def test_a_detached_run_is_a_submit(cli: Cli, api: FakeApi) -> None:
 def test_a_dry_run_queues_nothing_and_tells_origins(cli: Cli, api: FakeApi) -> None:
     """`--dry-run` shows each value with where it came from."""
     plan = {
-        "spec": {"gpus": 2, "command": ["a"]},
+        "spec": {"gpus": 2, "command": ["a"], "time": 7200.0, "mem": 1 << 30},
         "origins": {"gpus": "--gpus in t.sh line 3"},
         "plan": {},
         "reason": None,
@@ -216,6 +216,8 @@ def test_a_dry_run_queues_nothing_and_tells_origins(cli: Cli, api: FakeApi) -> N
     done = cli("run", "--dry-run", "--", "a")
     assert done.returncode == 0
     assert "  gpus     2      --gpus in t.sh line 3" in done.stdout.splitlines()
+    assert "  time     2h     default" in done.stdout.splitlines()
+    assert "  mem      1GiB   default" in done.stdout.splitlines()
     assert done.stdout.endswith("it would start now\n")
     assert api.requests[0].document["dry_run"] is True
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.paths import Paths
 from tests.fakes.api import OUTCOME, ROW, SUBMITTED, Answer, FakeApi, Request, problem
 from tests.integration.cli_kit import Cli, serving
 
@@ -90,6 +91,49 @@ def test_a_script_runs_by_its_shebang(cli: Cli, api: FakeApi) -> None:
     assert first["script"] == {"path": "t.py", "text": "#!/usr/bin/env python3\n#STOKER --gpus 2\n"}
     assert second["command"] == ["/bin/sh", str(plain)]
     assert (third["command"], third["script"]) == ([str(executable)], None)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("\ufeff#!/bin/sh\n#STOKER --gpus 1\n", "neither its #! nor its #STOKER lines are read: it begins with a byte"),
+        ("#!/bin/sh\n#STOKER: --gpus 1\n", "line 2 is not read: it does not begin with #STOKER and a blank"),
+        ("true\n#STOKER --gpus 1\n#STOKER --cpus 1\n", "line 2 is not read: it stands after the first command; 1 more"),
+        ("#!/bin/sh\n#SBATCH --gres=gpu:2\n", "line 2 is not read: #SBATCH is not of stoker"),
+        ("#!/bin/sh\n#STOKER --gpus 1\n# STOKERS\ntrue\n#SBATCH\n", ""),
+    ],
+)
+def test_a_line_that_asks_for_something_and_is_not_read_is_told(cli: Cli, api: FakeApi, text: str, told: str) -> None:
+    """One warning names the first; what is read, and a comment, is passed over."""
+    (cli.home / "t.sh").write_text(text)
+    done = cli("submit", "t.sh")
+    assert done.returncode == 0
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert [told in line for line in warnings] == ([True] if told else [])
+
+
+def test_the_help_says_which_script_runs(cli: Cli) -> None:
+    """A script is not copied: who comes from elsewhere is told where they look."""
+    told = " ".join(cli("submit", "--help").stdout.split())
+    assert "it runs from where it lies, as it is when the job starts" in told
+    assert "the job does not see what DIR held before" in told
+
+
+def test_settings_are_shown_as_they_are_written(cli: Cli) -> None:
+    """What the environment says is shown with its unit, as the defaults are, and reads back to the same."""
+    env = {"STOKER_GPU__FREE_BELOW": "1024M", "STOKER_STORAGE__KEEP_FINISHED": "7200", "STOKER_BOX__CGROUP": "false"}
+    rows = dict(line.split()[:2] for line in cli("config", "show", env=env).stdout.splitlines())
+    assert [rows[name] for name in ("gpu.free_below", "storage.keep_finished", "box.cgroup")] == ["1GiB", "2h", "false"]
+
+
+def test_the_runners_log_has_json_lines(cli: Cli) -> None:
+    """`service logs --json` is an object a line, like the log of a job."""
+    (cli.state_dir / "run").mkdir(parents=True, mode=0o700)
+    log = Path(Paths(str(cli.state_dir)).runner_log)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text('one "x"\ntwo\n')
+    lines = cli("service", "logs", "--json").stdout.splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ['one "x"', "two"]
 
 
 def test_a_job_file_travels_whole(cli: Cli, api: FakeApi) -> None:

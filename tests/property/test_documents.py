@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from runner.core import documents
 from runner.core.errors import UsageError
 from runner.core.spec import JobSpec, validate
-from runner.core.units import format_duration, format_size, parse_duration, parse_size
+from runner.core.units import (
+    DURATION_MAX_S,
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_size,
+    write_duration,
+    write_size,
+)
 from runner.service.schemas import schema
 
 KEYS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
@@ -109,7 +117,8 @@ def test_the_schema_accepts_what_validate_accepts(document: dict[str, Any]) -> N
     [
         {"gpus": "2"}, {"gpus": True}, {"gpus": -1}, {"gpus": 65}, {"cpus": "4"}, {"mem": "8 apples"},
         {"mem": -1}, {"mem": 8},
-        {"time": "soon"}, {"name": "a/b"}, {"name": "x" * 64}, {"command": []}, {"command": "true"},
+        {"time": "soon"}, {"time": "1:00"}, {"time": "1:60:00"}, {"cpus": 1e-7}, {"name": "a/b"},
+        {"name": "x" * 64}, {"command": []}, {"command": "true"},
         {"gpsu": 1}, {"version": 2},
         {"input": {"a": {"url": "x"}}}, {"input": {"a b": {"uri": "x"}}}, {"env": {"A": 1}}, {"requeue": "maybe"},
         {"priority": 5000}, {"retries": -1}, {"executor": "docker"}, {"cwd": "a\nb"}, {"param": {"a": [1]}},
@@ -127,8 +136,12 @@ def test_the_schema_refuses_what_validate_refuses(change: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    "change", [{"mem": "8G"}, {"mem": "1.5 TiB"}, {"time": "1h30m"}, {"time": 5}, {"cpus": 2}, {"grace": "0"}]
-)
+    "change",
+    [
+        {"mem": "8G"}, {"mem": "1.5 TiB"}, {"time": "1h30m"}, {"time": 5}, {"time": "01:00:00"}, {"time": "2-00:30:00"},
+        {"cpus": 2}, {"cpus": 0.0}, {"grace": "0"},
+    ],
+)  # fmt: skip
 def test_units_are_in_the_schema(change: dict[str, Any]) -> None:
     """Values with their units are taken and described."""
     document = {"command": ["true"]} | change
@@ -246,6 +259,21 @@ def test_durations_there_and_back(tenths: int) -> None:
     seconds = tenths / 10
     unit = 0.1 if seconds < 10 else 1 if seconds < 3600 else 60 if seconds < 86400 else 3600
     assert abs(parse_duration(format_duration(seconds), "it") - seconds) <= unit
+
+
+@given(st.integers(0, 1 << 60))
+def test_what_is_written_reads_back(number: int) -> None:
+    """A size or duration written with its unit reads back to the same, to the last byte and second."""
+    assert parse_size(write_size(number), "it") == number
+    seconds = float(number % DURATION_MAX_S)
+    assert parse_duration(write_duration(seconds), "it") == seconds
+    assert parse_duration(write_duration(seconds % 100 + 0.25), "it") == seconds % 100 + 0.25
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("01:00:00", 3600), ("2-00:30:00", 174600), ("100:00:01", 360001)])
+def test_durations_as_slurm_has_them(text: str, seconds: int) -> None:
+    """Hours, minutes and seconds with colons, days before a dash."""
+    assert parse_duration(text, "it") == seconds
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ CLI_MAY_IMPORT = (
     "runner.config",
     "runner.core.errors",
     "runner.core.flags",
+    "runner.core.nearest",
     # What a user writes and what doctor says is read and judged alike with a runner and without.
     "runner.core.units",
     "runner.core.checks",

@@ -12,6 +12,7 @@ from runner.cli.parse import nearest
 from runner.client import Client
 from runner.config import Config, load, names, shown_name
 from runner.core.errors import StokerError, UsageError
+from runner.core.units import write_duration, write_size
 from runner.paths import Paths, config_files, state_dir
 
 TYPE_CHECKING = False
@@ -43,7 +44,7 @@ def run(args: Args, client: Client, out: Out) -> int:
         out.note("  hint: `stoker service restart` gives it yours")
     columns = (
         ("SETTING", lambda row: str(row["name"])),
-        ("VALUE", lambda row: str(row["value"])),
+        ("VALUE", lambda row: str(row["value"]).lower() if isinstance(row["value"], bool) else str(row["value"])),
         ("FROM", lambda row: str(row["origin"])),
     )
     out.listing({"settings": settings}, settings, columns, fields=("name", "value", "origin"))
@@ -59,12 +60,22 @@ def _running() -> dict[str, dict[str, Any]]:
         return {}
 
 
+def _written(field: str, value: Any) -> Any:
+    """Return a value as a file has it, with its unit."""
+    if field.endswith("_bytes"):
+        return write_size(value)
+    return write_duration(value) if field.endswith("_s") else value
+
+
 def _setting(config: Config, name: str, default: Any, running: dict[str, Any] | None) -> dict[str, Any]:
     value: Any = config
+    field = ""
     for key in name.split("."):
-        value = getattr(value, next(field for field in vars(value) if shown_name(field) == key))
+        field = next(each for each in vars(value) if shown_name(each) == key)
+        value = getattr(value, field)
     origin = config.origins.get(name)
     if running is not None and running["value"] != value:
-        return {"name": name, "value": running["value"], "origin": f"the runner: {running['origin']}", "differs": True}
-    shown = default if origin is None else value
+        shown, whose = _written(field, running["value"]), f"the runner: {running['origin']}"
+        return {"name": name, "value": shown, "origin": whose, "differs": True}
+    shown = default if origin is None else _written(field, value)
     return {"name": name, "value": shown, "origin": origin or "default", "differs": False}

@@ -11,6 +11,7 @@ import time
 from runner.cli.detail import tree_text
 from runner.cli.starting import answers, ensure_runner, log_tail, spawner_command, start_next_with, stop_silent
 from runner.cli.text import plain
+from runner.client import dumps
 from runner.core.errors import NoRunner
 from runner.paths import Paths, config_files, state_dir
 
@@ -120,8 +121,12 @@ def _keeps(running: list[object]) -> str:
 
 def _logs(paths: Paths, args: Args, out: Out) -> int:
     count = args.number("tail")
+
+    def show(line: str) -> None:
+        out.data(dumps({"text": line}) if out.format in {"json", "jsonl"} else plain(line))
+
     for line in log_tail(paths.runner_log, LOG_LINES if count is None else count):
-        out.data(plain(line))
+        show(line)
     if not args.get("follow"):
         return 0
     out.flush()
@@ -130,7 +135,7 @@ def _logs(paths: Paths, args: Args, out: Out) -> int:
         while True:
             line = file.readline()
             if line:
-                out.data(plain(line.rstrip("\n")))
+                show(line.rstrip("\n"))
                 out.flush()
             else:
                 time.sleep(0.2)
