@@ -90,9 +90,9 @@ class Client:
         except Lost:
             raise NoRunner("the runner went away in mid-answer", hint="this is not all of it; ask again") from None
 
-    def missing(self) -> str:
-        """Return what the last `read` said it left out (X-Stoker-Missing), or an empty string."""
-        return self._wire.headers.get("x-stoker-missing", "") if self._wire else ""
+    def said(self, name: str) -> str:
+        """Return what the last `read` said of itself: the header X-Stoker-`name`, or an empty string."""
+        return self._wire.headers.get("x-stoker-" + name, "") if self._wire else ""
 
     def events(self, path: str) -> Iterator[tuple[str, Any]]:
         """Yield (event, document) of an event stream. Raises `Lost` when it breaks off."""

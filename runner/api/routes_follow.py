@@ -57,9 +57,12 @@ def job_log(
     if follow:
         place, places = _places(resume, offset)
         asked = Asked(place, tail, attempt, rank, places, _indices(done))
-        whole_array = target.is_array and target.index is None
-        stream = (follow_array if whole_array else follow_job)(room, target, mask, asked)
+        stream = (follow_job if target.is_one else follow_array)(room, target, mask, asked)
         return StreamingResponse(stream, media_type="text/event-stream")
+    headers = {}
+    if not target.is_one:
+        target = logs.element_of(room.reader(), target)
+        headers["X-Stoker-Element"] = target.label
     found = logs.log_of(room.reader(), room.paths, target, attempt, rank)
     paths = [found.path] if found is not None else []
     if found is None or (offset == 0 and tail is None and attempt is None):
@@ -69,7 +72,8 @@ def job_log(
         with suppress(FileNotFoundError):
             parts.append(read_log(path, start=offset, tail_lines=tail, mask=mask))
     missing = sum(part.missing_bytes for part in parts)
-    headers = {"X-Stoker-Missing": str(missing)} if missing else {}
+    if missing:
+        headers["X-Stoker-Missing"] = str(missing)
     return StreamingResponse(chain.from_iterable(parts), media_type="application/octet-stream", headers=headers)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runner.cli.rows import code_text, left_out_text, owner_text, why
-from runner.cli.text import credit, duration, plain, size, table, when
+from runner.cli.text import credit, duration, fold, plain, size, table, when
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from runner.cli.out import Column
 
 _INLINE_MAX = 4
+_MARGIN = 13
 
 
-def job_text(job: dict[str, Any], state: Callable[[str], str]) -> str:
-    """Return the page of a job: status, why, resources, inputs, outputs, attempts, history, bill."""
-    status = state(str(job["state"])) + (f" · {plain(why(job))}" if why(job) else "")
+def job_text(job: dict[str, Any], state: Callable[[str], str], fits: int | None) -> str:
+    """Return the page of a job, in `fits` columns: status, why, resources, inputs, outputs, attempts, history, bill."""
+    word = str(job["state"])
     facts = [
-        ("status", status),
+        ("status", word + (f" · {why(job)}" if why(job) else "")),
         ("hint", job.get("hint")),
         ("code", job.get("exit_code")),
         ("signal", job.get("signal")),
@@ -43,36 +44,38 @@ def job_text(job: dict[str, Any], state: Callable[[str], str]) -> str:
         ("credits", credit(job.get("charge_micro"))),
     ]
     lines = [f"job {plain(job['id'])} {plain(job.get('name') or '')}".rstrip()]
-    lines += [
-        f"  {name:<10} {value if name == 'status' else plain(value)}"
-        for name, value in facts
-        if value not in {None, ""}
-    ]
+    for name, value in facts:
+        if value not in {None, ""}:
+            first, *more = fold(plain(value), fits - _MARGIN) if fits else [plain(value)]
+            if name == "status":
+                first = state(word) + first.removeprefix(word)
+            lines += [f"  {name:<10} {first}", *[" " * _MARGIN + line for line in more]]
     if job.get("elements"):
         lines += ["", "elements", tree_text(job["elements"])]
     for name, columns in (("inputs", _INPUTS), ("outputs", _OUTPUTS)):
         if job.get(name):
-            lines += ["", name, *_rows(columns, job[name])]
+            lines += ["", name, *rows_of(columns, job[name], fits)]
     if job.get("attempts"):
-        lines += ["", "attempts", attempts_text(job)]
+        lines += ["", "attempts", attempts_text(job, fits)]
     if job.get("events"):
-        lines += ["", "history", events_text(job)]
+        lines += ["", "history", events_text(job, fits)]
     return "\n".join(lines)
 
 
-def attempts_text(job: dict[str, Any]) -> str:
+def attempts_text(job: dict[str, Any], fits: int | None) -> str:
     """Return the attempts of a job as a table."""
-    return "\n".join(_rows(_ATTEMPTS, job.get("attempts") or ()))
+    return "\n".join(rows_of(_ATTEMPTS, job.get("attempts") or (), fits))
 
 
-def events_text(job: dict[str, Any]) -> str:
+def events_text(job: dict[str, Any], fits: int | None) -> str:
     """Return the history of a job, a line an event."""
-    return "\n".join(_rows(_EVENTS, job.get("events") or ())[1:])
+    return "\n".join(rows_of(_EVENTS, job.get("events") or (), fits)[1:])
 
 
-def _rows(columns: Sequence[Column], found: Iterable[dict[str, Any]]) -> list[str]:
+def rows_of(columns: Sequence[Column], found: Iterable[dict[str, Any]], fits: int | None) -> list[str]:
+    """Return a table that stands below its name."""
     rows = [[f"  {columns[0][1](each)}", *[cell(each) for _, cell in columns[1:]]] for each in found]
-    return table([f"  {columns[0][0]}", *[head for head, _ in columns[1:]]], rows, None)
+    return table([f"  {columns[0][0]}", *[head for head, _ in columns[1:]]], rows, fits)
 
 
 def _told(event: dict[str, Any]) -> str:
@@ -89,7 +92,7 @@ _ATTEMPTS: tuple[Column, ...] = (
     ("ENDED", lambda row: str(row.get("ending") or "-")),
     ("CODE", code_text),
     ("STARTED", lambda row: when(row.get("started_at"))),
-    ("FINISHED", lambda row: when(row.get("finished_at"))),
+    ("TIME", lambda row: duration(row.get("elapsed_s"))),
     ("PEAK", lambda row: size(row.get("peak_memory_bytes"))),
     ("GPU PEAK", lambda row: size(row.get("peak_gpu_memory_bytes"))),
     ("ENERGY", lambda row: "-" if row.get("energy_j") is None else f"{row['energy_j'] / 3600:.3g} Wh"),
@@ -100,13 +103,13 @@ _INPUTS: tuple[Column, ...] = (
     ("SIZE", lambda row: size(row.get("size_bytes"))),
     ("FILES", lambda row: str(row.get("files") or "-")),
     ("DIGEST", lambda row: str(row.get("digest") or "-")[:12]),
-    ("FROM", lambda row: str(row.get("uri")) + (",rw" if row.get("rw") else "")),
+    ("FROM", lambda row: str(row.get("uri")) + (" (rw)" if row.get("rw") else "")),
 )
 _OUTPUTS: tuple[Column, ...] = (
     ("NAME", lambda row: str(row["name"])),
     ("SIZE", lambda row: size(row.get("size_bytes"))),
     ("FILES", lambda row: str(row.get("files") or "-")),
-    ("DIGEST", lambda row: str(row.get("digest") or "-")),
+    ("DIGEST", lambda row: str(row.get("digest") or "-")[:12]),
 )
 _EVENTS: tuple[Column, ...] = (
     ("AT", lambda row: when(row.get("at"))),
@@ -115,7 +118,7 @@ _EVENTS: tuple[Column, ...] = (
 )
 
 
-def plan_text(answer: dict[str, Any]) -> str:
+def plan_text(answer: dict[str, Any], fits: int | None) -> str:
     """Return what a dry run found: each value with its origin, the plan, the estimate and what it would wait for."""
     origins = answer.get("origins") or {}
     rows = [
@@ -123,7 +126,7 @@ def plan_text(answer: dict[str, Any]) -> str:
         for key, value in (answer.get("spec") or {}).items()
         if value not in (None, [], {})
     ]
-    lines = ["spec", *table(("  KEY", "VALUE", "FROM"), rows, None)]
+    lines = ["spec", *table(("  KEY", "VALUE", "FROM"), rows, fits)]
     for name in ("devices", "plan", "estimate"):
         if answer.get(name):
             lines += ["", name, tree_text(answer[name])]

@@ -130,8 +130,7 @@ class Out:
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table; on a terminal it fits, and words of state are coloured."""
-        fits = self.columns if self.stdout_is_tty and self.format != "wide" else None
-        lines = table(head, rows, fits)
+        lines = table(head, rows, self.fits)
         if self.coloured("", "ok", self._stdout):
             lines = [lines[0], *[self._tinted(line, row) for line, row in zip(lines[1:], rows, strict=True)]]
         self.data("\n".join(lines))
@@ -161,6 +160,11 @@ class Out:
     def stderr_is_tty(self) -> bool:
         """Whether a person reads stderr."""
         return _is_tty(self._stderr)
+
+    @property
+    def fits(self) -> int | None:
+        """The width that what is printed must fit; None for a pipe, and where it may be wide."""
+        return self.columns if self.stdout_is_tty and self.format != "wide" else None
 
     @property
     def columns(self) -> int:

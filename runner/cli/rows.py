@@ -67,7 +67,9 @@ def _progress(row: dict[str, Any]) -> str:
     """Return how far an array is, or how far a job's inputs are."""
     elements = row.get("elements")
     if not isinstance(elements, dict):
-        return str(row.get("progress") or "-")
+        data = (row.get("reason") or {}).get("data") or {}
+        done, total = data.get("done_bytes"), data.get("total_bytes")
+        return f"{100 * done // total}%" if total and done is not None else "-"
     over = sum(elements.get(state, 0) for state in ("succeeded", "failed", "stopped"))
     bad = elements.get("failed", 0)
     return f"{over}/{sum(elements.values())} done" + (f", {bad} failed" if bad else "")

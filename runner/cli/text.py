@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ELLIPSIS = "…"
+# How many lines one cell may take in a list.
+FOLDS_MAX = 4
 RESET = "\x1b[0m"
 _SGR_MAX = 64
 # What turns the direction of writing: with it a line could show other words than it holds.
@@ -67,39 +69,77 @@ class LogFilter:
 
 def width(text: str) -> int:
     """Return the columns that `text` takes on a terminal."""
-    if text.isascii():
-        return len(text)
-    import unicodedata  # only for what is not ASCII
-
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+    return len(text) if text.isascii() else sum(map(_width, text))
 
 
 def cut(text: str, columns: int) -> str:
     """Return `text` in at most `columns`, its end replaced by an ellipsis where it does not fit."""
     if width(text) <= columns:
         return text
-    while text and width(text) > columns - 1:
-        text = text[:-1]
-    return text + ELLIPSIS if columns > 0 else ""
+    return _prefix(text, columns - 1) + ELLIPSIS if columns > 0 else ""
+
+
+def fold(text: str, columns: int, lines_max: int | None = None) -> list[str]:
+    """Return `text` in lines of at most `columns`, broken between words where it can be; past `lines_max` it is cut."""
+    lines: list[str] = []
+    while width(text) > columns and len(lines) + 1 != lines_max:
+        piece = _prefix(text, columns) or text[0]
+        if text[len(piece) : len(piece) + 1] != " ":
+            piece = piece[: piece.rfind(" ")] if piece.rfind(" ") > 0 else piece
+        lines.append(piece)
+        text = text[len(piece) :].lstrip(" ")
+    return [*lines, cut(text, columns)] if text or not lines else lines
+
+
+def _prefix(text: str, columns: int) -> str:
+    """Return the longest beginning of `text` that fits into `columns`."""
+    if text.isascii():
+        return text[: max(columns, 0)]
+    left = columns
+    for at, character in enumerate(text):
+        left -= _width(character)
+        if left < 0:
+            return text[:at]
+    return text
+
+
+def _width(character: str) -> int:
+    import unicodedata  # only for what is not ASCII
+
+    return (unicodedata.east_asian_width(character) in "WF") + (not unicodedata.combining(character))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None) -> list[str]:
-    """Return aligned lines, two blanks between cells; within `columns` the widest cells give way first."""
+    """Return the head and the rows, aligned, two blanks between cells.
+
+    Within `columns`, what is empty in all rows is left out, the last column goes on in further lines of its row, and
+    the widest of the others give way.
+    """
     cells = [list(head), *[[plain(cell) for cell in row] for row in rows]]
     widths = [max(width(row[i]) for row in cells) for i in range(len(head))]
-    if columns is not None:
-        room = columns - 2 * (len(head) - 1)
-        while sum(widths) > room and max(widths) > 4:
-            widest = widths.index(max(widths))
-            second = max([w for i, w in enumerate(widths) if i != widest], default=4)
-            widths[widest] = max(4, min(widths[widest] - 1, max(second, widths[widest] - (sum(widths) - room))))
+    if columns is not None and sum(widths) + 2 * (len(head) - 1) > columns:
+        kept = [i for i in range(len(head)) if not i or any(row[i] not in {"", "-"} for row in cells[1:])]
+        cells = [[row[i] for i in kept] for row in cells]
+        widths = _fitted([widths[i] for i in kept], columns)
     lines = []
     for row in cells:
-        parts = [cut(cell, size) for cell, size in zip(row, widths, strict=True)]
-        line = "  ".join(part + " " * (size - width(part)) for part, size in zip(parts, widths, strict=True)).rstrip()
-        lines.append(line if columns is None else cut(line, columns))
+        parts = [cut(cell, size) + " " * (size - width(cell)) for cell, size in zip(row, widths, strict=True)]
+        last = [row[-1]] if columns is None else fold(row[-1], widths[-1], FOLDS_MAX)
+        before = "  ".join([*parts[:-1], ""])
+        margin = " " * width(before)
+        lines.append("\n".join(f"{margin if number else before}{part}".rstrip() for number, part in enumerate(last)))
     return lines
+
+
+def _fitted(widths: list[int], columns: int) -> list[int]:
+    """Return the widths that columns get together: the last gives way down to a third of them, then the widest."""
+    *others, last = widths
+    room = columns - 2 * len(others)
+    last = min(last, max(room - sum(others), room // 3, 1))
+    while others and sum(others) > room - last and max(others) > 4:
+        widest = others.index(max(others))
+        others[widest] -= 1
+    return [*others, max(1, min(last, room - sum(others)))]
 
 
 def csv_line(cells: Sequence[object]) -> str:
@@ -138,6 +178,11 @@ def size(size_bytes: float | None) -> str:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number with its noun: 1 file, 2 files."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def credit(micro: int | None) -> str:

@@ -40,7 +40,7 @@ def recover(context: Context, loop: Loop, *, starter: Starter, preparer: Prepare
     # What is ready must not wait for something else to happen.
     context.desk.put(lambda _: None)
     if open_ids:
-        log.info("took up %d attempts", len(open_ids))
+        log.info("attempts taken up: %d", len(open_ids))
     return len(open_ids)
 
 

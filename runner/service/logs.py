@@ -30,8 +30,6 @@ class LogOf:
 def log_of(connection: sqlite3.Connection, paths: Paths, target: Target, number: int | None, rank: int) -> LogOf | None:
     """Return the log of an attempt (the newest when no number is said); None where none was opened yet."""
     index = target.index if target.index is not None else PLAIN
-    if target.is_array and target.index is None:
-        index = connection.execute("SELECT MIN(idx) FROM elements WHERE job_id = ?", (target.job_id,)).fetchone()[0]
     row = connection.execute(
         "SELECT id, number, ended_us IS NOT NULL FROM attempts"
         " WHERE job_id = ? AND idx = ? AND (? IS NULL OR number = ?)"
@@ -48,6 +46,14 @@ def log_of(connection: sqlite3.Connection, paths: Paths, target: Target, number:
     live = f"{paths.control(attempt_id)}/log.{rank}"
     path = live if Path(live).exists() else paths.job_log(attempt_id, rank)
     return LogOf(attempt_id, attempt_number, path, bool(ended))
+
+
+def element_of(connection: sqlite3.Connection, target: Target) -> Target:
+    """Return the one whose log is printed: of a whole array its first element."""
+    if target.is_one:
+        return target
+    (index,) = connection.execute("SELECT MIN(idx) FROM elements WHERE job_id = ?", (target.job_id,)).fetchone()
+    return Target(target.job_id, index, is_array=True)
 
 
 def attempt_ended(connection: sqlite3.Connection, attempt_id: int) -> bool:

@@ -47,7 +47,7 @@ def removed(change: Change, owner_uid: int, name: str, *, confirmed: bool) -> di
         raise Conflict(f"{name} is in use by job {', '.join(map(str, users))}", hint="wait for it, or stop it")
     if not confirmed:
         raise NotConfirmed(
-            f"{found.name}@{found.version} holds {found.size_bytes} bytes in {found.files} files",
+            f"{found.name}@{found.version} holds {'1 file' if found.files == 1 else f'{found.files} files'}",
             hint="-y removes it",
             outputs=[found.name],
             bytes=found.size_bytes,

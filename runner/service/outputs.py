@@ -16,7 +16,8 @@ from storage.publish import export
 from storage.store import Store
 
 ENTRIES_MAX = 10_000
-_ELSEWHERE = "give another directory, or --overwrite"
+_ANOTHER = "give another directory"
+_ELSEWHERE = f"{_ANOTHER}, or --overwrite"
 
 
 def listed(connection: sqlite3.Connection, store: Store, target: Target) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def pulled(
         for label, newest in found:
             files += export(store, newest.tree_digest, destination / label, overwrite=overwrite)
     except Exists as error:
-        raise Conflict(printable(error.message), hint=_ELSEWHERE) from None
+        raise Conflict(printable(error.message), hint=_ANOTHER if overwrite else _ELSEWHERE) from None
     except DiskFull as error:
         raise Unavailable(error.message, hint=error.hint) from None
     except OSError as error:

@@ -29,6 +29,11 @@ class Target:
         return str(self.job_id) if self.index is None else f"{self.job_id}[{self.index}]"
 
     @property
+    def is_one(self) -> bool:
+        """Whether it is a job that is no array, or one element."""
+        return not self.is_array or self.index is not None
+
+    @property
     def first(self) -> Ref:
         """The element that stands for the whole where one is needed."""
         return Ref(self.job_id, self.index if self.index is not None else PLAIN)

@@ -22,7 +22,7 @@ def remove(change: Change, document: dict[str, Any], owner_uid: int) -> dict[str
     going = [] if keep else [each for job_id in job_ids for each in artifacts.of_job(change.connection, job_id)]
     if going and not document.get("confirmed"):
         raise NotConfirmed(
-            f"{len(going)} outputs of {sum(each.size_bytes for each in going)} bytes would go with the jobs",
+            f"{'1 output' if len(going) == 1 else f'{len(going)} outputs'} would go with the jobs",
             hint="-y removes them; --keep-outputs keeps them",
             jobs=job_ids[:100],
             outputs=[each.name for each in going[:100]],

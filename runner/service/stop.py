@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from runner.core.job import Element, Ref
@@ -13,6 +14,10 @@ from runner.service.desk import AbortSaving, Change, Halt, Salvage, Withdraw
 from runner.service.refs import resolve
 from runner.state import jobs
 
+_SAVING = "its output is being saved and stays in the store"
+_SALVAGED = "it will not run again; what its last attempt left is being saved"
+_FATES = {_SAVING: "saving their output", _SALVAGED: "saving what their last attempt left"}
+
 
 def stop(change: Change, refs: list[str], owner_uid: int, grace_s: float | None) -> dict[str, Any]:
     """Stop every element that the references mean; a job that has finished is left as it is."""
@@ -20,9 +25,15 @@ def stop(change: Change, refs: list[str], owner_uid: int, grace_s: float | None)
     for text in refs:
         target = resolve(change.connection, text, owner_uid)
         found = jobs.elements(change.connection, target.job_id, target.index)
-        sentences = {stop_element(change, element, Ending.STOPPED_BY_USER, grace_s) for element in found}
-        answers.append({"id": target.label, "sentence": "; ".join(sorted(sentences))})
+        told = Counter(stop_element(change, element, Ending.STOPPED_BY_USER, grace_s) for element in found)
+        answers.append({"id": target.label, "sentence": next(iter(told)) if target.is_one else _of_many(told)})
     return {"jobs": answers}
+
+
+def _of_many(told: Counter[str]) -> str:
+    """Return what became of the elements of an array, each fate with their number."""
+    fates = {_FATES.get(each, each.removeprefix("it ")): count for each, count in told.items()}
+    return "elements: " + ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items()))
 
 
 def stop_element(change: Change, element: Element, ending: Ending, grace_s: float | None) -> str:
@@ -36,7 +47,7 @@ def stop_element(change: Change, element: Element, ending: Ending, grace_s: floa
     if element.state is State.SAVING:
         jobs.move(change.connection, ref, element.state, Event.STOP, now_us)
         change.effects.append(AbortSaving(ref))
-        return "its output is being saved and stays in the store"
+        return _SAVING
     attempt = jobs.open_attempt_of(change.connection, ref)
     assert attempt is not None and element.state in ACTIVE
     jobs.move(change.connection, ref, element.state, Event.STOP, now_us)
@@ -60,5 +71,5 @@ def _stop_pending(change: Change, element: Element, ending: Ending) -> str:
     sentence = "it was stopped before it ran" if not element.attempts else "it was stopped while it waited"
     if jobs.give_up(change.connection, element.ref, Event.CANCEL, change.now_us, str(ending), sentence):
         change.effects.append(Salvage(element.ref))
-        return "it will not run again; what its last attempt left is being saved"
+        return _SALVAGED
     return "stopped"

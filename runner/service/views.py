@@ -356,6 +356,7 @@ def _attempt(found: dict[str, Any]) -> dict[str, Any]:
         "number": found["number"],
         "started_at": iso(found["started_us"]),
         "finished_at": iso(found["ended_us"]),
+        "elapsed_s": _seconds(found["started_us"], found["ended_us"]),
         "ending": found["ending"],
         "exit_code": found["exit_code"],
         "signal": found["signal"],
@@ -369,6 +370,10 @@ def _attempt(found: dict[str, Any]) -> dict[str, Any]:
         "enforced": start.get("enforced", []),
         "output_digest": found["output_digest"],
     }
+
+
+def _seconds(from_us: int | None, to_us: int | None) -> float | None:
+    return None if from_us is None or to_us is None else round((to_us - from_us) / 1e6, 3)
 
 
 def _index(index: int | None) -> int | None:

@@ -201,6 +201,16 @@ def test_stopping_one_element_and_all(box: Box) -> None:
     assert box.ask("GET", f"/v1/jobs/{array}")[1]["elements"] == {"succeeded": 1, "stopped": 3}
 
 
+def test_stopping_an_array_counts_what_became_of_it(box: Box) -> None:
+    """One line says how many elements met which fate; a job and one element have a sentence of their own."""
+    array = box.submit(flags=[("--array", "0-4")])
+    box.finish(array, 1)
+    assert box.ask("POST", "/v1/jobs/stop", {"refs": [f"{array}[0]"]})[1]["jobs"][0]["sentence"] == "stopped"
+    _, answer = box.ask("POST", "/v1/jobs/stop", {"refs": [str(array)]})
+    told = "elements: 1 had stopped before, 1 had succeeded before, 3 stopped"
+    assert answer["jobs"] == [{"id": str(array), "sentence": told}]
+
+
 def test_starting_again(box: Box) -> None:
     """`start` takes a stopped or failed job back as a new attempt and refuses one that succeeded or waits."""
     job = box.submit()

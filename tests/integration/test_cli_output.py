@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from runner.paths import Paths
-from tests.fakes.api import OUTCOME, ROW, SUBMITTED, Answer, FakeApi, Request, problem
+from tests.fakes.api import OUTCOME, ROW, STAMP, SUBMITTED, Answer, FakeApi, Request, problem
 from tests.integration.cli_kit import Cli, serving
 
 EVIL = "ev\x1b[31mil\x07\r\n\u202egpj\x9b2J"
@@ -124,6 +124,21 @@ def test_settings_are_shown_as_they_are_written(cli: Cli) -> None:
     env = {"STOKER_GPU__FREE_BELOW": "1024M", "STOKER_STORAGE__KEEP_FINISHED": "7200", "STOKER_BOX__CGROUP": "false"}
     rows = dict(line.split()[:2] for line in cli("config", "show", env=env).stdout.splitlines())
     assert [rows[name] for name in ("gpu.free_below", "storage.keep_finished", "box.cgroup")] == ["1GiB", "2h", "false"]
+
+
+def test_small_words(cli: Cli, api: FakeApi) -> None:
+    """Why a job ended is said by `explain`; samples have times; one file is one; an array's log says whose it is."""
+    sentence = "it ended with code 3"
+    api.routes["GET /v1/jobs/42/explain"] = {"job": "42", "state": "failed", "reasons": [], "sentence": sentence}
+    assert sentence in cli("explain", "42").stdout
+    api.routes["GET /v1/jobs/42/metrics"] = {"series": {}, "samples": [{"at_us": 1_800_000_000_000_000}]}
+    head, row = cli("metrics", "42", "--samples").stdout.splitlines()
+    assert (head.split()[0], row.split("  ")[0]) == ("AT", "2027-01-15 08:00:00Z")
+    api.routes["POST /v1/jobs/42/outputs/pull"] = {"path": "/p", "files": 1, "bytes": 3}
+    assert cli("outputs", "pull", "42", "/p").stderr == "1 file, 3 B\n"
+    api.routes["GET /v1/jobs/42/logs"] = Answer(raw=b"x\n", headers={"X-Stoker-Element": "42[0]"})
+    for flags in ([], ["--json"]):
+        assert "this is the log of 42[0] alone" in cli("logs", "42", *flags).stderr
 
 
 def test_the_runners_log_has_json_lines(cli: Cli) -> None:
@@ -247,16 +262,51 @@ def test_nothing_in_a_listing_reaches_the_terminal(cli: Cli, api: FakeApi, words
 
 
 def test_a_listing_fits_a_terminal_of_80_columns(cli: Cli, api: FakeApi) -> None:
-    """No line is wider than the terminal; what does not fit ends in an ellipsis; the state is coloured."""
-    long = {**ROW, "name": "a-very-long-name-" * 5, "reason": {"sentence": "needs 24 GiB; 日本語の長い文章 " * 5}}
+    """No line is wider than the terminal; names are cut, the reason goes on below; the state is coloured."""
+    reason = "waits for 1 core: job 2[0] holds 1 core, job 2[1] holds 1 core; 日本語の長い文章"
+    long = {**ROW, "name": "a-very-long-name-" * 5, "reason": {"sentence": reason}}
     api.routes["GET /v1/jobs"] = {"jobs": [long, ROW], "more": False}
     code, shown = cli.on_terminal("ps", env={"COLUMNS": "80"})
     assert code == 0
     assert "\x1b[32mrunning\x1b[0m" in shown
     plain = shown.replace("\x1b[32m", "").replace("\x1b[0m", "").splitlines()
-    assert len(plain) == 3
     assert all(len(line) + sum(ord(c) > 0x2E7F for c in line) <= 80 for line in plain)
-    assert "…" in shown
+    assert "a-very-long-name-a" in plain[1]
+    start = plain[0].index("REASON")
+    assert "".join(line[start:] for line in plain[1:-1]).replace(" ", "") == reason.replace(" ", "")
+
+
+PAGE = {
+    **ROW,
+    "command": ["python", "train.py", *["--flag-of-the-program"] * 6],
+    "reason": {"sentence": "input data (http://127.0.0.1:9/x): connection refused; tried again in 3s; " * 3},
+    "inputs": [{"name": "data", "uri": "/very/long" * 9, "rw": True, "digest": "c3" * 32, "size_bytes": 3, "files": 1}],
+    "outputs": [{"name": "job-42", "digest": "c3" * 32, "size_bytes": 3, "files": 1}],
+    "attempts": [{"number": 1, "ending": "host_out_of_memory", "exit_code": 137, "started_at": STAMP, "elapsed_s": 9}],
+    "events": [{"at": STAMP, "kind": "ended", "sentence": "it ended with code 137, and its log says why " * 3}],
+}
+MODEL = {"name": "m", "version": 3, "digest": "c3" * 32, "size_bytes": 9, "files": 2, "job": "42", "created_at": STAMP}
+
+
+@pytest.mark.parametrize("words", [["show", "42"], ["outputs", "ls", "42"], ["model", "show", "m"]])
+def test_a_page_fits_a_terminal_of_80_columns(cli: Cli, api: FakeApi, words: list[str]) -> None:
+    """What is long goes on in the next line, under where it began, and is all there."""
+    entries = [{"path": "a/long/path" * 9, "size_bytes": 3, "digest": "c3" * 32}]
+    outputs = [{"name": "job-42", "digest": "c3" * 32, "files": 1, "size_bytes": 3}]
+    api.routes["GET /v1/jobs/42"] = PAGE
+    api.routes["GET /v1/jobs/42/outputs"] = {"outputs": outputs, "entries": entries}
+    api.routes["GET /v1/models/m"] = {**MODEL, "entries": entries, "made_from": PAGE["inputs"]}
+    code, shown = cli.on_terminal(*words, env={"COLUMNS": "80", "NO_COLOR": "1"})
+    assert code == 0
+    lines = shown.splitlines()
+    assert all(len(line) <= 80 for line in lines), shown
+    whole = "".join(shown.split())
+    if words[0] == "show":
+        assert "".join(PAGE["command"]) in whole  # type: ignore[arg-type]
+        assert "/very/long" * 9 + "(rw)" in whole
+    else:
+        assert "a/long/path" * 9 in whole
+    assert "1 files" not in shown
 
 
 @pytest.mark.parametrize(

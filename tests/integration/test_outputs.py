@@ -139,6 +139,7 @@ def test_pull_refuses_what_it_cannot_write(runner: Box, tmp_path: Path) -> None:
         assert refused.returncode == code, (dest, refused.stderr)
         assert refused.stderr.startswith("error: ")
         assert "hint: " in refused.stderr
+        assert "--overwrite" not in refused.stderr, "it was said already"
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 

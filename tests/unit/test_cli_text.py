@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.cli.plot import ROWS, plot
-from runner.cli.text import LogFilter, credit, csv_line, cut, duration, plain, size, table, width
+from runner.cli.text import LogFilter, credit, csv_line, cut, duration, fold, plain, size, table, width
 from runner.client import dumps, loads, query, quote
 
 LOG = b"a\x1b[1;31mred\x1b[0m \x1b]0;t\x07 \x1b[2J \xc3\xa9\xff \xc2\x9b2J \x1b(B \x1b"
@@ -63,16 +63,31 @@ def test_escapes_say_what_was_there() -> None:
 
 @given(st.lists(st.lists(st.text(max_size=60), min_size=3, max_size=3), max_size=5), st.integers(20, 120))
 def test_a_table_fits(rows: list[list[str]], columns: int) -> None:
-    """No line is wider than asked for, and there is one line a row."""
-    lines = table(("ONE", "TWO", "THREE"), rows, columns)
-    assert len(lines) == len(rows) + 1
-    assert all(width(line) <= columns for line in lines)
+    """No line is wider than asked for, and there is one entry a row."""
+    entries = table(("ONE", "TWO", "THREE"), rows, columns)
+    assert len(entries) == len(rows) + 1
+    assert all(width(line) <= columns for entry in entries for line in entry.split("\n"))
 
 
 def test_the_widest_cell_gives_way_first() -> None:
-    """Short columns stay whole while a long one is cut."""
-    lines = table(("ID", "NAME"), [["42", "x" * 50]], 20)
-    assert lines[1] == "42  " + "x" * 15 + "…"
+    """Short columns stay whole while a long one is cut, and what is empty makes room."""
+    entries = table(("ID", "NAME", "AT", "STATE"), [["42", "x" * 50, "-", "running"]], 25)
+    assert entries[1] == "42  " + "x" * 11 + "…  running"
+
+
+def test_the_last_cell_goes_on_below() -> None:
+    """Between words where it can, under its own head, for a few lines."""
+    entries = table(("ID", "REASON"), [["42", "waits for 1 core: job 7 holds it"]], 16)
+    assert entries[1].split("\n") == ["42  waits for 1", "    core: job 7", "    holds it"]
+    assert table(("ID", "REASON"), [["42", "x" * 99]], 16)[1].split("\n")[3] == "    " + "x" * 11 + "…"
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters=" ")), st.integers(2, 40))
+def test_folded_text_is_all_there(text: str, columns: int) -> None:
+    """No character is lost, and no line is too wide."""
+    lines = fold(plain(text), columns)
+    assert "".join(lines) == plain(text)
+    assert all(width(line) <= columns for line in lines)
 
 
 def test_wide_characters_take_two_columns() -> None:

@@ -23,6 +23,8 @@ def run(args: Args, client: Client, out: Out) -> int:
 def _told(document: dict[str, Any]) -> str:
     lines = [f"job {plain(document['job'])} is {plain(document['state'])}"]
     lines += [f"  {plain(reason['sentence'])}" for reason in document.get("reasons") or ()]
+    if not document.get("reasons") and document.get("sentence"):
+        lines.append(f"  {plain(document['sentence'])}")
     if document.get("would_change"):
         lines.append(f"what would change it: {plain(document['would_change'])}")
     return "\n".join(lines)

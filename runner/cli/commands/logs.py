@@ -29,13 +29,21 @@ def run(args: Args, client: Client, out: Out) -> int:
         out.raw(shown.feed(piece).encode("utf-8", "replace") if shown else piece)
     if shown:
         out.raw(shown.feed(b"", final=True).encode("utf-8", "replace"))
-    if client.missing():
-        out.note(f"note: missing from this log: {client.missing()}")
+    _tell(client, out)
     return 0
+
+
+def _tell(client: Client, out: Out) -> None:
+    """Say whose log it was where that is not plain, and what of it is gone."""
+    if client.said("element"):
+        out.note(f"note: this is the log of {client.said('element')} alone; -f prints those of all elements")
+    if client.said("missing"):
+        out.note(f"note: {client.said('missing')} bytes are missing from this log")
 
 
 def _records(path: str, client: Client, out: Out) -> int:
     data = b"".join(client.read(path))
     for line in data.split(b"\n")[: -1 if data.endswith(b"\n") else None]:
         out.data(dumps({"text": line.decode("utf-8", "surrogateescape")}))
+    _tell(client, out)
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from runner.cli.jobs import job_path
 from runner.cli.plot import plot
 from runner.cli.text import plain, size
@@ -61,7 +63,7 @@ _COLUMNS = (
     ("VALUE", lambda row: _number(row["value"])),
 )
 _SAMPLE_COLUMNS = (
-    ("AT_US", lambda row: str(row.get("at_us"))),
+    ("AT", lambda row: time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(row["at_us"] // 1_000_000))),
     ("MEM", lambda row: size(row.get("memory_bytes"))),
     ("CPU%", lambda row: _number(row.get("cpu_percent"))),
     ("GPU MEM", lambda row: size(row.get("gpu_memory_bytes"))),

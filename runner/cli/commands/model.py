@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 
+from runner.cli.commands.outputs import ENTRY_COLUMNS
 from runner.cli.commands.rm import asks, confirmed
-from runner.cli.detail import tree_text
+from runner.cli.detail import rows_of, tree_text
 from runner.cli.text import size, when
 from runner.client import query, quote
 from runner.core.errors import StokerError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from runner.cli.out import Out
     from runner.cli.parse import Args
     from runner.client import Client
@@ -28,9 +31,17 @@ def run(args: Args, client: Client, out: Out) -> int:
         raise UsageError(f"`stoker model {args.action}` needs NAME", hint="`stoker model ls` lists them")
     path = f"/v1/models/{quote(args.words[0])}"
     if args.action == "show":
-        out.document(client.get(path), lambda model: tree_text(model, 0))
+        out.document(client.get(path), lambda model: _model(model, out.fits))
         return 0
     return _remove(path, args, client, out)
+
+
+def _model(model: dict[str, Any], fits: int | None) -> str:
+    lines = [tree_text({name: value for name, value in model.items() if name not in {"entries", "made_from"}}, 0)]
+    for title, columns, name in (("made from", _SOURCES, "made_from"), ("files", ENTRY_COLUMNS, "entries")):
+        if model.get(name):
+            lines += ["", title, *rows_of(columns, model[name], fits)]
+    return "\n".join(lines)
 
 
 def _remove(path: str, args: Args, client: Client, out: Out) -> int:
@@ -54,5 +65,10 @@ _COLUMNS = (
     ("FILES", lambda row: str(row.get("files", "-"))),
     ("JOB", lambda row: str(row.get("job") or "-")),
     ("CREATED", lambda row: when(row.get("created_at"))),
+)
+_SOURCES = (
+    ("NAME", lambda row: str(row["name"])),
+    ("DIGEST", lambda row: str(row.get("digest") or "-")[:12]),
+    ("FROM", lambda row: str(row.get("uri"))),
 )
 _WIDE = (("DIGEST", lambda row: str(row.get("digest") or "-")),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from runner.cli.jobs import job_path
-from runner.cli.text import plain, size
+from runner.cli.text import counted, plain, size
 from runner.core.errors import UsageError
 
 TYPE_CHECKING = False
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from runner.cli.out import Out
     from runner.cli.parse import Args
     from runner.client import Client
+
+ENTRY_COLUMNS = (
+    ("SIZE", lambda entry: size(entry["size_bytes"])),
+    ("PATH", lambda entry: str(entry["path"])),
+)
 
 
 def run(args: Args, client: Client, out: Out) -> int:
@@ -24,18 +29,16 @@ def run(args: Args, client: Client, out: Out) -> int:
         path = job_path(ref, "/outputs/pull")
         answer = client.post(path, body, key=args.get("idempotency_key") or "", timeout_s=None)
         out.document(answer, lambda _: plain(answer["path"]))
-        out.note(f"{answer['files']} files, {size(answer['bytes'])}")
+        out.note(f"{counted(answer['files'], 'file')}, {size(answer['bytes'])}")
         return 0
     if len(args.words) > 1:
         raise UsageError("`stoker outputs ls` takes one job", hint="`stoker outputs pull JOB DEST` copies")
     document = client.get(job_path(ref, "/outputs"))
     for output in document["outputs"]:
         name = output.get("name") or f"attempt {output.get('attempt')}"
-        out.note(f"{name} · {output['digest']} · {output['files']} files, {size(output['size_bytes'])}")
-    columns = (
-        ("SIZE", lambda entry: size(entry["size_bytes"])),
-        ("PATH", lambda entry: str(entry["path"])),
-    )
+        out.note(f"{name} {output['digest']}")
+        out.note(f"  {counted(output['files'], 'file')}, {size(output['size_bytes'])}")
     wide = (("DIGEST", lambda entry: str(entry["digest"])),)
-    out.listing(document, document["entries"], columns, more=wide, name="path", fields=("path", "size_bytes", "digest"))
+    fields = ("path", "size_bytes", "digest")
+    out.listing(document, document["entries"], ENTRY_COLUMNS, more=wide, name="path", fields=fields)
     return 0

@@ -22,9 +22,9 @@ def run(args: Args, client: Client, out: Out) -> int:
     elif args.get("env"):
         out.document({"env_names": job.get("env_names") or []}, lambda part: tree_text(part["env_names"], 0))
     elif args.get("events"):
-        out.document({"events": job.get("events") or []}, events_text)
+        out.document({"events": job.get("events") or []}, lambda part: events_text(part, out.fits))
     elif args.get("attempts"):
-        out.document({"attempts": job.get("attempts") or []}, attempts_text)
+        out.document({"attempts": job.get("attempts") or []}, lambda part: attempts_text(part, out.fits))
     else:
-        out.document(job, lambda whole: job_text(whole, out.state))
+        out.document(job, lambda whole: job_text(whole, out.state, out.fits))
     return 0

@@ -72,5 +72,5 @@ def tell_plan(answer: dict[str, Any], out: Out) -> int:
     from runner.cli.detail import plan_text  # only for --dry-run
 
     tell_submitted(answer, out)
-    out.document(answer, plan_text)
+    out.document(answer, lambda plan: plan_text(plan, out.fits))
     return 0
