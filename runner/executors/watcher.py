@@ -893,18 +893,16 @@ def serve(host: Host, channel: socket.socket) -> NoReturn:
         for standard in (0, 1, 2):  # a reader of the runner's output must not have to wait for its jobs
             os.dup2(host.null, standard)
         host.subreaper()
-        told = True
-        while told:
-            close_others(kept)
-            received = receive_request(channel)
-            if received is None:
-                break
+        close_others(kept)
+        while (received := receive_request(channel)) is not None:
             request, descriptors = received
             directory = request["control_dir"]
             told = Watcher(host, request, descriptors).run()
             directory = ""
-            if told:
-                channel.send(FREE)
+            close_others(kept)
+            if not told:
+                break
+            channel.send(FREE)
         code = 0
     except BaseException as error:  # a bug of ours: the runner finds it beside the records
         if directory:
