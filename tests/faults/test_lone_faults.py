@@ -21,7 +21,9 @@ from tests.faults.campaign import Box, kill, open_box, until
 @contextmanager
 def small_disk(directory: Path, *options: str) -> Iterator[None]:
     """Mount a memory file system over a directory, which is made where it is not there and may be moved."""
+    mask = os.umask(0o077)  # a runner takes no state directory that others may look into
     directory.mkdir(parents=True, exist_ok=True)
+    os.umask(mask)
     command = ["mount", "-t", "tmpfs", "-o", ",".join(["mode=0700", *options]), str(directory), str(directory)]
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:
         pytest.skip("mounting needs CAP_SYS_ADMIN")
