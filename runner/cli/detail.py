@@ -88,7 +88,7 @@ def _told(event: dict[str, Any]) -> str:
 
 
 _ATTEMPTS: tuple[Column, ...] = (
-    ("N", lambda row: str(row.get("number"))),
+    ("N", lambda row: str(row.get("number")) if row.get("index") is None else f"[{row['index']}] {row['number']}"),
     ("ENDED", lambda row: str(row.get("ending") or "-")),
     ("CODE", code_text),
     ("STARTED", lambda row: when(row.get("started_at"))),

@@ -31,6 +31,10 @@ def test_run_follows_every_element_of_an_array(runner: Box) -> None:
     assert sorted(rest.splitlines()) == [b"1[1] | ended 1", b"1[2] | ended 2"]
     assert process.returncode == 1
     assert b"job 1[2] sweep failed" in told
+    shown = runner.ok("show", "1")
+    assert [line.split()[:3] for line in shown.splitlines() if line.startswith("  [")] == [
+        [f"[{index}]", "1", "nonzero_exit" if index == 2 else "completed"] for index in range(4)
+    ]
 
 
 def test_attach_to_an_array_leaves_out_what_is_over(runner: Box) -> None:
