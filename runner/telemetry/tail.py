@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 # Data and frames kept per file for followers that are a little late.
 WINDOW_BYTES = 2 << 20
-# A writer of single lines is read in gulps, so that all followers together get at most about 2 000 wake-ups a second.
-PAUSE_S_PER_FOLLOWER = 0.0005
-PAUSE_MAX_S = 0.1
+# A writer of single lines is read in gulps, so that all followers together get at most about 4 000 wake-ups a second.
+PAUSE_S_PER_FOLLOWER = 0.00025
+PAUSE_MAX_S = 0.05
 # Whole blocks kept per file for followers that come up from behind together.
 BLOCKS_MAX = 16
 # How much of one file is read before the others have their turn.
