@@ -28,6 +28,7 @@ from runner.daemon.board import Board
 from runner.daemon.context import Clock, Context
 from runner.daemon.devices import Devices
 from runner.daemon.expire import Expirer
+from runner.daemon.fetch import Fetcher
 from runner.daemon.finish import Finisher
 from runner.daemon.live import live_facts
 from runner.daemon.loop import Loop
@@ -114,7 +115,7 @@ def _serve(paths: Paths) -> int:
     tail = LogTail()
     s3 = config.sources.s3
     options = SourceOptions(s3_endpoint=s3.endpoint or None, s3_region=s3.region or None)
-    preparer = Preparer(context, loop, Stager(context, options, tail))
+    preparer = Preparer(context, loop, Stager(context, Fetcher(context, options), tail))
     measurer = Measurer(context, loop, devices.usage)
     finisher = Finisher(
         context,

@@ -28,7 +28,19 @@ class AwsAccess:
 
 
 def aws_access(options: SourceOptions) -> AwsAccess:
-    """Read the user's AWS files, `credentials` before `config`; explicit options win over both."""
+    """Return the key's values; without a key, those of the user's AWS files, `credentials` before `config`.
+
+    Explicit options are for where neither says it: the key knows its server best.
+    """
+    if options.credential is not None:
+        values = options.credential.values
+        return AwsAccess(
+            key=values["access_key_id"],
+            secret=values["secret_access_key"],
+            token=values.get("session_token"),
+            region=values.get("region") or options.s3_region or DEFAULT_REGION,
+            endpoint=values.get("endpoint") or options.s3_endpoint,
+        )
     facts: dict[str, str] = {}
     if options.aws_dir is not None:
         profile = options.aws_profile

@@ -22,6 +22,9 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,9})?(?:[eE][-+]?[0-9]{1,3})?", re.ASCII)
 _NAMED_ONCE = {"input", "metric", "param"}
 _WHOLE = {"gpus", "priority", "retries"}
+# What may follow the address of an input: a word stands for a value, a name takes one.
+_INPUT_WORDS: dict[str, tuple[str, Any]] = {"rw": ("rw", True), "refresh": ("refresh", True)}
+_INPUT_VALUES: dict[str, str] = {}
 
 _SEE_SCHEMA = "`stoker schema job` describes the document"
 
@@ -171,8 +174,21 @@ def _named(flag: str, key: str, text: str) -> dict[str, Any]:
 
 
 def _input(value: str) -> dict[str, Any]:
-    uri, comma, option = value.rpartition(",")
-    return {"uri": uri, "rw": True} if comma and option == "rw" else {"uri": value}
+    """Read `URI[,option]…`: options stand last, so a comma inside the address stays in it."""
+    options: dict[str, Any] = {}
+    while True:
+        address, _, word = value.rpartition(",")
+        name, equals, text = word.partition("=")
+        if address and word in _INPUT_WORDS:
+            key, stated = _INPUT_WORDS[word]
+        elif address and equals and name in _INPUT_VALUES:
+            key, stated = _INPUT_VALUES[name], text
+        else:
+            return {"uri": value, **options}
+        if key in options:
+            raise UsageError(f"--input: {name} is given twice", hint="once is enough")
+        options[key] = stated
+        value = address
 
 
 def _parameter(text: str) -> str | bool | int | float:

@@ -145,6 +145,7 @@ class Input(_Document):
 
     uri: Text
     rw: bool = False
+    refresh: bool = False
 
 
 class JobSpec(_Document):
@@ -281,7 +282,9 @@ def _usage(error: ValidationError, origins: dict[str, str]) -> UsageError:
     where = f" (from {origin})" if origin else ""
     if fault["type"] == "extra_forbidden":
         known = (
-            [field.alias or name for name, field in JobSpec.model_fields.items()] if len(path) == 1 else ["uri", "rw"]
+            [field.alias or name for name, field in JobSpec.model_fields.items()]
+            if len(path) == 1
+            else list(Input.model_fields)
         )
         return UsageError(f"unknown key {key!r}{where}", hint=nearest(path[-1], known), key=key)
     if fault["type"] == "missing":

@@ -22,10 +22,11 @@ from runner.core.reasons import Ending, WaitReason
 from runner.daemon import cache
 from runner.daemon.board import WaitingJob
 from runner.daemon.context import Context
+from runner.daemon.fetch import NoRoom
 from runner.daemon.guard import safely
 from runner.daemon.launch import JobFacts
 from runner.daemon.loop import Loop
-from runner.daemon.stage import Failed, NoRoom, Preparation, Staged, Stager
+from runner.daemon.stage import Failed, Preparation, Staged, Stager
 from runner.executors.environments import BuildCancelled
 from runner.service.desk import Change, Enqueue, Salvage
 from runner.service.submit import prepares, request_from

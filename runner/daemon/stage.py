@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from runner.core.errors import StokerError
@@ -14,6 +14,7 @@ from runner.core.reasons import Ending, Waiting, WaitReason
 from runner.core.units import format_duration, format_size
 from runner.daemon import cache
 from runner.daemon.context import Context
+from runner.daemon.fetch import Fetcher, NoRoom, Wanted
 from runner.daemon.launch import JobFacts, attempt_dir
 from runner.executors.environments import Builder, EnvironmentFailed, probe
 from runner.service.desk import Enqueue
@@ -21,15 +22,10 @@ from runner.service.submit import interpreter_of
 from runner.state import jobs
 from runner.telemetry.tail import LogTail
 from storage.checkout import checkout, view
-from storage.download import Fetched, fetch
+from storage.download import Fetched
 from storage.errors import Cancelled, DiskFull, SourceFailed, StorageError
-from storage.journal import set_aside
 from storage.leases import Lease
-from storage.sources.base import SourceOptions
-from storage.transfer import Retry
-from storage.uri import Uri, parse
-
-QUIET_NS = 200_000_000
+from storage.uri import parse
 
 
 @dataclass(slots=True)
@@ -63,8 +59,7 @@ class Source:
     """One input of a job: where it comes from, and the tree it was found to be for an earlier attempt."""
 
     name: str
-    key: str
-    uri: Uri
+    wanted: Wanted
     pinned: Fetched | None
 
 
@@ -84,22 +79,12 @@ class Failed(Exception):
         self.ending, self.sentence, self.name, self.lines = ending, sentence, name, lines
 
 
-class NoRoom(Exception):
-    """The disk has not the room; the job waits and is tried again."""
-
-    def __init__(self, what: str, need_bytes: int, free_bytes: int) -> None:
-        super().__init__(what)
-        self.need_bytes, self.free_bytes = need_bytes, free_bytes
-        sentence = f"{what} needs {format_size(need_bytes)} of disk and {format_size(free_bytes)} are free"
-        self.reason = WaitReason(Waiting.DISK, sentence, {"need_bytes": need_bytes, "free_bytes": free_bytes})
-
-
 class Stager:
     """The work itself; used by several threads, each with a preparation of its own."""
 
-    def __init__(self, context: Context, options: SourceOptions, tail: LogTail) -> None:
+    def __init__(self, context: Context, fetcher: Fetcher, tail: LogTail) -> None:
         self.context = context
-        self.options = options
+        self.fetcher = fetcher
         self.tail = tail
         self._builder = Builder(Path(context.paths.environments_dir))
 
@@ -109,16 +94,18 @@ class Stager:
         for name, address, digest, size_bytes, files, pins in jobs.staged(self.context.database.reader(), facts.job_id):
             pinned = Fetched(digest, size_bytes, files, json.loads(pins)) if digest else None
             uri = parse(facts.secret_sources.get(name, address), PurePath("/"))
-            key = uri.text
-            if name in facts.secret_sources:
-                # The address holds a secret, so it is remembered by what it looks like and a keyed hash of it.
-                key = f"{uri.shown} {self.context.sealer.keyed_hash(os.fsencode(uri.text)).hex()}"
-            found.append(Source(name, key, uri, pinned))
+            wanted = Wanted(
+                uri,
+                self.fetcher.remembered(uri),
+                home=facts.variables.get("HOME"),
+                refresh=facts.spec.inputs[name].refresh,
+            )
+            found.append(Source(name, wanted, pinned))
         return found
 
     def needs(self, facts: JobFacts, lease: Lease) -> frozenset[str]:
         """Return what must be read, fetched or built for a job: empty where everything is there."""
-        needs = {source.key for source in self.sources(facts) if self._known(source, lease) is None}
+        needs = {source.wanted.key for source in self.sources(facts) if self._known(source, lease) is None}
         if facts.spec.requirements is not None and not self._is_built(facts):
             needs.add(f"requirements {facts.spec.requirements}")
         return frozenset(needs)
@@ -129,14 +116,14 @@ class Stager:
         base = 0
         for source in self.sources(facts):
             try:
-                fetched = self._known(source, lease) or self._fetch(preparation, facts, source, base)
+                fetched = self._known(source, lease) or self._fetch(preparation, source, base)
                 view(self.context.store, fetched.tree_digest)
             except (Cancelled, DiskFull):
                 raise
             except (StorageError, OSError) as error:
                 raise Failed(Ending.INPUT_FAILED, _sentence(source, error), name=source.name) from error
             base += fetched.size_bytes
-            staged[source.name] = Staged(source.key, fetched)
+            staged[source.name] = Staged(source.wanted.key, fetched)
         return staged
 
     def build(self, preparation: Preparation, facts: JobFacts) -> str | None:
@@ -145,7 +132,7 @@ class Stager:
             return None
         if self._is_built(facts):
             return facts.environment_dir
-        self._check_room("its environment")
+        self.fetcher.check_room("its environment")
         step = "building its environment"
         self.tell(preparation, WaitReason(Waiting.ENVIRONMENT, step, {"step": step}))
         cwd = facts.spec.cwd or "/"
@@ -182,7 +169,7 @@ class Stager:
             if not writable or target.exists():
                 continue
             fetched = staged[name].fetched
-            self._check_room(f"its copy of input {name}")
+            self.fetcher.check_room(f"its copy of input {name}")
             self.tell(preparation, WaitReason(Waiting.STAGING, f"copying input {name}"))
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -200,66 +187,25 @@ class Stager:
         self.context.hub.changed({preparation.job_id})
 
     def _known(self, source: Source, lease: Lease) -> Fetched | None:
-        """Return what an input is already known to be, kept by the lease: for this job, or for any.
-
-        A local path may have changed since another job had it, so it is read again.
-        """
+        """Return what an input is already known to be, kept by the lease: for this job, or for any."""
         if source.pinned is not None and self.context.store.keep(lease, source.pinned.tree_digest):
             return source.pinned
-        if source.uri.scheme == "file":
-            return None
-        row = jobs.source(self.context.database.reader(), source.key)
-        if row is None or not self.context.store.keep(lease, row[0]):
-            return None
-        return Fetched(row[0], row[1], row[2], json.loads(row[3]))
+        return self.fetcher.known(source.wanted, lease)
 
-    def _fetch(self, preparation: Preparation, facts: JobFacts, source: Source, base: int) -> Fetched:
-        what, told_ns, short = f"input {source.name}", 0, False
+    def _fetch(self, preparation: Preparation, source: Source, base: int) -> Fetched:
+        what = f"input {source.name}"
         self.tell(preparation, WaitReason(Waiting.STAGING, what))
-        missing = 0
 
         def progress(done: int, total: int | None) -> None:
-            nonlocal told_ns, missing, short
-            now_ns = self.context.clock.monotonic_ns()
-            if now_ns - told_ns < QUIET_NS:
-                return
-            if told_ns == 0 and total is not None:
-                missing = total - done
-                # A download that goes on needs the room that it holds only once.
-                held = set_aside(self.context.store.root / "partial")
-                short = cache.room_on_disk(self.context) + held < missing + self._min_free()
-            else:
-                short = cache.room_on_disk(self.context) < self._min_free()
-            told_ns = now_ns
             self.tell(preparation, _progress(what, base + done, None if total is None else base + total))
 
         def failed(error: SourceFailed, wait_s: float) -> None:
             again = f"{_sentence(source, error)}; tried again in {format_duration(wait_s)}"
             self.tell(preparation, WaitReason(Waiting.STAGING, again))
 
-        home = facts.variables.get("HOME")
-        options = replace(self.options, aws_dir=Path(home, ".aws") if home else None)
-        try:
-            return fetch(
-                self.context.store,
-                source.uri,
-                options,
-                progress=progress,
-                cancelled=lambda: preparation.cancelled or short,
-                retry=Retry(failed=failed),
-            )
-        except (Cancelled, DiskFull) as error:
-            if isinstance(error, Cancelled) and not short:
-                raise
-            raise NoRoom(what, missing + self._min_free(), cache.room_on_disk(self.context)) from None
-
-    def _check_room(self, what: str) -> None:
-        free = cache.room_on_disk(self.context)
-        if free < self._min_free():
-            raise NoRoom(what, self._min_free(), free)
-
-    def _min_free(self) -> int:
-        return self.context.config.storage.min_free_bytes
+        return self.fetcher.fetch(
+            source.wanted, what, progress=progress, failed=failed, cancelled=lambda: preparation.cancelled
+        )
 
     def _is_built(self, facts: JobFacts) -> bool:
         built = facts.environment_dir
@@ -276,5 +222,5 @@ def _progress(what: str, done: int, total: int | None) -> WaitReason:
 def _sentence(source: Source, error: StorageError | OSError) -> str:
     message = error.message if isinstance(error, StorageError) else f"{error.strerror}"
     hint = error.hint if isinstance(error, StorageError) else ""
-    where = "" if source.uri.shown in message else f" ({source.uri.shown})"
+    where = "" if source.wanted.uri.shown in message else f" ({source.wanted.uri.shown})"
     return f"input {source.name}{where}: {message}" + (f" ({hint})" if hint else "")

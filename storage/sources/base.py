@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from storage.credentials import Credential
 from storage.files import never
 from storage.uri import Uri
 
@@ -17,11 +18,13 @@ MIB = 1 << 20
 class SourceOptions:
     """How sources may be reached; everything a source needs comes from here, never from the process's environment.
 
-    `aws_dir` is the directory with `credentials` and `config` (None: anonymous). With `allow_local_addresses` false
+    `credential` is the key that the fetch was given. Without one, `aws_dir` is the directory with the user's own
+    `credentials` and `config` (None: anonymous). With `allow_local_addresses` false
     link-local addresses are refused and loopback is, unless the host is in `allow_hosts`. A transfer that moves
     nothing for `stall_s` seconds is broken off.
     """
 
+    credential: Credential | None = None
     s3_endpoint: str | None = None
     s3_region: str | None = None
     aws_dir: Path | None = None

@@ -180,6 +180,22 @@ def test_a_web_tree_and_file_are_staged_and_then_cost_no_request(runner: Box, we
     assert len(web.requests) == asked
 
 
+def test_refresh_asks_the_source_again_and_moves_only_what_changed(runner: Box, web: Web) -> None:
+    """A warm address is what it was; `,refresh` looks again, and is what later jobs are given."""
+    tree = fill(web.root / "set")
+    address = f"data={web.url}/set/"
+    before = succeeds(runner, "--input", address, "--", "sh", "-c", HASH_ALL)
+    (tree / "added").write_text("new")
+    assert succeeds(runner, "--input", address, "--", "sh", "-c", HASH_ALL) == before
+    asked = len(web.requests)
+    after = succeeds(runner, "--input", f"{address},refresh", "--", "sh", "-c", HASH_ALL)
+    assert "./added" in after
+    moved = {path for _, path, headers in web.requests[asked:] if headers.get("range") != "bytes=0-0"}
+    # An empty file has no first byte, so the server tells nothing that it could be known by.
+    assert {path for path in moved if not path.endswith("/")} == {"/set/added", "/set/empty"}
+    assert succeeds(runner, "--input", address, "--", "sh", "-c", HASH_ALL) == after
+
+
 def test_two_jobs_that_ask_for_one_address_fetch_it_once(runner: Box, web: Web) -> None:
     """While one job stages an address the others of it stand by, and nobody else waits for them."""
     (web.root / "big").write_bytes(os.urandom(300_000))

@@ -28,6 +28,7 @@ from runner.service.schemas import schema
 KEYS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
 WORDS = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF, exclude_categories=("Cc", "Cs")), max_size=20)
 PATHS = st.from_regex(r"[a-z][a-z0-9/_ -]{0,12}", fullmatch=True)
+INPUTS = st.fixed_dictionaries({"uri": PATHS}, optional={"rw": st.just(True), "refresh": st.just(True)})
 DOCUMENTS = st.fixed_dictionaries(
     {"command": st.lists(WORDS.filter(str.strip), min_size=1, max_size=4)},
     optional={
@@ -42,7 +43,7 @@ DOCUMENTS = st.fixed_dictionaries(
         "output": PATHS,
         "checkpoint": PATHS,
         "requirements": PATHS,
-        "input": st.dictionaries(KEYS, PATHS.map(lambda path: {"uri": path}), max_size=2),
+        "input": st.dictionaries(KEYS, INPUTS, max_size=2),
         "metric": st.dictionaries(KEYS, WORDS.filter(bool), max_size=2),
         "param": st.dictionaries(
             KEYS, st.booleans() | st.integers(-(10**17), 10**17) | st.from_regex(r"[a-z]{1,6} [a-z]", fullmatch=True)
@@ -73,13 +74,19 @@ def flags(document: dict[str, Any]) -> list[tuple[str, str]]:
             continue
         if isinstance(value, dict):
             for name, item in value.items():
-                text = item["uri"] if key == "input" else json.dumps(item) if isinstance(item, bool | int) else item
+                text = item_text(item) if key == "input" else json.dumps(item) if isinstance(item, bool | int) else item
                 pairs.append((f"--{key}", f"{name}={text}"))
         else:
             pairs.append(
                 (f"--{key}", f"{int(value)}B" if key == "mem" else f"{value:.0f}s" if key in _TIMES else str(value))
             )
     return pairs
+
+
+def item_text(item: dict[str, Any]) -> str:
+    """Return an input as its flag is written."""
+    options = [name if value is True else f"{name}={value}" for name, value in item.items() if name != "uri"]
+    return ",".join([item["uri"], *options])
 
 
 _TIMES = {"time", "grace"}

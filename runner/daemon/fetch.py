@@ -1,0 +1,129 @@
+"""Brings addresses into the store for whoever asks: what is known already, else a transfer that minds the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from runner.core.reasons import Waiting, WaitReason
+from runner.core.units import format_size
+from runner.daemon import cache
+from runner.daemon.context import Context
+from runner.state import jobs
+from storage.download import Fetched, fetch
+from storage.errors import Cancelled, DiskFull, SourceFailed
+from storage.journal import set_aside
+from storage.leases import Lease
+from storage.sources.base import SourceOptions
+from storage.transfer import Retry
+from storage.uri import Uri
+
+QUIET_NS = 200_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An address to be brought into the store, and for whom.
+
+    `key` is the name under which it is remembered, `home` where its user keeps credentials of their own. `refresh`
+    asks the source again though it is known.
+    """
+
+    uri: Uri
+    key: str
+    home: str | None = None
+    refresh: bool = False
+
+
+class NoRoom(Exception):
+    """The disk has not the room; whoever asked waits and tries again."""
+
+    def __init__(self, what: str, need_bytes: int, free_bytes: int) -> None:
+        super().__init__(what)
+        self.need_bytes, self.free_bytes = need_bytes, free_bytes
+        sentence = f"{what} needs {format_size(need_bytes)} of disk and {format_size(free_bytes)} are free"
+        self.reason = WaitReason(Waiting.DISK, sentence, {"need_bytes": need_bytes, "free_bytes": free_bytes})
+
+
+class Fetcher:
+    """The one way in for bytes from elsewhere; used by several threads at once."""
+
+    def __init__(self, context: Context, options: SourceOptions) -> None:
+        self.context = context
+        self.options = options
+
+    def remembered(self, address: Uri) -> str:
+        """Return the name under which an address is remembered: one that holds a secret by a keyed hash of it."""
+        if address.text == address.shown:
+            return address.text
+        return f"{address.shown} {self.context.sealer.keyed_hash(os.fsencode(address.text)).hex()}"
+
+    def known(self, wanted: Wanted, lease: Lease) -> Fetched | None:
+        """Return what an address was when it was last fetched, kept by the lease, without asking anybody.
+
+        A local path may have changed since, so it is read again.
+        """
+        if wanted.refresh or wanted.uri.scheme == "file":
+            return None
+        row = jobs.source(self.context.database.reader(), wanted.key)
+        if row is None or not self.context.store.keep(lease, row[0]):
+            return None
+        return Fetched(row[0], row[1], row[2], json.loads(row[3]))
+
+    def fetch(
+        self,
+        wanted: Wanted,
+        what: str,
+        *,
+        progress: Callable[[int, int | None], None],
+        failed: Callable[[SourceFailed, float], None],
+        cancelled: Callable[[], bool],
+    ) -> Fetched:
+        """Bring what an address names into the store. Raise `NoRoom`, saying `what` it was for, or a `StorageError`.
+
+        `progress(done, total)` is called a few times a second at most, from any thread; `failed` before each retry.
+        """
+        told_ns, short, missing = 0, False, 0
+
+        def look(done: int, total: int | None) -> None:
+            nonlocal told_ns, missing, short
+            now_ns = self.context.clock.monotonic_ns()
+            if now_ns - told_ns < QUIET_NS:
+                return
+            if told_ns == 0 and total is not None:
+                missing = total - done
+                # A download that goes on needs the room that it holds only once.
+                held = set_aside(self.context.store.root / "partial")
+                short = cache.room_on_disk(self.context) + held < missing + self.min_free_bytes
+            else:
+                short = cache.room_on_disk(self.context) < self.min_free_bytes
+            told_ns = now_ns
+            progress(done, total)
+
+        try:
+            return fetch(
+                self.context.store,
+                wanted.uri,
+                replace(self.options, aws_dir=Path(wanted.home, ".aws") if wanted.home else None),
+                progress=look,
+                cancelled=lambda: cancelled() or short,
+                retry=Retry(failed=failed),
+            )
+        except (Cancelled, DiskFull) as error:
+            if isinstance(error, Cancelled) and not short:
+                raise
+            raise NoRoom(what, missing + self.min_free_bytes, cache.room_on_disk(self.context)) from None
+
+    def check_room(self, what: str) -> None:
+        """Raise `NoRoom` where the disk has less left than `[storage] min_free`."""
+        free = cache.room_on_disk(self.context)
+        if free < self.min_free_bytes:
+            raise NoRoom(what, self.min_free_bytes, free)
+
+    @property
+    def min_free_bytes(self) -> int:
+        """How much of the disk is left to others."""
+        return self.context.config.storage.min_free_bytes
