@@ -10,12 +10,12 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from storage import publish
-from storage.errors import Cancelled, NotStored, SourceMissing, disk_errors
-from storage.manifest import DIGEST, Entry, build
+from storage.errors import Cancelled, Corrupt, NotStored, SourceMissing, SourceRefused, WrongBytes, disk_errors
+from storage.manifest import DIGEST, MANIFEST_NAME, MAX_MANIFEST_BYTES, Entry, build, decode
 from storage.plan import Known, Plan, diff, fingerprint
 from storage.sources.base import Item, Listing, Source, SourceOptions
 from storage.sources.local import LocalSource, open_root
@@ -91,7 +91,7 @@ def _fetch(
     cancelled: Callable[[], bool],
     retry: Retry,
 ) -> Fetched:
-    listing = retry.run(lambda: source.list(uri, cancelled), cancelled)
+    listing = retry.run(lambda: _described(source, uri, source.list(uri, cancelled)), cancelled)
     if not listing.items:
         raise SourceMissing(f"{uri.shown} holds no files", "an artifact has at least one file")
     known = memory.read()
@@ -111,6 +111,7 @@ def _fetch(
             carrier = Carrier(source, uri, batch, parts, options.part_bytes, meter, retry, cancelled)
             take = _local_taker(uri, batch, meter, cancelled) if isinstance(source, LocalSource) else carrier.carry
             for item, (digest, size, seen) in _all(plan, take, options.threads, interrupt):
+                _check(uri, item, digest)
                 entries[item.path] = Entry(item.path, size, digest, item.executable)
                 if seen.etag is not None:
                     learned[item.path] = Known(seen.etag, size, digest)
@@ -119,6 +120,54 @@ def _fetch(
     manifest = build(entries.values())
     digest = store.put_tree(manifest)
     return Fetched(digest, manifest.size_bytes, len(entries), _pins(uri, listing))
+
+
+def _check(uri: Uri, item: Item, digest: str) -> None:
+    """Raise `WrongBytes` where a listing said beforehand which bytes a file has, and others came."""
+    if item.checksum is not None and item.checksum[0] == "sha256" and item.checksum[1] != digest:
+        raise WrongBytes(
+            f"{uri.shown}: {item.path} is {digest} and should be {item.checksum[1]}",
+            "it was changed after it was described; have it written again",
+        )
+
+
+def _described(source: Source, uri: Uri, listing: Listing) -> Listing:
+    """Return a listing as the manifest among its files describes it: digests to compare with, modes to keep.
+
+    Such a manifest is written last, so where one is there every file that it names has to be.
+    """
+    marker = next((item for item in listing.items if item.path == MANIFEST_NAME), None)
+    if marker is None or not listing.is_tree:
+        return listing
+    hint = f"remove {MANIFEST_NAME} there to take the files as they are"
+    try:
+        described = {entry.path: entry for entry in decode(_read(source, uri, marker)).entries}
+    except Corrupt as error:
+        raise SourceRefused(f"{uri.shown}: {MANIFEST_NAME} is no manifest", hint) from error
+    items = []
+    for item in listing.items:
+        entry = described.pop(item.path, None)
+        if entry is not None:
+            item = replace(item, checksum=("sha256", entry.digest), executable=entry.executable)
+        if item is not marker:
+            items.append(item)
+    if described:
+        raise SourceRefused(f"{uri.shown} lacks {len(described)} of its files, such as {min(described)!r}", hint)
+    return Listing(tuple(items), is_tree=True)
+
+
+def _read(source: Source, uri: Uri, item: Item) -> bytes:
+    """Return a small file whole."""
+    stream, data = source.open(uri, item), bytearray()
+    buffer = memoryview(bytearray(1 << 16))
+    try:
+        while count := stream.read(buffer):
+            data += buffer[:count]
+            if len(data) > MAX_MANIFEST_BYTES:
+                raise SourceRefused(f"{uri.shown}: {item.path} is larger than {MAX_MANIFEST_BYTES} bytes")
+    finally:
+        stream.close()
+    return bytes(data)
 
 
 def _all(

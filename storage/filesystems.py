@@ -6,14 +6,18 @@ Nothing here reads the process's environment: a runner serves its user, not the 
 from __future__ import annotations
 
 import configparser
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from storage.errors import SourceRefused
-from storage.sources.base import SourceOptions
+from storage.sources.base import MIB, SourceOptions
+from storage.sources.wire import Wire
+from storage.uri import Uri
 
 DEFAULT_REGION = "us-east-1"
+S3_PARTS_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,47 @@ def open_s3(access: AwsAccess, options: SourceOptions) -> Any:
         skip_instance_cache=True,
         use_listings_cache=False,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A file system to write to, opened for one push.
+
+    `parallel` is how many files it takes at a time, `put_options(size)` what keeps the memory of one upload small.
+    """
+
+    system: Any
+    parallel: int
+    put_options: Callable[[int], Mapping[str, Any]]
+    make_parents: Callable[[str], None] = lambda _path: None
+    close: Callable[[], None] = lambda: None
+
+
+def s3_remote(uri: Uri, options: SourceOptions) -> Remote:
+    """Return the S3 file system that an address is of, its endpoint checked."""
+    access = aws_access(options)
+    if access.endpoint is not None:
+        wire = Wire(options)
+        try:
+            wire.check(access.endpoint, uri.shown)
+        finally:
+            wire.close()
+
+    def put_options(size: int) -> Mapping[str, Any]:
+        return {"chunksize": max(8 * MIB, -(-size // S3_PARTS_MAX)), "max_concurrency": 2}
+
+    return Remote(open_s3(access, options), 4, put_options)
+
+
+REMOTES: Mapping[str, Callable[[Uri, SourceOptions], Remote]] = {"s3": s3_remote}
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that botocore's error holds, somewhere below the one that s3fs made of it."""
+    response = getattr(error.__cause__ or error, "response", None)
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    status = metadata.get("HTTPStatusCode")
+    return status if isinstance(status, int) else None
 
 
 def _section(path: Path, name: str) -> dict[str, str]:

@@ -21,6 +21,9 @@ MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 4096
 MAX_FILES = 2_000_000
 MAX_FILE_BYTES = 1 << 53
+# The file beside a tree, in a place that it was written to, that says what the tree is.
+MANIFEST_NAME = ".stoker-manifest"
+MAX_MANIFEST_BYTES = 256 << 20
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 _HEADER = '{"tree":1}'

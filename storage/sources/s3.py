@@ -57,7 +57,7 @@ class S3Source:
             raise
         # s3fs passes on whatever botocore and aiohttp raise, which have no common base; each is a failed listing.
         except Exception as error:
-            status = _status(error)
+            status = filesystems.status_of(error)
             raise SourceFailed(
                 f"{uri.shown} cannot be listed: {type(error).__name__}" + (f" ({status})" if status else ""),
                 "check endpoint, region and credentials",
@@ -163,14 +163,6 @@ def _checksum(headers: Mapping[str, str], *, whole: bool) -> Checksum | None:
         return None
     found = _MD5_ETAG.fullmatch(headers.get("etag", ""))
     return ("md5", found[1]) if found else None
-
-
-def _status(error: BaseException) -> int | None:
-    """Return the HTTP status that botocore's error holds, somewhere below the one that s3fs made of it."""
-    response = getattr(error.__cause__ or error, "response", None)
-    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-    status = metadata.get("HTTPStatusCode")
-    return status if isinstance(status, int) else None
 
 
 def _shown(uri: Uri, item: Item) -> str:

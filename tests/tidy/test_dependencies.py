@@ -10,7 +10,6 @@ from tests.tidy.tree import ROOT, imports, sources
 
 NOT_IMPORTED = {
     "adlfs": "fsspec opens abfs:// and az:// with it, by scheme",
-    "fsspec": "s3fs, gcsfs and adlfs are its back ends",
     "gcsfs": "fsspec opens gs:// with it, by scheme",
     "httptools": "uvicorn's parser of that name",
 }

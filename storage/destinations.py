@@ -1,0 +1,168 @@
+"""Places that trees are written to, through fsspec: what the transfer above knows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from fsspec.callbacks import Callback
+
+from storage import filesystems
+from storage.errors import BadUri, SourceFailed, SourceRefused, StorageError
+from storage.filesystems import Remote
+from storage.sources.base import SourceOptions
+from storage.uri import Uri
+
+
+class Destination(Protocol):
+    """One place, opened for one push; every method may run in any thread and raises `StorageError`s.
+
+    `parallel` is how many files it takes at a time.
+    """
+
+    parallel: int
+
+    def sizes(self) -> Mapping[str, int]:
+        """Return the files below the place and their sizes."""
+        ...
+
+    def read(self, path: str, most: int) -> bytes | None:
+        """Return a small file, as far as `most` bytes; None where there is none."""
+        ...
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a small file whole."""
+        ...
+
+    def put(self, source: Path, path: str, size: int, tell: Callable[[int], None]) -> None:
+        """Write a file of `size` bytes whole, from a local one; `tell` counts bytes and may raise `Cancelled`."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Remove a file; one that is not there is fine."""
+        ...
+
+    def close(self) -> None:
+        """Drop connections."""
+        ...
+
+
+def open_destination(uri: Uri, options: SourceOptions) -> Destination:
+    """Return the place that an address names; raise `BadUri` for one that cannot be written to."""
+    opener = filesystems.REMOTES.get(uri.scheme)
+    if opener is None:
+        raise BadUri(
+            f"{uri.shown} cannot be written to",
+            f"write to a directory, or to {', '.join(f'{scheme}://' for scheme in sorted(filesystems.REMOTES))}",
+        )
+    return FsspecDestination(uri, opener(uri, options))
+
+
+class FsspecDestination:
+    """A prefix of an fsspec file system."""
+
+    def __init__(self, uri: Uri, remote: Remote) -> None:
+        """Use a file system that was opened for this push alone."""
+        self._uri, self._remote = uri, remote
+        self._root = uri.path.rstrip("/")
+        self.parallel = remote.parallel
+
+    def sizes(self) -> Mapping[str, int]:
+        """Return the files below the place and their sizes."""
+        prefix = self._root + "/"
+        try:
+            found = self._remote.system.find(self._root, detail=True)
+        except FileNotFoundError:
+            return {}
+        except Exception as error:
+            raise self._failed("listed", error) from error
+        return {
+            name[len(prefix) :]: int(facts.get("size") or 0)
+            for name, facts in found.items()
+            if name.startswith(prefix) and facts.get("type") == "file"
+        }
+
+    def read(self, path: str, most: int) -> bytes | None:
+        """Return a small file, as far as `most` bytes; None where there is none."""
+        try:
+            data: bytes = self._remote.system.cat_file(self._at(path))
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise self._failed("read", error) from error
+        return data[:most]
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a small file whole."""
+        try:
+            self._remote.make_parents(self._at(path))
+            self._remote.system.pipe_file(self._at(path), data)
+        except Exception as error:
+            raise self._failed("written", error) from error
+
+    def put(self, source: Path, path: str, size: int, tell: Callable[[int], None]) -> None:
+        """Write a file of `size` bytes whole, from a local one; `tell` counts bytes and may raise `Cancelled`."""
+        place = self._at(path)
+        try:
+            self._remote.make_parents(place)
+            self._remote.system.put_file(str(source), place, callback=_Told(tell), **self._remote.put_options(size))
+            written = self._remote.system.info(place).get("size")
+        except StorageError:
+            raise
+        except Exception as error:
+            raise self._failed("written", error) from error
+        if written != size:
+            raise SourceFailed(f"{self._uri.shown}: {written} of {size} bytes of {path!r} arrived")
+
+    def remove(self, path: str) -> None:
+        """Remove a file; one that is not there is fine."""
+        try:
+            self._remote.system.rm_file(self._at(path))
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise self._failed("written", error) from error
+
+    def close(self) -> None:
+        """Drop connections."""
+        self._remote.close()
+
+    def _at(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+    def _failed(self, verb: str, error: Exception) -> StorageError:
+        """Say what a back end raised; they have no common base, and their texts may hold a signed address."""
+        if isinstance(error, StorageError):
+            return error
+        status = filesystems.status_of(error)
+        if isinstance(error, PermissionError) or status in {401, 403}:
+            return SourceRefused(f"{self._uri.shown} may not be {verb}", "check the credentials and their permissions")
+        if isinstance(error, FileNotFoundError) or status == 404:
+            return SourceRefused(f"{self._uri.shown} is not there to be {verb}", "make the bucket first")
+        return SourceFailed(
+            f"{self._uri.shown} cannot be {verb}: {type(error).__name__}" + (f" ({status})" if status else ""),
+            "check endpoint, region and credentials",
+            transient=status is None or status >= 500 or status in {408, 429},
+        )
+
+
+class _Told(Callback):  # type: ignore[misc]
+    """Passes on how many bytes have gone."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        super().__init__()
+        self._tell, self._seen = tell, 0
+
+    def relative_update(self, inc: int = 1) -> None:
+        """Count bytes."""
+        self._seen += inc
+        self._tell(inc)
+
+    def absolute_update(self, value: int) -> None:
+        """Count bytes up to here."""
+        self.relative_update(value - self._seen)
+
+    def branched(self, *_: Any, **__: Any) -> Any:
+        """Count what a file's parts do as the file's."""
+        return self

@@ -1,0 +1,223 @@
+"""Writes a stored tree to a place that somebody names: the files in parallel, the manifest last.
+
+A place whose manifest is there holds the whole tree that it describes. While it is being written it has none, so
+nobody takes half a tree for a whole one; a push that was broken off goes on with the files that are missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from storage import files
+from storage.destinations import Destination, open_destination
+from storage.errors import Cancelled, NotStored, disk_errors
+from storage.manifest import MANIFEST_NAME, Entry, Manifest
+from storage.publish import export
+from storage.sources.base import SourceOptions
+from storage.store import Store
+from storage.transfer import Meter, Retry
+from storage.uri import Uri
+
+_CANCEL_POLL_S = 0.25
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """A tree that is whole at its destination: its files, their bytes, and how many bytes travelled for it."""
+
+    files: int
+    size_bytes: int
+    sent_bytes: int
+
+
+def push(
+    store: Store,
+    digest: str,
+    uri: Uri,
+    options: SourceOptions,
+    *,
+    progress: Callable[[int, int | None], None],
+    cancelled: Callable[[], bool],
+    retry: Retry | None = None,
+) -> Pushed:
+    """Write a tree below `uri`, over files of the same names, and its manifest after them.
+
+    `progress(done, total)` counts bytes and may be called from any thread. Raise any `StorageError`; a later call
+    goes on with what this one completed. Files there that are not of the tree stay.
+    """
+    retry = retry or Retry()
+    manifest = store.manifest(digest)
+    with store.lease(f"push {os.getpid()}") as lease:
+        if not store.keep(lease, digest):
+            raise NotStored(f"no artifact {digest[:12]} in the store")
+        if uri.scheme == "file":
+            return _to_directory(store, manifest, Path(uri.path), progress)
+        destination = open_destination(uri, options)
+        try:
+            return _Push(
+                store=store,
+                manifest=manifest,
+                uri=uri,
+                destination=destination,
+                progress=progress,
+                cancelled=cancelled,
+                retry=retry,
+            ).run()
+        finally:
+            destination.close()
+
+
+def _to_directory(
+    store: Store, manifest: Manifest, directory: Path, progress: Callable[[int, int | None], None]
+) -> Pushed:
+    """Write a tree into a local directory; each file appears whole, the manifest once all of them are durable."""
+    marker = directory / MANIFEST_NAME
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if marker.read_bytes() == manifest.encoded:
+            return Pushed(len(manifest.entries), manifest.size_bytes, 0)
+        marker.unlink()
+    progress(0, manifest.size_bytes)
+    count = export(store, manifest.digest, directory, overwrite=True)
+    temp = directory / f"{MANIFEST_NAME}.{secrets.token_hex(4)}"
+    with disk_errors(directory):
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            files.write_at(fd, memoryview(manifest.encoded), 0)
+            files.syncfs(fd)
+        finally:
+            os.close(fd)
+        temp.rename(marker)
+        files.sync_directory(directory)
+    progress(manifest.size_bytes, manifest.size_bytes)
+    return Pushed(count, manifest.size_bytes, manifest.size_bytes)
+
+
+class _Push:
+    """One push to a remote place."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        manifest: Manifest,
+        uri: Uri,
+        destination: Destination,
+        progress: Callable[[int, int | None], None],
+        cancelled: Callable[[], bool],
+        retry: Retry,
+    ) -> None:
+        self._store, self._manifest, self._destination = store, manifest, destination
+        self._cancelled, self._retry = cancelled, retry
+        self._meter = Meter(progress, manifest.size_bytes)
+        self._journal = _Journal(store.root / "partial", uri.text, manifest.digest)
+
+    def run(self) -> Pushed:
+        """Write what is not there yet."""
+        manifest, ask = self._manifest, self._ask
+        encoded = manifest.encoded
+        if ask(lambda: self._destination.read(MANIFEST_NAME, len(encoded) + 1)) == encoded:
+            self._journal.forget()
+            return Pushed(len(manifest.entries), manifest.size_bytes, 0)
+        left = self._left()
+        ask(lambda: self._destination.remove(MANIFEST_NAME))
+        with disk_errors(self._store.root):
+            self._journal.begin()
+        self._send(sorted(left, key=lambda entry: -entry.size))
+        ask(lambda: self._destination.write(MANIFEST_NAME, encoded))
+        self._journal.forget()
+        return Pushed(len(manifest.entries), manifest.size_bytes, sum(entry.size for entry in left))
+
+    def _ask(self, work: Callable[[], _T]) -> _T:
+        return self._retry.run(work, self._cancelled)
+
+    def _left(self) -> list[Entry]:
+        """Return the files that an earlier push has not written, or that are not as long as they should be."""
+        done = self._journal.read()
+        there = self._ask(self._destination.sizes) if done else {}
+        left = []
+        for entry in self._manifest.entries:
+            if entry.path in done and there.get(entry.path) == entry.size:
+                self._meter.add(entry.size)
+            else:
+                left.append(entry)
+        return left
+
+    def _send(self, entries: Iterable[Entry]) -> None:
+        """Write files a few at a time; the first failure stops those that have not begun."""
+        with ThreadPoolExecutor(self._destination.parallel) as pool:
+            waiting: set[Future[None]] = {pool.submit(self._send_one, entry) for entry in entries}
+            failed: BaseException | None = None
+            while waiting:
+                done, waiting = wait(waiting, timeout=_CANCEL_POLL_S, return_when="FIRST_COMPLETED")
+                if self._cancelled():
+                    failed = failed or Cancelled()
+                for future in done:
+                    if not future.cancelled() and (error := future.exception()) is not None:
+                        failed = error if failed is None or isinstance(failed, Cancelled) else failed
+                if failed is not None:
+                    for future in waiting:
+                        future.cancel()
+            if failed is not None:
+                raise failed
+
+    def _send_one(self, entry: Entry) -> None:
+        counted = 0
+
+        def tell(count: int) -> None:
+            nonlocal counted
+            if self._cancelled():
+                raise Cancelled
+            counted += count
+            self._meter.add(count)
+
+        def send() -> None:
+            nonlocal counted
+            self._meter.add(-counted)
+            counted = 0
+            self._destination.put(self._store.object_path(entry.digest), entry.path, entry.size, tell)
+
+        self._ask(send)
+        self._meter.add(entry.size - counted)
+        with disk_errors(self._store.root):
+            self._journal.record(entry.path)
+
+
+class _Journal:
+    """Which files of one tree are at one destination: a hint that saves transfers, compared with what is there."""
+
+    def __init__(self, directory: Path, uri_text: str, digest: str) -> None:
+        key = hashlib.sha256(json.dumps([uri_text, digest]).encode()).hexdigest()
+        self._path = directory / f"{key}.pushed"
+        self._guard = threading.Lock()
+
+    def read(self) -> set[str]:
+        """Return the paths that were written; the text after the last newline is a record cut short."""
+        try:
+            lines = self._path.read_text().split("\n")[:-1]
+            return {str(json.loads(line)) for line in lines}
+        except (OSError, ValueError):
+            return set()
+
+    def begin(self) -> None:
+        """Make sure that records can be appended."""
+        self._path.touch(mode=0o600)
+
+    def record(self, path: str) -> None:
+        """Note a file that is written; one short append, whole or absent."""
+        with self._guard, self._path.open("ab", buffering=0) as file:
+            file.write(json.dumps(path).encode("ascii") + b"\n")
+
+    def forget(self) -> None:
+        """Remove the notes."""
+        self._path.unlink(missing_ok=True)

@@ -1,0 +1,187 @@
+"""Trees written to places: whole and last their manifest, gone on with after a break, refused with a reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+
+import pytest
+
+from storage.download import fetch
+from storage.errors import BadUri, Cancelled, SourceRefused, WrongBytes
+from storage.manifest import MANIFEST_NAME
+from storage.publish import publish
+from storage.sources.base import SourceOptions
+from storage.store import Store
+from storage.transfer import Retry
+from storage.upload import Pushed, push
+from storage.uri import parse
+from tests.servers import S3, s3_server
+
+BIG = 20 << 20
+
+
+@pytest.fixture
+def s3(tmp_path: Path) -> Iterator[S3]:
+    """An S3 server with one bucket."""
+    (tmp_path / "buckets/bucket").mkdir(parents=True)
+    with s3_server(tmp_path / "buckets", tmp_path / "aws") as server:
+        yield server
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    return Store(tmp_path / "store")
+
+
+def options(s3: S3, tmp_path: Path) -> SourceOptions:
+    """Return how to reach the server."""
+    return SourceOptions(s3_endpoint=s3.endpoint, aws_dir=tmp_path / "aws")
+
+
+def tree(store: Store, directory: Path, *, big: int = BIG) -> str:
+    """Store a tree with depth, odd names, an empty file and a file of several parts; return its digest."""
+    (directory / "a/b").mkdir(parents=True)
+    (directory / "a/b/big.bin").write_bytes(os.urandom(big))
+    (directory / "empty").touch()
+    (directory / "größe π+.txt").write_text("ü")
+    (directory / "run.sh").write_text("#!/bin/sh\n")
+    (directory / "run.sh").chmod(0o755)
+    published = publish(store, directory)
+    assert published is not None and published.tree_digest is not None
+    return published.tree_digest
+
+
+def pushed(store: Store, digest: str, to: str, how: SourceOptions) -> Pushed:
+    """Push without interruption."""
+    return push(
+        store, digest, parse(to, PurePath("/")), how, progress=lambda *_: None, cancelled=lambda: False, retry=Retry(2)
+    )
+
+
+def test_a_tree_is_whole_in_a_bucket_and_the_second_push_sends_nothing(s3: S3, store: Store, tmp_path: Path) -> None:
+    """Every byte is there under its name; the manifest says what; pushing it again costs no transfer."""
+    digest = tree(store, tmp_path / "out")
+    how = options(s3, tmp_path)
+    first = pushed(store, digest, "s3://bucket/deep/place/", how)
+    assert first == Pushed(4, BIG + 12, BIG + 12)
+    there = tmp_path / "buckets/bucket/deep/place"
+    for path in ("a/b/big.bin", "empty", "größe π+.txt", "run.sh"):
+        assert (there / path).read_bytes() == (tmp_path / "out" / path).read_bytes()
+    assert (there / MANIFEST_NAME).read_bytes() == store.manifest(digest).encoded
+    assert pushed(store, digest, "s3://bucket/deep/place/", how) == Pushed(4, BIG + 12, 0)
+
+
+def test_a_push_that_broke_off_goes_on(s3: S3, store: Store, tmp_path: Path) -> None:
+    """While files are missing there is no manifest; the next push sends those alone."""
+    directory = tmp_path / "out"
+    directory.mkdir()
+    for number in range(40):
+        (directory / f"{number:02}").write_bytes(os.urandom(1000 + number))
+    digest = tree(store, directory, big=10)
+    sent: list[int] = []
+
+    def cancelled() -> bool:
+        return bool(sent) and sent[-1] > 15_000
+
+    there = tmp_path / "buckets/bucket/p"
+    uri = parse("s3://bucket/p/", PurePath("/"))
+    how = options(s3, tmp_path)
+    with pytest.raises(Cancelled):
+        push(store, digest, uri, how, progress=lambda done, _: sent.append(done), cancelled=cancelled)
+    begun = len([each for each in there.rglob("*") if each.is_file()])
+    assert 0 < begun < 44 and not (there / MANIFEST_NAME).exists()
+    again = pushed(store, digest, "s3://bucket/p/", how)
+    assert again.files == 44 and 0 < again.sent_bytes < again.size_bytes - 10_000
+    assert (there / MANIFEST_NAME).exists()
+
+
+def test_a_new_tree_in_an_old_place_has_no_manifest_on_the_way(s3: S3, store: Store, tmp_path: Path) -> None:
+    """What described the tree of before is gone before its first file is."""
+    first, second = tree(store, tmp_path / "one", big=10), tree(store, tmp_path / "two", big=20)
+    how = options(s3, tmp_path)
+    pushed(store, first, "s3://bucket/p/", how)
+    marker = tmp_path / "buckets/bucket/p" / MANIFEST_NAME
+    seen: list[bool] = []
+    push(
+        store,
+        second,
+        parse("s3://bucket/p/", PurePath("/")),
+        how,
+        progress=lambda done, _: seen.append(done == 0 or not marker.exists()),
+        cancelled=lambda: False,
+    )
+    assert all(seen) and marker.read_bytes() == store.manifest(second).encoded
+
+
+def test_a_directory_gets_the_tree_with_its_modes(store: Store, tmp_path: Path) -> None:
+    """A local place is like any other; other files there stay."""
+    digest = tree(store, tmp_path / "out", big=100)
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "mine").write_text("stays")
+    assert pushed(store, digest, f"{place}/", SourceOptions()).files == 4
+    assert os.access(place / "run.sh", os.X_OK) and (place / "mine").read_text() == "stays"
+    assert (place / MANIFEST_NAME).read_bytes() == store.manifest(digest).encoded
+    assert pushed(store, digest, f"{place}/", SourceOptions()).sent_bytes == 0
+
+
+def test_what_cannot_be_written_is_refused_with_a_reason(s3: S3, store: Store, tmp_path: Path) -> None:
+    """Wrong keys, no such bucket, and addresses that nothing can be written to."""
+    digest = tree(store, tmp_path / "out", big=10)
+    with pytest.raises(BadUri, match="cannot be written to"):
+        pushed(store, digest, "http://127.0.0.1:9/x/", SourceOptions())
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    (wrong / "credentials").write_text("[default]\naws_access_key_id=nobody\naws_secret_access_key=CANARY\n")
+    with pytest.raises(SourceRefused, match="may not be") as caught:
+        pushed(store, digest, "s3://bucket/p/", SourceOptions(s3_endpoint=s3.endpoint, aws_dir=wrong))
+    assert "CANARY" not in f"{caught.value.message} {caught.value.hint}"
+    with pytest.raises(SourceRefused, match="not there") as caught:
+        pushed(store, digest, "s3://no-such-bucket/p/", options(s3, tmp_path))
+    assert "make the bucket" in caught.value.hint
+
+
+def test_what_was_pushed_comes_back_as_the_same_artifact(s3: S3, store: Store, tmp_path: Path) -> None:
+    """A place with a manifest is read as the tree that was pushed: digests compared, modes kept."""
+    digest = tree(store, tmp_path / "out", big=1000)
+    how = options(s3, tmp_path)
+    pushed(store, digest, "s3://bucket/p/", how)
+    other = Store(tmp_path / "other")
+    fetched = fetch(
+        other, parse("s3://bucket/p/", PurePath("/")), how, progress=lambda *_: None, cancelled=lambda: False
+    )
+    assert fetched.tree_digest == digest
+
+
+def test_a_place_that_lost_a_file_is_no_artifact(s3: S3, store: Store, tmp_path: Path) -> None:
+    """Its manifest says what is missing; without the manifest it is a directory like any other."""
+    digest = tree(store, tmp_path / "out", big=1000)
+    how = options(s3, tmp_path)
+    pushed(store, digest, "s3://bucket/p/", how)
+    there = tmp_path / "buckets/bucket/p"
+    (there / "run.sh").unlink()
+    other, uri = Store(tmp_path / "other"), parse("s3://bucket/p/", PurePath("/"))
+    with pytest.raises(SourceRefused, match=r"lacks 1 of its files, such as 'run\.sh'"):
+        fetch(other, uri, how, progress=lambda *_: None, cancelled=lambda: False)
+    (there / MANIFEST_NAME).unlink()
+    assert fetch(other, uri, how, progress=lambda *_: None, cancelled=lambda: False).files == 3
+
+
+def test_a_place_whose_file_was_changed_is_refused_naming_both_digests(s3: S3, store: Store, tmp_path: Path) -> None:
+    """Whoever can write to the bucket cannot slip other bytes under the manifest, of the same length or another."""
+    digest = tree(store, tmp_path / "out", big=1000)
+    how = options(s3, tmp_path)
+    pushed(store, digest, "s3://bucket/p/", how)
+    (tmp_path / "buckets/bucket/p/a/b/big.bin").write_bytes(bytes(1000))
+    wanted = {entry.path: entry.digest for entry in store.manifest(digest).entries}["a/b/big.bin"]
+    with pytest.raises(WrongBytes, match=wanted):
+        fetch(
+            Store(tmp_path / "other"),
+            parse("s3://bucket/p/", PurePath("/")),
+            how,
+            progress=lambda *_: None,
+            cancelled=lambda: False,
+        )
