@@ -41,6 +41,7 @@ from runner.daemon.stage import Stager
 from runner.daemon.start import Starter
 from runner.daemon.steps import stepper
 from runner.daemon.turn import Turn
+from runner.daemon.upload import Uploader
 from runner.daemon.watch import Watch
 from runner.executors.cgroups import CgroupRoots, find_cgroups, remove_old_groups
 from runner.executors.link import SpawnerLink
@@ -111,11 +112,11 @@ def _serve(paths: Paths) -> int:
     loop = Loop(context.clock)
     devices = Devices(context, loop, Nvml())
     starter = Starter(context, loop, devices)
-    saver = Saver(context)
-    tail = LogTail()
     s3 = config.sources.s3
-    options = SourceOptions(s3_endpoint=s3.endpoint or None, s3_region=s3.region or None)
-    preparer = Preparer(context, loop, Stager(context, Fetcher(context, options), tail))
+    fetcher = Fetcher(context, SourceOptions(s3_endpoint=s3.endpoint or None, s3_region=s3.region or None))
+    saver = Saver(context, Uploader(context, fetcher))
+    tail = LogTail()
+    preparer = Preparer(context, loop, Stager(context, fetcher, tail))
     measurer = Measurer(context, loop, devices.usage)
     finisher = Finisher(
         context,

@@ -12,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from runner.core import addresses
 from runner.core.documents import fault_of
 from runner.core.errors import UsageError
 from runner.core.money import parse_credits
@@ -43,6 +44,12 @@ def _price_list(prices: dict[str, str], what: str) -> None:
 def _cores(count: float, what: str) -> None:
     if 0 < count < 0.001:
         raise UsageError(f"{what} is less than a thousandth of a core", hint="0 counts them")
+
+
+def _template(text: str, what: str) -> None:
+    addresses.check(text, what)
+    if text and "{job}" not in text:
+        raise UsageError(f"{what} has no place for the job: {text[:60]!r}", hint="write {job} where its number goes")
 
 
 def _directory(path: str, what: str) -> None:
@@ -111,6 +118,7 @@ class Storage:
     log_limit_bytes: int = _setting(
         "1GiB", "a longer log keeps its first MiB and its newest half", _size, least=4 << 20
     )
+    outputs: str = _setting("", "every job's output is written here too: s3://bucket/{job}-{name}/", check=_template)
     ballast_bytes: int = _setting("64MiB", "kept free for exits and charges on a day when the disk is full", _size)
     allow_network_filesystem: bool = _setting(False, "keep the state on NFS, CIFS or FUSE at your own risk")
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from fsspec.callbacks import Callback
-
 from storage import filesystems
 from storage.errors import BadUri, SourceFailed, SourceRefused, StorageError
 from storage.filesystems import Remote
@@ -48,15 +46,17 @@ class Destination(Protocol):
         ...
 
 
+def check_destination(uri: Uri) -> None:
+    """Raise `BadUri` for an address that nothing can be written to."""
+    if uri.scheme != "file" and uri.scheme not in filesystems.REMOTES:
+        known = ", ".join(f"{scheme}://" for scheme in sorted(filesystems.REMOTES))
+        raise BadUri(f"{uri.shown} cannot be written to", f"write to a directory, or to {known}")
+
+
 def open_destination(uri: Uri, options: SourceOptions) -> Destination:
-    """Return the place that an address names; raise `BadUri` for one that cannot be written to."""
-    opener = filesystems.REMOTES.get(uri.scheme)
-    if opener is None:
-        raise BadUri(
-            f"{uri.shown} cannot be written to",
-            f"write to a directory, or to {', '.join(f'{scheme}://' for scheme in sorted(filesystems.REMOTES))}",
-        )
-    return FsspecDestination(uri, opener(uri, options))
+    """Return the place that an address which is no local directory names; raise `BadUri` where it is none."""
+    check_destination(uri)
+    return FsspecDestination(uri, filesystems.REMOTES[uri.scheme](uri, options))
 
 
 class FsspecDestination:
@@ -106,7 +106,7 @@ class FsspecDestination:
         place = self._at(path)
         try:
             self._remote.make_parents(place)
-            self._remote.system.put_file(str(source), place, callback=_Told(tell), **self._remote.put_options(size))
+            self._remote.system.put_file(str(source), place, callback=_callback(tell), **self._remote.put_options(size))
             written = self._remote.system.info(place).get("size")
         except StorageError:
             raise
@@ -147,22 +147,22 @@ class FsspecDestination:
         )
 
 
-class _Told(Callback):  # type: ignore[misc]
-    """Passes on how many bytes have gone."""
+def _callback(tell: Callable[[int], None]) -> Any:
+    """Return what fsspec tells how many bytes have gone."""
+    # Heavy, and needed only once something is written to a remote place.
+    from fsspec.callbacks import Callback
 
-    def __init__(self, tell: Callable[[int], None]) -> None:
-        super().__init__()
-        self._tell, self._seen = tell, 0
+    class Told(Callback):  # type: ignore[misc]
+        seen = 0
 
-    def relative_update(self, inc: int = 1) -> None:
-        """Count bytes."""
-        self._seen += inc
-        self._tell(inc)
+        def relative_update(self, inc: int = 1) -> None:
+            self.seen += inc
+            tell(inc)
 
-    def absolute_update(self, value: int) -> None:
-        """Count bytes up to here."""
-        self.relative_update(value - self._seen)
+        def absolute_update(self, value: int) -> None:
+            self.relative_update(value - self.seen)
 
-    def branched(self, *_: Any, **__: Any) -> Any:
-        """Count what a file's parts do as the file's."""
-        return self
+        def branched(self, *_: Any, **__: Any) -> Any:
+            return self
+
+    return Told()

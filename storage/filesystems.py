@@ -78,7 +78,7 @@ def open_s3(access: AwsAccess, options: SourceOptions) -> Any:
         raise SourceRefused("s3:// needs the s3fs package", "install s3fs") from error
     # botocore would take these from the environment and the home directory; only their defaults are left.
     unbound = {name: (None, None, default, convert) for name, (_, _, default, convert) in VARIABLES.items()}
-    return s3fs.S3FileSystem(
+    system = s3fs.S3FileSystem(
         anon=access.key is None,
         key=access.key,
         secret=access.secret,
@@ -89,6 +89,7 @@ def open_s3(access: AwsAccess, options: SourceOptions) -> Any:
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
             "ignore_configured_endpoint_urls": True,
+            "retries": {"max_attempts": 0},
             "connect_timeout": options.stall_s,
             "read_timeout": options.stall_s,
             **({"s3": {"addressing_style": "path"}} if access.endpoint else {}),
@@ -98,6 +99,9 @@ def open_s3(access: AwsAccess, options: SourceOptions) -> Any:
         skip_instance_cache=True,
         use_listings_cache=False,
     )
+    # Whoever calls tries again, and says so meanwhile: not botocore, nor s3fs on top of it.
+    system.retries = 1
+    return system
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,12 +90,12 @@ class S3:
 
 
 @contextmanager
-def s3_server(root: Path, aws_dir: Path) -> Iterator[S3]:
+def s3_server(root: Path, aws_dir: Path, *, port: int = 0) -> Iterator[S3]:
     """Serve a directory as S3 by `rclone serve s3`, with an AWS credentials file that opens it."""
     rclone = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
     if rclone is None:
         raise FileNotFoundError("rclone: install the servers group")
-    port = free_port()
+    port = port or free_port()
     aws_dir.mkdir(parents=True, exist_ok=True)
     (aws_dir / "credentials").write_text(
         f"[default]\naws_access_key_id = {S3_KEY}\naws_secret_access_key = {S3_SECRET}\n"

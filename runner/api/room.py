@@ -61,7 +61,8 @@ class Room:
 
     def envelope(self, caller: Caller, *, again: bool = False) -> Envelope:
         """Return what seals the environment of a caller's jobs; `again` passes all: what was left out is out."""
-        return Envelope(caller, self.sealer, caller.env if again else self.config.defaults.pass_env)
+        passed = caller.env if again else self.config.defaults.pass_env
+        return Envelope(caller, self.sealer, passed, self.config.storage.outputs)
 
     def body_hash(self, request: Request, body: bytes) -> bytes:
         """Return what tells one request from another under the same idempotency key."""

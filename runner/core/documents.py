@@ -21,6 +21,7 @@ _BY_FLAG = {flag.flag: flag for flag in JOB_FLAGS}
 _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,9})?(?:[eE][-+]?[0-9]{1,3})?", re.ASCII)
 _NAMED_ONCE = {"input", "metric", "param"}
+_OUTPUT = re.compile(r"([^=]*)=([A-Za-z][A-Za-z0-9+.-]*:/.*|/.*)", re.DOTALL)
 _WHOLE = {"gpus", "priority", "retries"}
 # What may follow the address of an input: a word stands for a value, a name takes one.
 _INPUT_WORDS: dict[str, tuple[str, Any]] = {"rw": ("rw", True), "refresh": ("refresh", True)}
@@ -154,6 +155,8 @@ def _flag_document(flag: str, text: str) -> dict[str, Any]:
         return {key: int(text) if _INTEGER.fullmatch(text) else text}
     if key == "cpus":
         return {key: float(text) if _NUMBER.fullmatch(text) else text}
+    if key == "output":
+        return _output(text)
     if key in {"env", "input", "metric", "param"}:
         return _named(flag, key, text)
     return {key: text}
@@ -171,6 +174,14 @@ def _named(flag: str, key: str, text: str) -> dict[str, Any]:
     if key == "param":
         return {key: {name: _parameter(value)}}
     return {key: {name: value}}
+
+
+def _output(text: str) -> dict[str, Any]:
+    """Read `DIR[=URI]`; what follows the sign is an address only where it looks like one, so a name may hold it."""
+    found = _OUTPUT.fullmatch(text)
+    if found is None:
+        return {"output": text}
+    return {**({"output": found[1]} if found[1] else {}), "upload": {"uri": found[2]}}
 
 
 def _input(value: str) -> dict[str, Any]:

@@ -148,6 +148,12 @@ class Input(_Document):
     refresh: bool = False
 
 
+class Upload(_Document):
+    """Where a job's output is written to, beside the store; `{job}`, `{name}`, `{index}` and `{user}` are filled in."""
+
+    uri: Text
+
+
 class JobSpec(_Document):
     """What a user asks for. Values that are None were not stated; the runner's defaults fill them."""
 
@@ -167,6 +173,7 @@ class JobSpec(_Document):
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     inputs: Annotated[dict[Key, Input], Field(max_length=100)] = Field(default={}, alias="input")
     output: Text | None = None
+    upload: Upload | None = None
     checkpoint: Text | None = None
     requirements: Text | None = None
     metrics: Annotated[dict[Key, Annotated[str, StringConstraints(max_length=500)]], Field(max_length=40)] = Field(
@@ -281,11 +288,8 @@ def _usage(error: ValidationError, origins: dict[str, str]) -> UsageError:
     origin = next((origins[name] for name in (key, path[0]) if name in origins), "")
     where = f" (from {origin})" if origin else ""
     if fault["type"] == "extra_forbidden":
-        known = (
-            [field.alias or name for name, field in JobSpec.model_fields.items()]
-            if len(path) == 1
-            else list(Input.model_fields)
-        )
+        table = JobSpec if len(path) == 1 else Upload if path[0] == "upload" else Input
+        known = [field.alias or name for name, field in table.model_fields.items()]
         return UsageError(f"unknown key {key!r}{where}", hint=nearest(path[-1], known), key=key)
     if fault["type"] == "missing":
         return UsageError(f"{key} is missing{where}", hint=_HINTS.get(path[-1], _SEE_SCHEMA), key=key)

@@ -1,4 +1,4 @@
-"""Brings addresses into the store for whoever asks: what is known already, else a transfer that minds the disk."""
+"""Brings addresses into the store and trees out of it, for whoever asks, minding what is known and the disk."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from storage.journal import set_aside
 from storage.leases import Lease
 from storage.sources.base import SourceOptions
 from storage.transfer import Retry
+from storage.upload import Pushed, push
 from storage.uri import Uri
 
 QUIET_NS = 200_000_000
@@ -49,7 +50,7 @@ class NoRoom(Exception):
 
 
 class Fetcher:
-    """The one way in for bytes from elsewhere; used by several threads at once."""
+    """The one way in and out for bytes; used by several threads at once."""
 
     def __init__(self, context: Context, options: SourceOptions) -> None:
         self.context = context
@@ -107,7 +108,7 @@ class Fetcher:
             return fetch(
                 self.context.store,
                 wanted.uri,
-                replace(self.options, aws_dir=Path(wanted.home, ".aws") if wanted.home else None),
+                self.options_for(wanted),
                 progress=look,
                 cancelled=lambda: cancelled() or short,
                 retry=Retry(failed=failed),
@@ -116,6 +117,43 @@ class Fetcher:
             if isinstance(error, Cancelled) and not short:
                 raise
             raise NoRoom(what, missing + self.min_free_bytes, cache.room_on_disk(self.context)) from None
+
+    def push(
+        self,
+        digest: str,
+        wanted: Wanted,
+        *,
+        progress: Callable[[int, int | None], None],
+        failed: Callable[[SourceFailed, float], None],
+        cancelled: Callable[[], bool],
+    ) -> Pushed:
+        """Write a tree to an address, its manifest last; raise any `StorageError`.
+
+        `progress(done, total)` is called a few times a second at most, from any thread; `failed` before each retry.
+        """
+        told_ns = 0
+
+        def look(done: int, total: int | None) -> None:
+            nonlocal told_ns
+            now_ns = self.context.clock.monotonic_ns()
+            if now_ns - told_ns >= QUIET_NS:
+                told_ns = now_ns
+                progress(done, total)
+
+        options = self.options_for(wanted)
+        return push(
+            self.context.store,
+            digest,
+            wanted.uri,
+            options,
+            progress=look,
+            cancelled=cancelled,
+            retry=Retry(failed=failed),
+        )
+
+    def options_for(self, wanted: Wanted) -> SourceOptions:
+        """Return how an address may be reached, for the user who asks."""
+        return replace(self.options, aws_dir=Path(wanted.home, ".aws") if wanted.home else None)
 
     def check_room(self, what: str) -> None:
         """Raise `NoRoom` where the disk has less left than `[storage] min_free`."""

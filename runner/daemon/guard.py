@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 
 BACKOFF_S = 1.0
 BACKOFF_MAX_S = 60.0
+LOOK_S = 1.0
 _DOUBLINGS_MAX = 6
 
 log = logging.getLogger("stoker.guard")
@@ -23,3 +25,17 @@ def safely(what: str, action: Callable[..., object], *arguments: object) -> None
 def backoff_s(earlier: int) -> float:
     """Return how many seconds to wait after so many earlier tries and one more: 1, 2, 4 … 60."""
     return min(BACKOFF_MAX_S, BACKOFF_S * (1 << min(earlier, _DOUBLINGS_MAX)))
+
+
+def when(ready: Callable[[], bool], then: Callable[[], object]) -> None:
+    """Call `then` from a thread of its own once `ready` is true, which is asked every second."""
+
+    def look() -> None:
+        if ready():
+            then()
+        else:
+            when(ready, then)
+
+    timer = threading.Timer(LOOK_S, look)
+    timer.daemon = True
+    timer.start()

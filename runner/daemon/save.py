@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from runner.core.job import Attempt, Ref
@@ -15,10 +16,12 @@ from runner.core.reasons import Becomes, Ending, Waiting, WaitReason, stays_stop
 from runner.core.units import format_size
 from runner.daemon import cache
 from runner.daemon.context import Context
+from runner.daemon.fetch import Wanted
 from runner.daemon.guard import safely
 from runner.daemon.launch import attempt_dir
 from runner.daemon.settle import settle
 from runner.daemon.steps import Step
+from runner.daemon.upload import Upload, Uploader
 from runner.daemon.verdict import Ended
 from runner.paths import Paths
 from runner.service.desk import Change, Discard
@@ -27,6 +30,7 @@ from runner.state import artifacts, jobs, removal
 from storage.errors import Cancelled, DiskFull, StorageError
 from storage.files import remove_directory
 from storage.publish import Published, publish
+from storage.upload import Pushed
 
 WORKERS = 2
 SKIPPED_KEPT = 100
@@ -39,13 +43,15 @@ log = logging.getLogger("stoker.save")
 class Saving:
     """One output on its way into the store.
 
-    `salvaged`: it is of an earlier attempt. `reason` says what it waits for; `given_up` that nobody wants to wait.
+    `salvaged`: it is of an earlier attempt. `wanted` is where it is written to beside the store. `reason` says what it
+    waits for; `given_up` that nobody wants to wait.
     """
 
     attempt: Attempt
     output: Path
     ended: Ended
     becomes: Becomes
+    wanted: Wanted | None = None
     salvaged: bool = False
     reason: WaitReason | None = None
     given_up: bool = False
@@ -54,8 +60,9 @@ class Saving:
 class Saver:
     """Publishes outputs. Methods belong to the turn's thread."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, uploader: Uploader) -> None:
         self.context = context
+        self.uploader = uploader
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="save")
         self._new: list[Saving] = []
         self._saving: dict[Ref, Saving] = {}
@@ -63,7 +70,7 @@ class Saver:
     def save(self, attempt: Attempt, output: Path, ended: Ended, becomes_: Becomes) -> None:
         """Publish an attempt's output once the turn is committed; then its element goes where it leads."""
         if attempt.ref not in self._saving:
-            self._new.append(Saving(attempt, output, ended, becomes_))
+            self._new.append(Saving(attempt, output, ended, becomes_, self.uploader.wanted(attempt.ref)))
 
     def salvage(self, ref: Ref) -> None:
         """Publish what the last attempt of an element left that will not run again; its row says why it will not."""
@@ -73,14 +80,14 @@ class Saver:
         ended = Ended(Ending(word[0]), None, None, word[1])
         leads_to = Becomes.STOPPED if stays_stopped(ended.ending) else Becomes.FAILED
         output = attempt_dir(self.context.paths, ref, attempt.number) / "output"
-        saving = Saving(attempt, output, ended, leads_to, salvaged=True)
+        saving = Saving(attempt, output, ended, leads_to, self.uploader.wanted(ref), salvaged=True)
         if has_files(output):
             self._new.append(saving)
         else:
             self.context.desk.put(lambda change: self._saved(change, saving, None))
 
     def abort(self, ref: Ref) -> None:
-        """Wait no longer for room on the disk; what can be saved goes to the store and is finished in any case."""
+        """Wait no longer for room on the disk or for an upload; what can be saved goes to the store in any case."""
         saving = self._saving.get(ref)
         if saving is not None:
             saving.given_up = True
@@ -137,9 +144,17 @@ class Saver:
             # The lease keeps what was published until the row that leads to it is committed.
             with self.context.store.lease(f"attempt {attempt.id}"):
                 self.context.step(Step.PUBLISH_BEGUN)
-                published = publish(self.context.store, saving.output)
+                digest = artifacts.output_of(self.context.database.reader(), attempt.id)
+                published = None
+                if digest is None:
+                    published = publish(self.context.store, saving.output)
+                    digest = published.tree_digest if published is not None else None
                 self.context.step(Step.PUBLISH_STORED)
-                self.context.desk.insist(lambda change: self._saved(change, saving, published))
+                if saving.wanted is None or digest is None:
+                    self.context.desk.insist(lambda change: self._saved(change, saving, published))
+                else:
+                    self.context.desk.insist(lambda change: self._stored(change, attempt, published))
+                    self._upload(saving, saving.wanted, digest)
                 self.context.step(Step.PUBLISH_COMMITTED)
         except DiskFull:
             self._wait_for_room(saving)
@@ -150,14 +165,45 @@ class Saver:
                 log.exception("saving the output of job %s met a bug", attempt.ref.label)
             self._fail(saving, str(error))
 
+    def _upload(self, saving: Saving, wanted: Wanted, digest: str) -> None:
+        self.uploader.submit(
+            Upload(
+                saving.attempt.ref,
+                digest,
+                wanted,
+                given_up=lambda: saving.given_up,
+                tell=partial(self._tell, saving),
+                done=partial(self._written, saving, wanted),
+            )
+        )
+
+    def _written(self, saving: Saving, wanted: Wanted, outcome: Pushed | StorageError) -> None:
+        """Settle a job whose output is where it wants it, or cannot be; the store has it in any case."""
+        where = wanted.uri.shown
+        if isinstance(outcome, Pushed):
+            self.context.step(Step.UPLOAD_DONE)
+            self.context.desk.insist(lambda change: self._uploaded(change, saving, where, outcome))
+            return
+        kept = f"it is kept: `stoker outputs pull {saving.attempt.ref.label}`"
+        if not isinstance(outcome, Cancelled):
+            to = "" if where in outcome.message else f" to {where}"
+            why = outcome.message + (f" ({outcome.hint})" if outcome.hint else "")
+            self._lead(saving, Ending.OUTPUT_FAILED, f"its output could not be written{to}: {why}; {kept}")
+        elif saving.becomes is Becomes.SUCCEEDED:
+            self._lead(saving, Ending.STOPPED_BY_USER, f"writing its output to {where} was broken off; {kept}")
+        self.context.desk.insist(lambda change: self._saved(change, saving, None))
+
+    def _tell(self, saving: Saving, reason: WaitReason) -> None:
+        saving.reason = reason
+        self.context.hub.changed({saving.attempt.ref.job_id})
+
     def _wait_for_room(self, saving: Saving) -> None:
         need, free = _size(saving.output), cache.room_on_disk(self.context)
         needs = f"needs {format_size(need)} of disk and {format_size(free)} are free"
         if saving.given_up:
             self._fail(saving, f"it {needs}")
             return
-        saving.reason = WaitReason(Waiting.DISK, f"its output {needs}", {"need_bytes": need, "free_bytes": free})
-        self.context.hub.changed({saving.attempt.ref.job_id})
+        self._tell(saving, WaitReason(Waiting.DISK, f"its output {needs}", {"need_bytes": need, "free_bytes": free}))
         cache.await_room(
             self.context,
             need_bytes=need,
@@ -168,29 +214,40 @@ class Saver:
 
     def _fail(self, saving: Saving, why: str) -> None:
         """End a job whose output cannot be saved; the files stay where they are."""
-        saving.ended = dataclasses.replace(
-            saving.ended,
-            ending=Ending.OUTPUT_FAILED,
-            sentence=f"its output could not be saved: {why}; the files are in {saving.output}",
-        )
-        saving.becomes = Becomes.FAILED
+        sentence = f"its output could not be saved: {why}; the files are in {saving.output}"
+        self._lead(saving, Ending.OUTPUT_FAILED, sentence)
         self.context.desk.insist(lambda change: self._saved(change, saving, None))
+
+    def _lead(self, saving: Saving, ending: Ending, sentence: str) -> None:
+        """Let a job end otherwise than its attempt did."""
+        saving.ended = dataclasses.replace(saving.ended, ending=ending, sentence=sentence)
+        saving.becomes = Becomes.STOPPED if stays_stopped(ending) else Becomes.FAILED
 
     def _saved(self, change: Change, saving: Saving, published: Published | None) -> None:
         attempt = saving.attempt
         self._saving.pop(attempt.ref, None)
-        if published is not None:
-            if published.tree_digest is not None:
-                _enter(change, attempt, published.tree_digest, published)
-            if published.skipped:
-                left_out = [
-                    {"path": printable(each.path), "why": each.why} for each in published.skipped[:SKIPPED_KEPT]
-                ]
-                data = {"attempt": attempt.number, "count": len(published.skipped), "left_out": left_out}
-                jobs.note(change.connection, change.now_us, "output_incomplete", attempt.ref, data)
+        self._stored(change, attempt, published)
         finished_us = change.now_us if saving.salvaged else jobs.ended_us(change.connection, attempt.id)
         settle(change, attempt.ref, saving.ended, saving.becomes, finished_us)
         self.context.step(Step.PUBLISH_WRITTEN)
+
+    def _stored(self, change: Change, attempt: Attempt, published: Published | None) -> None:
+        """Write down what an attempt left, as far as it is in the store now."""
+        if published is None:
+            return
+        if published.tree_digest is not None:
+            _enter(change, attempt, published.tree_digest, published)
+        if published.skipped:
+            left_out = [{"path": printable(each.path), "why": each.why} for each in published.skipped[:SKIPPED_KEPT]]
+            data = {"attempt": attempt.number, "count": len(published.skipped), "left_out": left_out}
+            jobs.note(change.connection, change.now_us, "output_incomplete", attempt.ref, data)
+
+    def _uploaded(self, change: Change, saving: Saving, where: str, pushed: Pushed) -> None:
+        count = "1 file" if pushed.files == 1 else f"{pushed.files} files"
+        sentence = f"{count}, {format_size(pushed.size_bytes)}, to {where}"
+        data = {"uri": where, "files": pushed.files, "bytes": pushed.size_bytes, "sentence": sentence}
+        jobs.note(change.connection, change.now_us, "output_written", saving.attempt.ref, data)
+        self._saved(change, saving, None)
 
     def _discard(self, effect: Discard) -> None:
         remove_logs(self.context.paths, effect.attempt_ids)

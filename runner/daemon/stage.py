@@ -197,7 +197,8 @@ class Stager:
         self.tell(preparation, WaitReason(Waiting.STAGING, what))
 
         def progress(done: int, total: int | None) -> None:
-            self.tell(preparation, _progress(what, base + done, None if total is None else base + total))
+            whole = None if total is None else base + total
+            self.tell(preparation, progress_reason(Waiting.STAGING, what, base + done, whole))
 
         def failed(error: SourceFailed, wait_s: float) -> None:
             again = f"{_sentence(source, error)}; tried again in {format_duration(wait_s)}"
@@ -212,11 +213,12 @@ class Stager:
         return built is not None and self._builder.find(Path(built).name) is not None
 
 
-def _progress(what: str, done: int, total: int | None) -> WaitReason:
+def progress_reason(kind: Waiting, what: str, done: int, total: int | None) -> WaitReason:
+    """Say how far a transfer is, in bytes."""
     sentence = f"{what}: {format_size(done)}"
     if total:
         sentence = f"{what}: {100 * done // total}% of {format_size(total)}"
-    return WaitReason(Waiting.STAGING, sentence, {"done_bytes": done, "total_bytes": total})
+    return WaitReason(kind, sentence, {"done_bytes": done, "total_bytes": total})
 
 
 def _sentence(source: Source, error: StorageError | OSError) -> str:

@@ -31,6 +31,7 @@ class Step(StrEnum):
     PUBLISH_STORED = "publish-2"  # the tree is in the store, no row leads to it
     PUBLISH_WRITTEN = "publish-3"  # the artifact is in the open transaction
     PUBLISH_COMMITTED = "publish-4"
+    UPLOAD_DONE = "upload-1"  # the output is where its job wants it, no row says so
 
 
 def pass_by(step: Step) -> None:

@@ -11,7 +11,7 @@ from runner.core.errors import UsageError
 from runner.identity.sealing import Sealer
 from runner.service.intake import Caller, flags_of
 from runner.service.refs import Target
-from runner.service.submit import Envelope, Prepared, secret_sources, split_environment
+from runner.service.submit import UPLOAD, Envelope, Prepared, secret_sources, split_environment
 from runner.service.submit import prepare as prepare_job
 from runner.state import jobs
 
@@ -37,7 +37,7 @@ def prepare(connection: sqlite3.Connection, target: Target, body: dict[str, Any]
         name: envelope.caller.env[name] for name in document.get("env", {}) if name in envelope.caller.env
     }
     for name, address in envelope.caller.sources.items():
-        document["input"][name]["uri"] = address
+        (document["upload"] if name == UPLOAD else document["input"][name])["uri"] = address
     if target.is_array and target.index is not None:
         document["array"] = str(target.index)
     merged, origins = documents.merge([(f"job {target.label}", document), *flags_of(body)])

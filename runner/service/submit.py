@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from runner.core import documents, environment, names
+from runner.core import addresses, documents, environment, names
 from runner.core.errors import NeverFits, StokerError, Unavailable, UsageError
 from runner.core.job import PLAIN, Ref
-from runner.core.spec import JobSpec, is_text, parse_array, validate
+from runner.core.spec import JobSpec, Upload, is_text, parse_array, validate
 from runner.identity.sealing import Sealer
 from runner.ledger.pricing import rate_for
 from runner.service import places
@@ -29,7 +29,11 @@ from schedulers.placement import never_fits
 from schedulers.resources import Inventory, ResourceRequest
 from schedulers.snapshot import Candidate, Entry, Snapshot
 from storage import uri as uris
+from storage.destinations import check_destination
 from storage.errors import StorageError
+
+# Beside the names of inputs, which cannot be this: the address of the output, where it holds a secret.
+UPLOAD = "=upload"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,10 @@ class Prepared:
 class Envelope:
     """Seals what jobs of one caller inherit; jobs of one batch that state the same share one sealed environment."""
 
-    def __init__(self, caller: Caller, sealer: Sealer, pass_env: Iterable[str]) -> None:
+    def __init__(self, caller: Caller, sealer: Sealer, pass_env: Iterable[str], outputs: str = "") -> None:
+        """`outputs` is where the output of a job goes that names no other place."""
         self.caller = caller
+        self.outputs = outputs
         self._sealer = sealer
         self._pass_env = tuple(pass_env)
         self._sealed: dict[tuple[Any, ...], tuple[bytes, bytes, tuple[str, ...]]] = {}
@@ -97,13 +103,18 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
     if spec.metrics:
         compile_patterns(spec.metrics)
     sources = {name: _source(each.uri, cwd) for name, each in sorted(spec.inputs.items())}
+    upload = _destination(spec.upload.uri if spec.upload is not None else envelope.outputs, cwd)
     secret = {name: each for name, each in sources.items() if each.text != each.shown}
-    digest, sealed, left_out = envelope.seal(spec, {name: each.text for name, each in secret.items()})
+    kept = {name: each.text for name, each in secret.items()}
+    if upload is not None and upload.text != upload.shown:
+        kept[UPLOAD] = upload.text
+    digest, sealed, left_out = envelope.seal(spec, kept)
     resolved = spec.model_copy(
         update={
             "cwd": str(cwd),
             "requirements": _requirements(spec.requirements, cwd),
             "output": _inside(spec.output, cwd, "--output"),
+            "upload": None if upload is None else Upload(uri=upload.shown),
             "checkpoint": _inside(spec.checkpoint, cwd, "--checkpoint"),
             "env": dict.fromkeys(spec.env, ""),
             "inputs": {
@@ -286,6 +297,19 @@ def _source(text: str, cwd: Path) -> uris.Uri:
         raise UsageError(
             f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory"
         )
+    return parsed
+
+
+def _destination(text: str, cwd: Path) -> uris.Uri | None:
+    """Return where an output is written to; its places are still open."""
+    if not text:
+        return None
+    addresses.check(text, "--output")
+    try:
+        parsed = uris.parse(text, cwd)
+        check_destination(parsed)
+    except StorageError as error:
+        raise UsageError(f"--output: {error.message}", hint=error.hint) from None
     return parsed
 
 

@@ -88,6 +88,12 @@ def find(connection: sqlite3.Connection, owner_uid: int, name: str, version: int
     return _artifact(row) if row else None
 
 
+def output_of(connection: sqlite3.Connection, attempt_id: int) -> str | None:
+    """Return the digest of what an attempt left, once it is in the store."""
+    row = connection.execute("SELECT output_digest FROM attempts WHERE id = ?", (attempt_id,)).fetchone()
+    return row[0] if row else None
+
+
 def users(connection: sqlite3.Connection, tree_digest: str) -> list[int]:
     """Return the unfinished jobs that have a tree as an input."""
     rows = connection.execute(

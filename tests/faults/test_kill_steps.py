@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from runner.daemon.steps import Step
+from storage.manifest import MANIFEST_NAME
 from tests.faults.campaign import SOAK, Box, open_box, report, until
 
 pytestmark = [pytest.mark.soak]
@@ -57,6 +58,7 @@ def test_a_kill_at_any_step_spares_the_places_of_a_job(places: Box, step: Step) 
     armed, before, may_mount = base / "crash" / step, box.runner_pid(), not places.through
     spec: dict[str, Any] = {"output": f"out-{step}", "checkpoint": f"keep-{step}"}
     spec["input"] = {"data": {"uri": str(base / "data")}}
+    spec["upload"] = {"uri": f"{base}/written/{step}/"}
     if may_mount:
         spec["array"] = "0-1"
     script = f"echo . >> keep-{step}/ran; cat $STOKER_INPUT_data/data | tee out-{step}/made; exit 3"
@@ -75,6 +77,8 @@ def test_a_kill_at_any_step_spares_the_places_of_a_job(places: Box, step: Step) 
         until(lambda each=attempt: not Path(box.paths.control(each)).exists(), what="the control directory going")
         assert Path(box.paths.job_log(attempt, 0)).read_text() == "here\n"
     assert (base / f"out-{step}").is_symlink() != may_mount
+    for place in ("0", "1") if may_mount else (".",):
+        assert {each.name for each in (base / "written" / step / place).iterdir()} == {"made", MANIFEST_NAME}
 
 
 @pytest.mark.parametrize("step", BEFORE_END)
@@ -85,13 +89,14 @@ def test_a_kill_at_any_step_leads_to_the_same_end(box: Box, step: Step) -> None:
     armed.touch()
     before = box.runner_pid()
     script = f"echo x >> {executions}; echo made > $STOKER_OUTPUT_DIR/made; echo said; exit 3"
-    job = box.submit("/bin/sh", "-c", script, key=f"walk {step}")
+    job = box.submit("/bin/sh", "-c", script, key=f"walk {step}", upload={"uri": f"{base}/written-{step}/"})
     until(lambda: not armed.exists() and box.runner_pid() not in {0, before}, what=f"the crash at {step}")
     assert box.wait_state(job, "failed", "stopped", "succeeded") == "failed"
     assert executions.read_text() == "x\n"
     shown = box.show(job)
     assert (shown["exit_code"], shown["reason"]["ending"], len(shown["attempts"])) == (3, "nonzero_exit", 1)
     assert [output["files"] for output in shown["outputs"]] == [1]
+    assert {each.name for each in (base / f"written-{step}").iterdir()} == {"made", MANIFEST_NAME}
     attempt = box.rows("SELECT id FROM attempts WHERE job_id = ?", job)[0][0]
     until(lambda: not Path(box.paths.control(attempt)).exists(), what="the control directory going")
     assert Path(box.paths.job_log(attempt, 0)).read_text() == "said\n"

@@ -335,8 +335,11 @@ def test_the_last_word_counts_and_is_known(layers: list[tuple[str, dict[str, Any
 
 
 def test_every_key_has_its_flag() -> None:
-    """What a document can say, a flag can say, but for what is no part of one job's command line."""
+    """What a document can say, a flag can say, but for what is no part of one job's command line.
+
+    `pass_env` and `upload` have none of their own: `--env NAME` and `--output DIR=URI` fill them.
+    """
     keys = {field.alias or name for name, field in JobSpec.model_fields.items()}
     from_flags = {flag.key for flag in documents.JOB_FLAGS}
-    assert keys - from_flags == {"version", "kind", "command", "pass_env"}
+    assert keys - from_flags == {"version", "kind", "command", "pass_env", "upload"}
     assert from_flags - keys == {"env_file"}

@@ -1,0 +1,25 @@
+"""Addresses with places in them for what tells one job from another: `s3://bucket/runs/{job}-{name}/`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from runner.core.errors import UsageError
+from runner.core.nearest import nearest
+
+PLACES = ("job", "name", "index", "user")
+
+_PLACE = re.compile(r"\{([^{}]*)\}")
+
+
+def check(template: str, what: str) -> None:
+    """Refuse a place that nothing fills."""
+    for name in _PLACE.findall(template):
+        if name not in PLACES:
+            raise UsageError(f"{what} has an unknown place {{{name[:40]}}}", hint=nearest(name, PLACES))
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """Return an address with its places filled in; a value is one part of a path, whatever it holds."""
+    return _PLACE.sub(lambda found: values[found[1]].replace("/", "_"), template)

@@ -1,0 +1,115 @@
+"""Writes stored outputs to the places that jobs name, off the turn's thread, until it works or is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from runner.core import addresses
+from runner.core.job import PLAIN, Ref
+from runner.core.reasons import Waiting, WaitReason
+from runner.core.units import format_duration
+from runner.daemon.context import Context
+from runner.daemon.fetch import Fetcher, Wanted
+from runner.daemon.guard import backoff_s, safely, when
+from runner.daemon.stage import progress_reason
+from runner.identity.users import user_name
+from runner.service.submit import UPLOAD
+from storage.errors import SourceFailed, StorageError
+from storage.upload import Pushed
+from storage.uri import parse
+
+WORKERS = 4
+
+
+@dataclass(slots=True)
+class Upload:
+    """One stored output on its way to a place.
+
+    `tell` is told how far it is, `done` how it ended: an error is final, `Cancelled` that nobody wanted it any more.
+    """
+
+    ref: Ref
+    digest: str
+    wanted: Wanted
+    given_up: Callable[[], bool]
+    tell: Callable[[WaitReason], None]
+    done: Callable[[Pushed | StorageError], None]
+    failures: int = 0
+
+    def progress(self, done: int, total: int | None) -> None:
+        """Say how far it is."""
+        self.tell(progress_reason(Waiting.UPLOAD, self._what, done, total))
+
+    def failed(self, error: SourceFailed, wait_s: float) -> None:
+        """Say that it is tried again."""
+        again = f"{self._what}: {error.message}; tried again in {format_duration(wait_s)}"
+        self.tell(WaitReason(Waiting.UPLOAD, again))
+
+    @property
+    def _what(self) -> str:
+        return f"its output to {self.wanted.uri.shown}"
+
+
+class Uploader:
+    """The uploads of all jobs, a few at a time; one that waits for another try takes up no place."""
+
+    def __init__(self, context: Context, fetcher: Fetcher) -> None:
+        self.context = context
+        self.fetcher = fetcher
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="upload")
+
+    def wanted(self, ref: Ref) -> Wanted | None:
+        """Return where the output of an element is written to, its places filled in; None for the store alone."""
+        facts = self.context.facts(ref.job_id)
+        if facts.spec.upload is None:
+            return None
+        template = facts.secret_sources.get(UPLOAD, facts.spec.upload.uri).rstrip("/") + "/"
+        if ref.idx != PLAIN and "{index}" not in template:
+            template += "{index}/"
+        values = {
+            "job": str(ref.job_id),
+            "name": facts.name,
+            "index": "0" if ref.idx == PLAIN else str(ref.idx),
+            "user": user_name(facts.owner_uid) or str(facts.owner_uid),
+        }
+        uri = parse(addresses.fill(template, values), PurePath("/"))
+        return Wanted(uri, self.fetcher.remembered(uri), home=facts.variables.get("HOME"))
+
+    def submit(self, upload: Upload) -> None:
+        """Begin an upload, or go on with it."""
+        self._pool.submit(safely, f"upload the output of job {upload.ref.label}", self._run, upload)
+
+    def _run(self, upload: Upload) -> None:
+        upload.progress(0, None)
+        try:
+            pushed = self.fetcher.push(
+                upload.digest,
+                upload.wanted,
+                progress=upload.progress,
+                failed=upload.failed,
+                cancelled=upload.given_up,
+            )
+        except SourceFailed as error:
+            if error.transient:
+                self._later(upload, error)
+            else:
+                upload.done(error)
+        except StorageError as error:
+            upload.done(error)
+        except OSError as error:
+            upload.done(StorageError(f"{upload.wanted.uri.shown} cannot be written: {error.strerror}"))
+        else:
+            upload.done(pushed)
+
+    def _later(self, upload: Upload, error: SourceFailed) -> None:
+        wait_s = backoff_s(upload.failures)
+        upload.failures += 1
+        upload.failed(error, wait_s)
+        until_ns = self.context.clock.monotonic_ns() + int(wait_s * 1e9)
+        when(
+            lambda: upload.given_up() or self.context.clock.monotonic_ns() >= until_ns,
+            lambda: self.submit(upload),
+        )
