@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from storage.errors import SourceRefused
 from storage.sources.base import Source, SourceOptions
 from storage.sources.http import HttpSource
 from storage.sources.local import LocalSource
@@ -19,5 +20,7 @@ SOURCES: Mapping[str, Callable[[SourceOptions], Source]] = {
 
 
 def open_source(uri: Uri, options: SourceOptions) -> Source:
-    """Return the source that reads this uri."""
+    """Return the source that reads this uri; raise `SourceRefused`."""
+    if uri.scheme not in SOURCES:
+        raise SourceRefused(f"{uri.shown}: {uri.scheme}:// is not opened here", f"opened: {', '.join(SOURCES)}")
     return SOURCES[uri.scheme](options)
