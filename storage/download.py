@@ -19,7 +19,7 @@ from storage.manifest import DIGEST, MANIFEST_NAME, MAX_MANIFEST_BYTES, Entry, b
 from storage.plan import Known, Plan, diff, fingerprint
 from storage.sources.base import Item, Listing, Source, SourceOptions
 from storage.sources.local import LocalSource, open_root
-from storage.sources.registry import open_source
+from storage.sources.registry import open_source, server_of
 from storage.store import Batch, Store
 from storage.transfer import Carrier, Meter, Retry
 from storage.uri import Uri
@@ -32,7 +32,11 @@ _PLANS = 3
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The artifact that a source became. `pins` says which state of the source it is: `uri`, `listing`, `etag`."""
+    """The artifact that a source became.
+
+    `pins` says which state of the source it is: `uri`, `listing`, `endpoint` where the address does not name the
+    server, and for one file `etag` and `version`.
+    """
 
     tree_digest: str
     size_bytes: int
@@ -55,10 +59,10 @@ def fetch(
     goes on with whatever this one completed.
     """
     retry = retry or Retry()
-    memory = _Memory(store, uri)
-    with store.lease(f"fetch {os.getpid()}"), _single_flight(memory.lock_path, retry, cancelled):
-        source = open_source(uri, options)
-        try:
+    source = open_source(uri, options)
+    memory = _Memory(store, f"{uri.kind} {server_of(source)} {uri.text}")
+    try:
+        with store.lease(f"fetch {os.getpid()}"), _single_flight(memory.lock_path, retry, cancelled):
             for last in range(_PLANS - 1, -1, -1):
                 try:
                     return _fetch(
@@ -75,8 +79,8 @@ def fetch(
                     # A sweep took an object between the plan and the publication: plan again.
                     if not last:
                         raise
-        finally:
-            source.close()
+    finally:
+        source.close()
     raise AssertionError("the last plan returns or raises")
 
 
@@ -108,7 +112,7 @@ def _fetch(
 
     try:
         with store.batch() as batch, ThreadPoolExecutor(options.threads) as parts:
-            carrier = Carrier(source, uri, batch, parts, options.part_bytes, meter, retry, cancelled)
+            carrier = Carrier(source, uri, memory.place, batch, parts, options.part_bytes, meter, retry, cancelled)
             take = _local_taker(uri, batch, meter, cancelled) if isinstance(source, LocalSource) else carrier.carry
             for item, (digest, size, seen) in _all(plan, take, options.threads, interrupt):
                 _check(uri, item, digest)
@@ -119,7 +123,7 @@ def _fetch(
         memory.write(learned)
     manifest = build(entries.values())
     digest = store.put_tree(manifest)
-    return Fetched(digest, manifest.size_bytes, len(entries), _pins(uri, listing))
+    return Fetched(digest, manifest.size_bytes, len(entries), _pins(uri, source, listing))
 
 
 def _check(uri: Uri, item: Item, digest: str) -> None:
@@ -225,9 +229,9 @@ class _Present:
 class _Memory:
     """What the files of one source were when last fetched: a hint that saves transfers, never trusted for bytes."""
 
-    def __init__(self, store: Store, uri: Uri) -> None:
-        key = hashlib.sha256(f"{uri.scheme} {uri.text}".encode("utf-8", "surrogateescape")).hexdigest()
-        self._store = store
+    def __init__(self, store: Store, place: str) -> None:
+        key = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()
+        self._store, self.place = store, place
         self._path = store.root / "sources" / f"{key}.json"
         self.lock_path = store.root / "locks" / key
 
@@ -289,7 +293,12 @@ def _size(store: Store, digest: str) -> int:
         raise NotStored(f"object {digest[:12]} has just been swept") from None
 
 
-def _pins(uri: Uri, listing: Listing) -> dict[str, str]:
+def _pins(uri: Uri, source: Source, listing: Listing) -> dict[str, str]:
     pins = {"uri": uri.shown, "listing": fingerprint(listing.items)}
-    etag = listing.items[0].etag if not listing.is_tree else None
-    return pins if etag is None else {**pins, "etag": etag}
+    if server := server_of(source):
+        pins["endpoint"] = server
+    if listing.is_tree:
+        return pins
+    one = listing.items[0]
+    stated = {"etag": one.etag, "version": one.version}
+    return pins | {name: value for name, value in stated.items() if value is not None}

@@ -36,20 +36,23 @@ def aws_access(options: SourceOptions) -> AwsAccess:
 
     Explicit options are for where neither says it: the key knows its server best.
     """
-    if options.credential is not None:
-        values = options.credential.values
+    values = values_of(options, "aws", "wasabi")
+    if values is not None:
         return AwsAccess(
             key=values["access_key_id"],
             secret=values["secret_access_key"],
             token=values.get("session_token"),
             region=values.get("region") or options.s3_region or DEFAULT_REGION,
-            endpoint=values.get("endpoint") or options.s3_endpoint,
+            endpoint=options.endpoint or values.get("endpoint") or options.s3_endpoint,
         )
     facts: dict[str, str] = {}
     if options.aws_dir is not None:
         profile = options.aws_profile
         named = profile if profile == "default" else f"profile {profile}"
-        facts = {**_section(options.aws_dir / "config", named), **_section(options.aws_dir / "credentials", profile)}
+        facts = {
+            **section_of(options.aws_dir / "config", named),
+            **section_of(options.aws_dir / "credentials", profile),
+        }
     key = facts.get("aws_access_key_id")
     if key is None and {"credential_process", "sso_session", "sso_start_url", "role_arn"} & facts.keys():
         raise SourceRefused(
@@ -61,8 +64,16 @@ def aws_access(options: SourceOptions) -> AwsAccess:
         secret=facts.get("aws_secret_access_key"),
         token=facts.get("aws_session_token"),
         region=options.s3_region or facts.get("region") or DEFAULT_REGION,
-        endpoint=options.s3_endpoint or facts.get("endpoint_url"),
+        endpoint=options.endpoint or options.s3_endpoint or facts.get("endpoint_url"),
     )
+
+
+def values_of(options: SourceOptions, *kinds: str) -> Mapping[str, str] | None:
+    """Return the values of the key that the fetch was given, None where it has none; it must be of these kinds."""
+    credential = options.credential
+    if credential is not None and credential.kind not in kinds:
+        raise SourceRefused(f"a {credential.kind} key does not open this source", f"give one of {' or '.join(kinds)}")
+    return None if credential is None else credential.values
 
 
 def open_s3(access: AwsAccess, options: SourceOptions) -> Any:
@@ -145,7 +156,8 @@ def status_of(error: BaseException) -> int | None:
     return status if isinstance(status, int) else None
 
 
-def _section(path: Path, name: str) -> dict[str, str]:
+def section_of(path: Path, name: str) -> dict[str, str]:
+    """Return a section of somebody's configuration file, empty where there is none; raise `SourceRefused`."""
     parser = configparser.RawConfigParser(strict=False)
     try:
         parser.read_string(path.read_text(encoding="utf-8"))

@@ -14,9 +14,11 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from storage.address import Form, Given, Uri, file_name, has_control, shown_netloc, shown_query, split
 from storage.errors import BadUri
 
-__all__ = ["FORMS", "MAX_CHARACTERS", "OTHERS", "Uri", "parse"]
+__all__ = ["FORMS", "MAX_CHARACTERS", "OTHERS", "WITH_ENDPOINT", "Uri", "check_endpoint", "parse"]
 
 MAX_CHARACTERS = 4096
+# Kinds whose addresses do not say which server is asked.
+WITH_ENDPOINT = ("aws", "wasabi", "gcp", "azure")
 # What fsspec opens beyond the sources of our own, with the package that each needs. Left out on purpose: whatever
 # reads this machine, wraps another address, or runs code.
 OTHERS: Mapping[str, str] = {
@@ -73,6 +75,12 @@ def parse(text: str, cwd: PurePath, kind: str | None = None, env: Mapping[str, s
     given = Given(scheme, text, text[len(found[0]) :] if found else text, cwd, env or {})
     form = _by_scheme(given) if kind is None else _by_kind(given, kind)
     return replace(form.read(given), kind=form.kind)
+
+
+def check_endpoint(uri: Uri, endpoint: str | None) -> None:
+    """Raise `BadUri` where an endpoint is stated for a source that is always at the same place."""
+    if endpoint is not None and uri.kind not in WITH_ENDPOINT:
+        raise BadUri(f"a source from {uri.kind} has no endpoint", f"endpoint= goes with {', '.join(WITH_ENDPOINT)}")
 
 
 def _by_scheme(given: Given) -> Form:

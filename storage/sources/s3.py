@@ -27,9 +27,11 @@ _MD5_ETAG = re.compile(r'"([0-9a-f]{32})"')
 class S3Source:
     """An object store that speaks S3."""
 
-    def __init__(self, options: SourceOptions) -> None:
-        """Read the credentials; connect lazily."""
-        self._access = filesystems.aws_access(options)
+    def __init__(self, options: SourceOptions, *, home: str | None = None) -> None:
+        """Read the credentials; connect lazily. `home` is the server where nothing else names one: else Amazon's."""
+        access = filesystems.aws_access(options)
+        self._access = access if access.endpoint is not None else replace(access, endpoint=home)
+        self.server = self._access.endpoint or ""
         self._options = options
         self._wire = Wire(options, sign=_signer(self._access))
 
@@ -149,7 +151,9 @@ def _signer(access: AwsAccess) -> Any:
 def _item(path: str, facts: Mapping[str, Any]) -> Item:
     etag = facts.get("ETag")
     etag = etag if isinstance(etag, str) and strong_etag({"etag": etag}) else None
-    return Item(path, str(facts["name"]), int(facts["size"]), etag, ranged=True)
+    version = facts.get("VersionId")
+    stated = version if isinstance(version, str) and version != "null" else None
+    return Item(path, str(facts["name"]), int(facts["size"]), etag, ranged=True, version=stated)
 
 
 def _checksum(headers: Mapping[str, str], *, whole: bool) -> Checksum | None:

@@ -1,27 +1,27 @@
 """HTTP GETs as transfers need them: kept connections, ranges, checked addresses, careful redirects, stall time-outs.
 
-The address that was checked is the one connected to, so a name that resolves differently the second time gains
-nothing. No redirect leads from a public to a private address, nor from TLS to plain; credentials stay at their origin.
+No redirect leads from a public to a private address, nor from TLS to plain; credentials stay at their origin.
 """
 
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from storage.errors import SourceChanged, SourceFailed, SourceMissing, SourceRefused
 from storage.sources.base import SourceOptions
+from storage.sources.dial import dial, why
+from storage.sources.reasons import reason, secrets_of
 
 MAX_REDIRECTS = 5
 MAX_DRAINED_BYTES = 64 << 10
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+MAX_REASON_BYTES = 8 << 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BREAKS = (OSError, http.client.HTTPException)
 
@@ -69,9 +69,17 @@ class Wire:
         self._busy: set[Connection] = set()
         self._guard = threading.Lock()
         self._tls: ssl.SSLContext | None = None
+        self._secrets = secrets_of(options.credential)
 
     def get(
-        self, url: str, headers: Mapping[str, str], *, method: str = "GET", shown: str, redirects: int = MAX_REDIRECTS
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        method: str = "GET",
+        body: bytes | None = None,
+        shown: str,
+        redirects: int = MAX_REDIRECTS,
     ) -> Response:
         """Send one request and follow redirects; return the answer if its status is 2xx, 304 or 416.
 
@@ -82,16 +90,15 @@ class Wire:
         for _ in range(redirects + 1):
             parts = urlsplit(url)
             own = _origin(parts) == origin
-            response, public = self._send(
-                method, parts, self._headers(method, url, headers, own=own), shown, was_public
-            )
+            sent = self._headers(method, url, headers, own=own)
+            response, public = self._send(method, parts, sent, body, shown=shown, was_public=was_public)
             was_public = was_public or public
             target = response.headers.get("location")
             if response.status not in _REDIRECTS or target is None:
-                _check(response, shown)
+                _check(response, shown, self._secrets)
                 return response
             response.close()
-            if self._sign is not None:
+            if self._sign is not None or body is not None:
                 raise SourceRefused(f"{shown} answers with a redirect", "check the endpoint and the region")
             url = _following(parts, target, shown)
         raise SourceRefused(f"{shown} redirects too often")
@@ -120,7 +127,14 @@ class Wire:
         return self._sign(method, url, sent) if self._sign is not None else sent
 
     def _send(
-        self, method: str, parts: SplitResult, headers: Mapping[str, str], shown: str, was_public: bool
+        self,
+        method: str,
+        parts: SplitResult,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        *,
+        shown: str,
+        was_public: bool,
     ) -> tuple[Response, bool]:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         while True:
@@ -128,7 +142,7 @@ class Wire:
             try:
                 if was_public and not connection.public:
                     raise SourceRefused(f"{shown} redirects from a public to a private address")
-                connection.http.request(method, target, headers=dict(headers))
+                connection.http.request(method, target, body=body, headers=dict(headers))
                 raw = connection.http.getresponse()
             except _BREAKS as error:
                 self._drop(connection)
@@ -189,38 +203,18 @@ class Wire:
 
     def _connect(self, parts: SplitResult, shown: str) -> Connection:
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            raise SourceFailed(f"{shown}: the host {host} has no address", "check the name and the network") from error
-        last: OSError | None = None
-        for family, kind, protocol, _, place in found:
-            ip = address(str(place[0]))
-            if not _allowed(ip, host, self._options):
-                continue
-            connected = socket.socket(family, kind, protocol)
-            connected.settimeout(self._options.stall_s)
-            try:
-                connected.connect(place)
-                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if parts.scheme == "https" and self._tls is not None:
-                    connected = self._tls.wrap_socket(connected, server_hostname=host)
-            except OSError as error:
-                connected.close()
-                last = error
-                continue
-            connection = http.client.HTTPConnection(host, port, timeout=self._options.stall_s)
-            if port == (443 if parts.scheme == "https" else 80):
-                connection.port = 80  # http.client leaves only its own default port out of the Host header
-            connection.sock = connected
-            connection.auto_open = 0
-            return Connection(connection, connected, ip.is_global)
-        if last is None:
-            raise SourceRefused(
-                f"{shown} is at a local address, which this runner does not fetch from", "see allow_hosts"
-            )
-        certificate = isinstance(last, ssl.SSLCertVerificationError)
-        raise SourceFailed(f"{shown} cannot be reached: {_why(last)}", transient=not certificate) from last
+        tls = self._tls if parts.scheme == "https" else None
+
+        def wrap(plain: socket.socket) -> socket.socket:
+            return plain if tls is None else tls.wrap_socket(plain, server_hostname=host)
+
+        connected, ip = dial(host, port, self._options, shown, wrap=wrap)
+        connection = http.client.HTTPConnection(host, port, timeout=self._options.stall_s)
+        if port == (443 if parts.scheme == "https" else 80):
+            connection.port = 80  # http.client leaves only its own default port out of the Host header
+        connection.sock = connected
+        connection.auto_open = 0
+        return Connection(connection, connected, ip.is_global)
 
 
 @dataclass(slots=True, eq=False)
@@ -257,34 +251,18 @@ def basic_credentials(url: str) -> tuple[str, str] | None:
     return None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))
 
 
-def address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Return the address that packets end at: the IPv4 one where an IPv6 form only wraps it."""
-    found = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            return found.ipv4_mapped
-        if found in _NAT64:
-            return ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-    return found
-
-
-def _allowed(ip: ipaddress.IPv4Address | ipaddress.IPv6Address, host: str, options: SourceOptions) -> bool:
-    if options.allow_local_addresses:
-        return True
-    if ip.is_link_local or ip.is_multicast or ip.is_unspecified:
-        return False
-    return not ip.is_loopback or host in options.allow_hosts
-
-
-def _check(response: Response, shown: str) -> None:
+def _check(response: Response, shown: str, secrets: Iterable[str]) -> None:
     status = response.status
     if 200 <= status < 300 or status in {304, 416}:
         return
-    response.close()
+    said = _said(response, secrets)
     if status in {404, 410}:
-        raise SourceMissing(f"{shown} does not exist", "check the address")
+        more = f": {said}" if said.lower() not in {"", "not found"} else ""
+        raise SourceMissing(f"{shown} does not exist{more}", "check the address")
     if status in {401, 403, 407}:
-        raise SourceRefused(f"{shown} may not be read ({status})", "check the credentials and their permissions")
+        raise SourceRefused(
+            f"{shown} may not be read ({status}{said and f', {said}'})", "check the credentials and their permissions"
+        )
     if status == 412:
         raise SourceChanged(f"{shown} changed while it was read")
     region = response.headers.get("x-amz-bucket-region")
@@ -292,15 +270,26 @@ def _check(response: Response, shown: str) -> None:
         raise SourceRefused(f"{shown} is in another region", f"set the region to {region[:40]!r}")
     wait = response.headers.get("retry-after", "")
     raise SourceFailed(
-        f"{shown} answers with status {status}",
+        f"{shown} answers with status {status}{said and f': {said}'}",
         transient=status in {408, 425, 429} or status >= 500,
         retry_after_s=float(wait) if wait.isascii() and wait.isdigit() and len(wait) < 6 else None,
     )
 
 
+def _said(response: Response, secrets: Iterable[str]) -> str:
+    """Return why the provider refused, where it says so in a few words; a body that does not come is no reason."""
+    body = b""
+    try:
+        if response.raw.length is None or response.raw.length <= MAX_DRAINED_BYTES:
+            body = response.raw.read(MAX_REASON_BYTES)
+    except _BREAKS:
+        pass
+    finally:
+        response.close()
+    return reason(response.headers, body, secrets)
+
+
 def _why(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "nothing arrived for too long"
     if isinstance(error, http.client.HTTPException):
         return f"the answer is not valid HTTP ({type(error).__name__})"
-    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+    return why(error) if isinstance(error, OSError) else type(error).__name__

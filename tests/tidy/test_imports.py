@@ -29,7 +29,7 @@ HOMES = {
     "adlfs": ("storage/",),
     "aiobotocore": ("storage/",),
     "botocore": ("storage/",),
-    "cryptography": ("runner/identity/",),
+    "cryptography": ("runner/identity/", "storage/sources/google.py"),
     "fastapi": ("runner/api/",),
     "fsspec": ("storage/",),
     "gcsfs": ("storage/",),
