@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from runner.core.reasons import Waiting, WaitReason
 from runner.core.units import format_size
@@ -20,7 +20,7 @@ from storage.leases import Lease
 from storage.sources.base import SourceOptions
 from storage.transfer import Retry
 from storage.upload import Pushed, push
-from storage.uri import Uri
+from storage.uri import Uri, parse
 
 QUIET_NS = 200_000_000
 
@@ -30,13 +30,14 @@ class Wanted:
     """An address to be brought into the store, and for whom.
 
     `key` is the name under which it is remembered, `home` where its user keeps credentials of their own. `refresh`
-    asks the source again though it is known.
+    asks the source again though it is known, `endpoint` is the server that the user says is asked.
     """
 
     uri: Uri
     key: str
     home: str | None = None
     refresh: bool = False
+    endpoint: str | None = None
 
 
 class NoRoom(Exception):
@@ -56,11 +57,17 @@ class Fetcher:
         self.context = context
         self.options = options
 
-    def remembered(self, address: Uri) -> str:
-        """Return the name under which an address is remembered: one that holds a secret by a keyed hash of it."""
-        if address.text == address.shown:
-            return address.text
-        return f"{address.shown} {self.context.sealer.keyed_hash(os.fsencode(address.text)).hex()}"
+    def remembered(self, address: Uri, *, endpoint: str | None = None) -> str:
+        """Return the name under which an address is remembered: one that holds a secret by a keyed hash of it.
+
+        The same address may be something else at another server, or for another kind of source.
+        """
+        name = address.text
+        if address.text != address.shown:
+            name = f"{address.shown} {self.context.sealer.keyed_hash(os.fsencode(address.text)).hex()}"
+        if address.kind != parse(address.text, PurePath("/")).kind:
+            name += f" from={address.kind}"
+        return name if endpoint is None else f"{name} endpoint={endpoint}"
 
     def known(self, wanted: Wanted, lease: Lease) -> Fetched | None:
         """Return what an address was when it was last fetched, kept by the lease, without asking anybody.
@@ -152,8 +159,12 @@ class Fetcher:
         )
 
     def options_for(self, wanted: Wanted) -> SourceOptions:
-        """Return how an address may be reached, for the user who asks."""
-        return replace(self.options, aws_dir=Path(wanted.home, ".aws") if wanted.home else None)
+        """Return how an address may be reached: with what the tools of the user who asks keep at home."""
+        options = replace(self.options, endpoint=wanted.endpoint)
+        if wanted.home is None:
+            return options
+        aws, gcloud, azure = (Path(wanted.home, name) for name in (".aws", ".config/gcloud", ".azure"))
+        return replace(options, aws_dir=aws, gcloud_dir=gcloud, azure_dir=azure)
 
     def check_room(self, what: str) -> None:
         """Raise `NoRoom` where the disk has less left than `[storage] min_free`."""

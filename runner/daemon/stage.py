@@ -93,12 +93,14 @@ class Stager:
         found = []
         for name, address, digest, size_bytes, files, pins in jobs.staged(self.context.database.reader(), facts.job_id):
             pinned = Fetched(digest, size_bytes, files, json.loads(pins)) if digest else None
-            uri = parse(facts.secret_sources.get(name, address), PurePath("/"))
+            stated = facts.spec.inputs[name]
+            uri = parse(facts.secret_sources.get(name, address), PurePath("/"), stated.source_kind)
             wanted = Wanted(
                 uri,
-                self.fetcher.remembered(uri),
+                self.fetcher.remembered(uri, endpoint=stated.endpoint),
                 home=facts.variables.get("HOME"),
-                refresh=facts.spec.inputs[name].refresh,
+                refresh=stated.refresh,
+                endpoint=stated.endpoint,
             )
             found.append(Source(name, wanted, pinned))
         return found

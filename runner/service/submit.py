@@ -14,7 +14,7 @@ from typing import Any
 from runner.core import addresses, documents, environment, names
 from runner.core.errors import NeverFits, StokerError, Unavailable, UsageError
 from runner.core.job import PLAIN, Ref
-from runner.core.spec import JobSpec, Upload, is_text, parse_array, validate
+from runner.core.spec import Input, JobSpec, Upload, is_text, parse_array, validate
 from runner.identity.sealing import Sealer
 from runner.ledger.pricing import rate_for
 from runner.service import places
@@ -102,7 +102,7 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
     cwd = envelope.directory(spec)
     if spec.metrics:
         compile_patterns(spec.metrics)
-    sources = {name: _source(each.uri, cwd) for name, each in sorted(spec.inputs.items())}
+    sources = {name: _source(name, each, cwd, envelope.caller.env) for name, each in sorted(spec.inputs.items())}
     upload = _destination(spec.upload.uri if spec.upload is not None else envelope.outputs, cwd)
     secret = {name: each for name, each in sources.items() if each.text != each.shown}
     kept = {name: each.text for name, each in secret.items()}
@@ -288,11 +288,12 @@ def _requirements(file: str | None, cwd: Path) -> str | None:
     return str(path)
 
 
-def _source(text: str, cwd: Path) -> uris.Uri:
+def _source(name: str, wanted: Input, cwd: Path, env: Mapping[str, str]) -> uris.Uri:
     try:
-        parsed = uris.parse(text, cwd)
+        parsed = uris.parse(wanted.uri, cwd, wanted.source_kind, env)
+        uris.check_endpoint(parsed, wanted.endpoint)
     except StorageError as error:
-        raise UsageError(f"--input: {error.message}", hint=error.hint) from None
+        raise UsageError(f"--input {name}: {error.message}", hint=error.hint) from None
     if parsed.scheme == "file" and not os.path.exists(parsed.path):
         raise UsageError(
             f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory"

@@ -331,11 +331,13 @@ def _summary(connection: sqlite3.Connection, target: Target, groups: list[Group]
 
 def _inputs(connection: sqlite3.Connection, job_id: int) -> list[dict[str, Any]]:
     rows = connection.execute(
-        "SELECT name, uri, writable, tree_digest, size_bytes, files, fault FROM inputs WHERE job_id = ? ORDER BY name",
+        "SELECT name, uri, writable, tree_digest, size_bytes, files, fault, pins FROM inputs WHERE job_id = ?"
+        " ORDER BY name",
         (job_id,),
     )
-    names = ("name", "uri", "rw", "digest", "size_bytes", "files", "fault")
-    return [dict(zip(names, row, strict=True)) for row in rows]
+    names = ("name", "uri", "rw", "digest", "size_bytes", "files", "fault", "pins")
+    inputs = [dict(zip(names, row, strict=True)) for row in rows]
+    return [each | {"pins": json.loads(each["pins"] or "{}")} for each in inputs]
 
 
 def _left_out(connection: sqlite3.Connection, target: Target) -> dict[str, Any] | None:
