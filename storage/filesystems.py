@@ -6,15 +6,18 @@ Nothing here reads the process's environment: a runner serves its user, not the 
 from __future__ import annotations
 
 import configparser
+import importlib.util
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from storage.errors import SourceRefused
+from storage.errors import BadUri, SourceRefused
 from storage.sources.base import MIB, SourceOptions
 from storage.sources.wire import Wire
-from storage.uri import Uri
+from storage.uri import EXTRAS, OTHERS, Uri
 
 DEFAULT_REGION = "us-east-1"
 S3_PARTS_MAX = 10_000
@@ -154,6 +157,72 @@ def status_of(error: BaseException) -> int | None:
     metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
     status = metadata.get("HTTPStatusCode")
     return status if isinstance(status, int) else None
+
+
+def check_package(uri: Uri) -> None:
+    """Raise `BadUri` where an address needs a package that is not installed."""
+    package = OTHERS.get(uri.scheme)
+    if package is not None and importlib.util.find_spec(package.replace("-", "_")) is None:
+        wanted = f"'stoker[{uri.scheme}]'" if uri.scheme in EXTRAS else package
+        raise BadUri(
+            f"{uri.scheme}:// needs the package {package}", f"install it where Stoker is: pip install {wanted}"
+        )
+
+
+def open_other(uri: Uri, options: SourceOptions) -> tuple[Any, str]:
+    """Return what fsspec opens for an address, bound to what address and options say, and the path in it."""
+    check_package(uri)
+    if not options.allow_local_addresses:
+        # Its library would use root's own keys and connect wherever a name leads.
+        raise SourceRefused(
+            f"{uri.shown}: {uri.scheme}:// is opened only by a runner of your own", "run it with --private"
+        )
+    # Heavy, and needed only once somebody names such a source.
+    from fsspec.core import url_to_fs
+
+    is_ssh = uri.scheme in {"sftp", "ssh"}
+    # Instances are cached by their arguments otherwise: one user's connection would answer another's question.
+    arguments = {"skip_instance_cache": True, **(_ssh_arguments(uri, options) if is_ssh else {})}
+    opened, path = url_to_fs(uri.text, **arguments)
+    session = getattr(opened, "session", None)
+    if session is not None:
+        session.trust_env = False  # neither the shell's proxies nor a .netrc
+    if is_ssh:
+        opened.ftp.get_channel().settimeout(options.stall_s)
+    return opened, path
+
+
+def _ssh_arguments(uri: Uri, options: SourceOptions) -> dict[str, Any]:
+    """Return what opens an ssh connection: the user's keys where they are named, a host only if the user knows it."""
+    # Heavy, and needed only once somebody names such a source.
+    import paramiko
+
+    known = paramiko.HostKeys()
+    keys: list[str] = []
+    if options.ssh_dir is not None:
+        keys = [str(path) for path in sorted(options.ssh_dir.glob("id_*")) if path.suffix != ".pub"]
+        with suppress(FileNotFoundError, NotADirectoryError):
+            known.load(str(options.ssh_dir / "known_hosts"))
+
+    if not keys and urlsplit(uri.text).password is None:
+        hint = "make one with ssh-keygen, or write the password as user:password@host"
+        raise SourceRefused(f"{uri.shown}: there is no ssh key to log in with", hint)
+
+    class Known(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
+        def missing_host_key(self, client: Any, hostname: str, key: Any) -> None:
+            if not known.check(hostname, key):
+                hint = "connect to it once with ssh, so that ~/.ssh/known_hosts has its key"
+                raise SourceRefused(f"{uri.shown}: nobody says that this host is the right one", hint)
+
+    return {
+        "allow_agent": False,
+        "look_for_keys": False,
+        "key_filename": keys or None,
+        "host_key_policy": Known(),
+        "timeout": options.stall_s,
+        "banner_timeout": options.stall_s,
+        "auth_timeout": options.stall_s,
+    }
 
 
 def section_of(path: Path, name: str) -> dict[str, str]:

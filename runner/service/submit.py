@@ -31,6 +31,7 @@ from schedulers.snapshot import Candidate, Entry, Snapshot
 from storage import uri as uris
 from storage.destinations import check_destination
 from storage.errors import StorageError
+from storage.filesystems import check_package
 
 # Beside the names of inputs, which cannot be this: the address of the output, where it holds a secret.
 UPLOAD = "=upload"
@@ -292,6 +293,7 @@ def _source(name: str, wanted: Input, cwd: Path, env: Mapping[str, str]) -> uris
     try:
         parsed = uris.parse(wanted.uri, cwd, wanted.source_kind, env)
         uris.check_endpoint(parsed, wanted.endpoint)
+        check_package(parsed)
     except StorageError as error:
         raise UsageError(f"--input {name}: {error.message}", hint=error.hint) from None
     if parsed.scheme == "file" and not os.path.exists(parsed.path):

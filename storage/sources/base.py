@@ -18,11 +18,11 @@ MIB = 1 << 20
 class SourceOptions:
     """How sources may be reached; everything a source needs comes from here, never from the process's environment.
 
-    `credential` is the key that the fetch was given. Without one, `aws_dir`, `gcloud_dir` and `azure_dir` are the
-    directories where the user's own tools keep theirs (None: anonymous). `endpoint` is the server that the user names;
-    `s3_endpoint` the one of this box, for whoever names none. With `allow_local_addresses` false link-local addresses
-    are refused and loopback is, unless the host is in `allow_hosts`. A transfer that moves nothing for `stall_s`
-    seconds is broken off.
+    `credential` is the key that the fetch was given. Without one, `aws_dir`, `gcloud_dir`, `azure_dir` and `ssh_dir`
+    are the directories where the user's own tools keep theirs (None: anonymous). `endpoint` is the server that the user
+    names; `s3_endpoint` the one of this box, for whoever names none. With `allow_local_addresses` false link-local
+    addresses are refused and loopback is, unless the host is in `allow_hosts`. A transfer that moves nothing for
+    `stall_s` seconds is broken off.
     """
 
     credential: Credential | None = None
@@ -33,6 +33,7 @@ class SourceOptions:
     aws_profile: str = "default"
     gcloud_dir: Path | None = None
     azure_dir: Path | None = None
+    ssh_dir: Path | None = None
     allow_local_addresses: bool = True
     allow_hosts: frozenset[str] = frozenset()
     ca_file: Path | None = None

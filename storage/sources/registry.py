@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from storage.errors import SourceRefused
 from storage.sources.azure import AzureSource
 from storage.sources.base import Source, SourceOptions
 from storage.sources.ftp import FtpSource
 from storage.sources.gcs import GcsSource
 from storage.sources.http import HttpSource
 from storage.sources.local import LocalSource
+from storage.sources.other import OtherSource
 from storage.sources.s3 import S3Source
-from storage.uri import Uri
+from storage.uri import OTHERS, Uri
 
 SOURCES: Mapping[str, Callable[[SourceOptions], Source]] = {
     "az": AzureSource,
@@ -24,6 +24,7 @@ SOURCES: Mapping[str, Callable[[SourceOptions], Source]] = {
     "http": HttpSource,
     "https": HttpSource,
     "s3": S3Source,
+    **dict.fromkeys(OTHERS, OtherSource),
 }
 
 
@@ -32,8 +33,6 @@ WASABI = "https://s3.wasabisys.com"
 
 def open_source(uri: Uri, options: SourceOptions) -> Source:
     """Return the source that reads this uri; raise `SourceRefused`."""
-    if uri.scheme not in SOURCES:
-        raise SourceRefused(f"{uri.shown}: {uri.scheme}:// is not opened here", f"opened: {', '.join(SOURCES)}")
     if uri.kind == "wasabi":
         return S3Source(replace(options, s3_endpoint=None, s3_region=None), home=WASABI)
     return SOURCES[uri.scheme](options)

@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from storage.credentials import Credential
-from storage.errors import Cancelled, SourceChanged, SourceFailed, SourceRefused, StorageError
+from storage.errors import BadUri, Cancelled, SourceChanged, SourceFailed, SourceRefused, StorageError
+from storage.filesystems import check_package
 from storage.sources import google
 from storage.sources.azure import VERSION, AzureSource, to_sign
 from storage.sources.base import SourceOptions
@@ -43,6 +44,7 @@ from tests.clouds import (
     certificate,
     ftp_server,
     gcs_server,
+    sftp_server,
 )
 from tests.contracts.test_sources import PART, contents, no_debris, take
 from tests.servers import Answer, http_server
@@ -437,6 +439,35 @@ def test_a_silent_ftp_server_does_not_hold_up_a_cancellation(store: Store, tmp_p
     with ftp_server(tmp_path, f"hold={PART}") as server, pytest.raises(Cancelled):
         take(store, uri(f"{server.url}/f"), SourceOptions(stall_s=3600), cancelled=under_way)
     assert no_debris(store)
+
+
+def test_an_unknown_ssh_host_is_refused_and_no_other_key_is_tried(store: Store, tmp_path: Path) -> None:
+    """Only the user's own known_hosts says which host is right, and only the keys that were named open it."""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/f").write_bytes(b"x")
+    with sftp_server(tmp_path / "files", tmp_path / ".ssh") as server:
+        address, mine = uri(f"{server.url}/f"), SourceOptions(ssh_dir=tmp_path / ".ssh")
+        assert contents(store, take(store, address, mine)) == {"f": b"x"}
+        with pytest.raises(SourceRefused, match="runner of your own"):
+            take(store, address, replace(mine, allow_local_addresses=False))
+        (tmp_path / ".ssh/known_hosts").rename(tmp_path / "known")
+        with pytest.raises(SourceRefused, match="nobody says"):
+            take(store, address, mine)
+        (tmp_path / "known").rename(tmp_path / ".ssh/known_hosts")
+        (tmp_path / "host_key").rename(tmp_path / ".ssh/id_ed25519")
+        with pytest.raises(SourceRefused, match="Auth"):
+            take(store, address, mine)
+        (tmp_path / ".ssh/id_ed25519").unlink()
+        with pytest.raises(SourceRefused, match="no ssh key"):
+            take(store, address, mine)
+
+
+def test_a_package_that_is_missing_is_named() -> None:
+    """Before anything is queued, with what installs it."""
+    with pytest.raises(BadUri, match="needs the package ocifs") as caught:
+        check_package(uri("oci://bucket@place/f"))
+    assert "pip install ocifs" in caught.value.hint
+    check_package(uri("sftp://host/f"))
 
 
 @pytest.mark.parametrize(

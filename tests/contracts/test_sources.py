@@ -26,7 +26,18 @@ from storage.sources.registry import open_source
 from storage.store import Store
 from storage.transfer import Retry
 from storage.uri import Uri, parse
-from tests.clouds import AZURE_ACCOUNT, AZURE_KEY, Azure, Ftp, Gcs, azure_server, certificate, ftp_server, gcs_server
+from tests.clouds import (
+    AZURE_ACCOUNT,
+    AZURE_KEY,
+    Azure,
+    Ftp,
+    Gcs,
+    azure_server,
+    certificate,
+    ftp_server,
+    gcs_server,
+    sftp_server,
+)
 from tests.servers import S3, Answer, Web, http_server, s3_server, tmpfs
 
 QUICK = Retry(tries=4, base_s=0.0, cap_s=0.0, sleep=lambda _: None, random=random.Random(1).random)
@@ -106,17 +117,26 @@ def ftps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ftp]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def sftp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ftp]:
+    """One SFTP server for the module, read through fsspec; beside its directory the keys that open it."""
+    base = tmp_path_factory.mktemp("sftp")
+    (base / "files").mkdir()
+    with sftp_server(base / "files", base / ".ssh") as server:
+        yield server
+
+
 SMALL = SourceOptions(part_bytes=PART, threads=4, stall_s=20)
 AZURE = Credential("azure", {"account_name": AZURE_ACCOUNT, "account_key": AZURE_KEY})
 
 
-@pytest.fixture(params=["local", "http", "s3", "gcs", "azure", "ftp", "ftps"])
+@pytest.fixture(params=["local", "http", "s3", "gcs", "azure", "ftp", "ftps", "sftp"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """An empty place of each kind."""
     kind: str = request.param
     name = f"b{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12]}"
     server = request.getfixturevalue(kind) if kind not in {"local", "http"} else None
-    root = server.root / name if kind in {"s3", "ftp", "ftps"} else tmp_path / "source"
+    root = server.root / name if kind in {"s3", "ftp", "ftps", "sftp"} else tmp_path / "source"
     root.mkdir()
     if kind == "local":
         yield Place(kind, str(root), SMALL, into(root))
@@ -131,6 +151,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         options = replace(SMALL, endpoint=server.endpoint, credential=AZURE if kind == "azure" else None)
         prefix = f"{'gs' if kind == 'gcs' else 'az'}://{name}"
         yield Place(kind, prefix, options, lambda path, data: server.put(name, path, data), checksum="md5")
+    elif kind == "sftp":
+        yield Place(kind, f"{server.url}/{name}", replace(SMALL, ssh_dir=server.root.parent / ".ssh"), into(root))
     else:
         options = replace(SMALL, ca_file=server.root / "server.pem" if kind == "ftps" else None)
         yield Place(kind, f"{server.url}/{name}", options, into(root), quoted=True)

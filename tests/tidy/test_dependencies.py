@@ -38,7 +38,9 @@ def test_every_dependency_is_imported_or_has_its_reason() -> None:
 def test_what_is_imported_is_depended_on() -> None:
     """No module comes in only because something else brings it along."""
     provided = packages_distributions()
-    declared = {name for name, _ in _requirements(PYPROJECT["project"]["dependencies"])} | {"stoker"} | BROUGHT.keys()
+    project = PYPROJECT["project"]
+    lines = [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]
+    declared = {name for name, _ in _requirements(lines)} | {"stoker"} | BROUGHT.keys()
     wrong = [
         f"{name} imports {module}"
         for name in sources("runner/", "schedulers/", "storage/")

@@ -34,6 +34,7 @@ HOMES = {
     "fsspec": ("storage/",),
     "gcsfs": ("storage/",),
     "httptools": ("runner/api/",),
+    "paramiko": ("storage/",),
     "psutil": ("runner/telemetry/", "runner/service/"),
     "pynvml": ("runner/gpus/",),
     "re2": ("runner/telemetry/", "runner/service/"),
