@@ -33,6 +33,11 @@ class Uri:
     kind: str = ""
     endpoint: str | None = None
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine, where `path` says, and so may have changed since it was last read."""
+        return self.scheme == "file" or self.text.startswith("git+file://")
+
 
 @dataclass(frozen=True, slots=True)
 class Given:

@@ -59,7 +59,7 @@ def fetch(
     goes on with whatever this one completed.
     """
     retry = retry or Retry()
-    source = open_source(uri, options)
+    source = open_source(uri, replace(options, scratch=store.root / "tmp"))
     memory = _Memory(store, f"{uri.kind} {server_of(source)} {uri.text}")
     try:
         with store.lease(f"fetch {os.getpid()}"), _single_flight(memory.lock_path, retry, cancelled):
@@ -294,7 +294,7 @@ def _size(store: Store, digest: str) -> int:
 
 
 def _pins(uri: Uri, source: Source, listing: Listing) -> dict[str, str]:
-    pins = {"uri": uri.shown, "listing": fingerprint(listing.items)}
+    pins = {"uri": uri.shown, **listing.pins, "listing": fingerprint(listing.items)}
     if server := server_of(source):
         pins["endpoint"] = server
     if listing.is_tree:

@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from storage.address import Form, Given, Uri, file_name, has_control, shown_netloc, shown_query, split
 from storage.errors import BadUri
+from storage.hubs import GIT_SCHEMES, claims_git, read_git
 
 __all__ = ["EXTRAS", "FORMS", "MAX_CHARACTERS", "OTHERS", "WITH_ENDPOINT", "Uri", "check_endpoint", "parse"]
 
@@ -290,6 +291,7 @@ def _other(given: Given) -> Uri:
 
 # Asked in this order where the user says no kind, so that a special form stands before the general one.
 FORMS: tuple[Form, ...] = (
+    Form("git", GIT_SCHEMES, "https://host/path.git@REF", read_git, claims_git),
     Form("aws", ("s3",), "s3://bucket/key", _object),
     Form("wasabi", ("s3",), "s3://bucket/key", _object),
     Form("gcp", ("gs", "gcs"), "gs://bucket/key", _object),

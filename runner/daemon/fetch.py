@@ -74,7 +74,7 @@ class Fetcher:
 
         A local path may have changed since, so it is read again.
         """
-        if wanted.refresh or wanted.uri.scheme == "file":
+        if wanted.refresh or wanted.uri.is_local:
             return None
         row = jobs.source(self.context.database.reader(), wanted.key)
         if row is None or not self.context.store.keep(lease, row[0]):
@@ -159,12 +159,16 @@ class Fetcher:
         )
 
     def options_for(self, wanted: Wanted) -> SourceOptions:
-        """Return how an address may be reached: with what the tools of the user who asks keep at home."""
+        """Return how an address may be reached: with what the tools of the user who asks keep at home.
+
+        Their ssh keys only where the runner is they themselves: what they say is their home may be another's.
+        """
         options = replace(self.options, endpoint=wanted.endpoint)
         if wanted.home is None:
             return options
         aws, gcloud, azure, ssh = (Path(wanted.home, name) for name in (".aws", ".config/gcloud", ".azure", ".ssh"))
-        return replace(options, aws_dir=aws, gcloud_dir=gcloud, azure_dir=azure, ssh_dir=ssh)
+        own_ssh = ssh if options.allow_local_addresses else None
+        return replace(options, aws_dir=aws, gcloud_dir=gcloud, azure_dir=azure, ssh_dir=own_ssh)
 
     def check_room(self, what: str) -> None:
         """Raise `NoRoom` where the disk has less left than `[storage] min_free`."""

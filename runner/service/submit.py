@@ -296,7 +296,7 @@ def _source(name: str, wanted: Input, cwd: Path, env: Mapping[str, str]) -> uris
         check_package(parsed)
     except StorageError as error:
         raise UsageError(f"--input {name}: {error.message}", hint=error.hint) from None
-    if parsed.scheme == "file" and not os.path.exists(parsed.path):
+    if parsed.is_local and not os.path.exists(parsed.path):
         raise UsageError(
             f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -20,9 +20,9 @@ class SourceOptions:
 
     `credential` is the key that the fetch was given. Without one, `aws_dir`, `gcloud_dir`, `azure_dir` and `ssh_dir`
     are the directories where the user's own tools keep theirs (None: anonymous). `endpoint` is the server that the user
-    names; `s3_endpoint` the one of this box, for whoever names none. With `allow_local_addresses` false link-local
-    addresses are refused and loopback is, unless the host is in `allow_hosts`. A transfer that moves nothing for
-    `stall_s` seconds is broken off.
+    names; `s3_endpoint` the one of this box, for whoever names none. `scratch` is a directory for what has to be
+    fetched whole before it can be read. With `allow_local_addresses` false link-local addresses are refused and
+    loopback is, unless the host is in `allow_hosts`. A transfer that moves nothing for `stall_s` seconds is broken off.
     """
 
     credential: Credential | None = None
@@ -34,6 +34,7 @@ class SourceOptions:
     gcloud_dir: Path | None = None
     azure_dir: Path | None = None
     ssh_dir: Path | None = None
+    scratch: Path | None = None
     allow_local_addresses: bool = True
     allow_hosts: frozenset[str] = frozenset()
     ca_file: Path | None = None
@@ -63,10 +64,11 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All files of a source."""
+    """All files of a source; `pins` say which state of it they are, beside what their own tags say."""
 
     items: tuple[Item, ...]
     is_tree: bool
+    pins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

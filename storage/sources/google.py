@@ -73,7 +73,7 @@ class _Token:
             body = {"grant_type": "refresh_token", **{name: account[name] for name in names}}
         form = {"Content-Type": "application/x-www-form-urlencoded"}
         shown = "Google's token service"
-        response = self._wire.get(url, form, method="POST", body=urlencode(body).encode(), shown=shown)
+        response = self._wire.get(url, form, method="POST", body=urlencode(body).encode(), shown=shown, redirects=0)
         try:
             found = json.loads(response.read_all(64 << 10))
             return str(found["access_token"]), float(found.get("expires_in", _LIFETIME_S))

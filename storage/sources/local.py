@@ -78,7 +78,7 @@ class LocalSource:
         if item.etag is not None and item.etag != etag:
             os.close(fd)
             raise SourceChanged(f"{uri.shown}: {item.path!r} changed while it was read")
-        return _stream(fd, facts.st_size, etag, start, end)
+        return file_stream(fd, facts.st_size, etag, start, end)
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
@@ -98,7 +98,8 @@ def open_root(uri: Uri) -> int:
         raise SourceRefused(f"{uri.shown} cannot be opened: {error.strerror}") from error
 
 
-def _stream(fd: int, size: int, etag: str, start: int, end: int | None) -> Stream:
+def file_stream(fd: int, size: int, etag: str, start: int, end: int | None) -> Stream:
+    """Return the bytes of an open file, which the stream closes."""
     at, stop, closed = start, size if end is None else min(end, size), False
 
     def read(buffer: memoryview) -> int:

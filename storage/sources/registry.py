@@ -9,6 +9,7 @@ from storage.sources.azure import AzureSource
 from storage.sources.base import Source, SourceOptions
 from storage.sources.ftp import FtpSource
 from storage.sources.gcs import GcsSource
+from storage.sources.git import GitSource
 from storage.sources.http import HttpSource
 from storage.sources.local import LocalSource
 from storage.sources.other import OtherSource
@@ -21,6 +22,7 @@ SOURCES: Mapping[str, Callable[[SourceOptions], Source]] = {
     "ftp": FtpSource,
     "ftps": FtpSource,
     "gs": GcsSource,
+    "git": GitSource,
     "http": HttpSource,
     "https": HttpSource,
     "s3": S3Source,

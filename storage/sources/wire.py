@@ -11,7 +11,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from storage.errors import SourceChanged, SourceFailed, SourceMissing, SourceRefused
@@ -30,13 +30,17 @@ Signer = Callable[[str, str, Mapping[str, str]], Mapping[str, str]]
 
 @dataclass(slots=True)
 class Response:
-    """An answer whose body has not been read; `close` gives the connection back when the body was read to its end."""
+    """An answer whose body has not been read; `close` gives the connection back when the body was read to its end.
+
+    `public` says whether it, or a redirect on the way, came from a global address.
+    """
 
     status: int
     headers: Mapping[str, str]
     url: str
     raw: http.client.HTTPResponse
     close: Callable[[], None]
+    public: bool
 
     def readinto(self, buffer: memoryview) -> int:
         """Read what is there, 0 at the end."""
@@ -80,13 +84,15 @@ class Wire:
         body: bytes | None = None,
         shown: str,
         redirects: int = MAX_REDIRECTS,
+        was_public: bool = False,
     ) -> Response:
         """Send one request and follow redirects; return the answer if its status is 2xx, 304 or 416.
 
-        Raise `SourceMissing`, `SourceRefused`, `SourceChanged` (412) or `SourceFailed` otherwise; messages name
-        `shown`, never the URL.
+        A `body` goes to the first address only. `was_public` says that a public address named this one. Raise
+        `SourceMissing`, `SourceRefused`, `SourceChanged` (412) or `SourceFailed` otherwise; messages name `shown`,
+        never the URL.
         """
-        origin, was_public = _origin(urlsplit(url)), False
+        origin = _origin(urlsplit(url))
         for _ in range(redirects + 1):
             parts = urlsplit(url)
             own = _origin(parts) == origin
@@ -96,18 +102,28 @@ class Wire:
             target = response.headers.get("location")
             if response.status not in _REDIRECTS or target is None:
                 _check(response, shown, self._secrets)
-                return response
+                return replace(response, public=was_public)
             response.close()
-            if self._sign is not None or body is not None:
+            if self._sign is not None:
                 raise SourceRefused(f"{shown} answers with a redirect", "check the endpoint and the region")
             url = _following(parts, target, shown)
+            if body is not None:
+                method, body = "GET", None
+                headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
         raise SourceRefused(f"{shown} redirects too often")
 
-    def check(self, url: str, shown: str) -> None:
-        """Raise `SourceRefused` unless a host has an address that may be fetched from: for libraries that connect."""
-        parts = urlsplit(url)
-        if not self._options.allow_local_addresses:
-            self._connect(parts, shown).http.close()
+    def check(self, url: str, shown: str) -> str | None:
+        """Raise `SourceRefused` unless a host has an address that may be fetched from: for programs that connect.
+
+        Return that address where only some may be, so that the program can be bound to it.
+        """
+        if self._options.allow_local_addresses:
+            return None
+        connection = self._connect(urlsplit(url), shown)
+        try:
+            return str(connection.socket.getpeername()[0])
+        finally:
+            connection.http.close()
 
     def close(self) -> None:
         """Close idle connections and break those in use, so that nobody waits for a silent server."""
@@ -183,7 +199,7 @@ class Wire:
                 connection.http.close()
 
         headers = {name.lower(): value for name, value in raw.getheaders()}
-        return Response(raw.status, headers, parts.geturl(), raw, close)
+        return Response(raw.status, headers, parts.geturl(), raw, close, connection.public)
 
     def _take(self, parts: SplitResult, shown: str) -> tuple[Connection, bool]:
         with self._guard:
