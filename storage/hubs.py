@@ -20,6 +20,22 @@ _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*|[0-9A-Fa-f:.]+")
 _BAD_REF = re.compile(r"^[-/.]|[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|\.lock(/|$)|/\.|[/.]$|^@$")
 
+_HUB_HINT = "write hf://owner/model, hf://datasets/owner/name, with @revision and /path where you want them"
+_HUB_KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
+_HUB_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?!\.)){0,95}"
+_HUB = re.compile(
+    rf"(?P<repository>{_HUB_NAME}/{_HUB_NAME})(?:@(?P<revision>refs/(?:pr|convert)/[^/@]+|[^/@]+))?(?:/(?P<path>.*))?"
+)
+_KAGGLE_HINT = (
+    "write kaggle://datasets/owner/name[/versions/N], kaggle://competitions/name or kaggle://kernels/owner/name"
+)
+_KAGGLE_KINDS = frozenset({"datasets", "competitions", "kernels"})
+_SLUG = "[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
+_KAGGLE = re.compile(
+    rf"competitions/(?P<competition>{_SLUG})"
+    rf"|(?P<kind>datasets|kernels)/(?P<owner>{_SLUG})/(?P<slug>{_SLUG})(?:/versions/(?P<version>[1-9][0-9]{{0,8}}))?"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class GitAddress:
@@ -131,3 +147,78 @@ def _split_ref(text: str) -> tuple[str, str | None]:
     at = text.find(".git@", path_at)
     cut = at + len(".git") if at >= 0 else text.rfind("@", path_at)
     return (text, None) if cut < path_at else (text[:cut], text[cut + 1 :])
+
+
+@dataclass(frozen=True, slots=True)
+class HubAddress:
+    """A repository of the Hugging Face Hub, and what of it: `path` ends in `/`, or is empty, where that is a tree.
+
+    `kind` is `model`, `dataset` or `space`.
+    """
+
+    kind: str
+    repository: str
+    revision: str | None = None
+    path: str = ""
+
+
+def read_hf(given: Given) -> Uri:
+    """Read `hf://owner/model[@revision][/path]`, a word such as `datasets/` before it or none; raise `BadUri`."""
+    address = hub_address(given.rest)
+    text = f"hf://{given.rest}"
+    is_tree = not address.path or address.path.endswith("/")
+    name = address.path.rstrip("/") or address.repository
+    return Uri("hf", text, text, given.rest, is_tree=is_tree, name=file_name(name))
+
+
+def hub_address(rest: str) -> HubAddress:
+    """Return what follows `hf://`, taken apart; raise `BadUri`."""
+    first, _, below = rest.partition("/")
+    kind = _HUB_KINDS.get(first)
+    found = _HUB.fullmatch(below if kind else rest)
+    if found is None:
+        raise BadUri(f"{rest[:80]!r} names nothing on the Hugging Face Hub", _HUB_HINT)
+    revision, path = found["revision"], unquote(found["path"] or "", errors="surrogateescape")
+    if revision is not None:
+        revision = unquote(revision)
+        if len(revision) > MAX_REF or _BAD_REF.search(revision):
+            raise BadUri(f"{revision[:80]!r} is no branch, tag or commit", _HUB_HINT)
+    if has_control(path) or (path and {"", ".", ".."} & set(path.removesuffix("/").split("/"))):
+        raise BadUri(f"{path[:80]!r} is no path in a repository", _HUB_HINT)
+    return HubAddress(kind or "model", found["repository"], revision, path)
+
+
+@dataclass(frozen=True, slots=True)
+class KaggleAddress:
+    """What Kaggle keeps under a name: `kind` is `datasets`, `competitions` or `kernels`; a competition has no owner."""
+
+    kind: str
+    owner: str
+    slug: str
+    version: int | None = None
+
+
+def read_kaggle(given: Given) -> Uri:
+    """Read `kaggle://datasets/owner/name[/versions/N]`, `competitions/name`, `kernels/owner/name`; raise `BadUri`.
+
+    Without the first word `owner/name` is a data set and `name` a competition, as Kaggle's own short names are.
+    """
+    rest = given.rest.rstrip("/")
+    parts = rest.split("/")
+    if parts[0] not in _KAGGLE_KINDS:
+        rest = f"{'competitions' if len(parts) == 1 else 'datasets'}/{rest}"
+    address = kaggle_address(rest)
+    text = f"kaggle://{rest}"
+    return Uri("kaggle", text, text, rest, is_tree=False, name=file_name(f"{address.slug}.zip"))
+
+
+def kaggle_address(rest: str) -> KaggleAddress:
+    """Return what follows `kaggle://`, taken apart; raise `BadUri`."""
+    found = _KAGGLE.fullmatch(rest)
+    if found is None:
+        raise BadUri(f"{rest[:80]!r} names nothing on Kaggle", _KAGGLE_HINT)
+    if found["competition"]:
+        return KaggleAddress("competitions", "", found["competition"])
+    return KaggleAddress(
+        found["kind"], found["owner"], found["slug"], int(found["version"]) if found["version"] else None
+    )

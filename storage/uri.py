@@ -13,13 +13,13 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from storage.address import Form, Given, Uri, file_name, has_control, shown_netloc, shown_query, split
 from storage.errors import BadUri
-from storage.hubs import GIT_SCHEMES, claims_git, read_git
+from storage.hubs import GIT_SCHEMES, claims_git, read_git, read_hf, read_kaggle
 
 __all__ = ["EXTRAS", "FORMS", "MAX_CHARACTERS", "OTHERS", "WITH_ENDPOINT", "Uri", "check_endpoint", "parse"]
 
 MAX_CHARACTERS = 4096
 # Kinds whose addresses do not say which server is asked.
-WITH_ENDPOINT = ("aws", "wasabi", "gcp", "azure")
+WITH_ENDPOINT = ("aws", "wasabi", "gcp", "azure", "hf", "kaggle")
 # What fsspec opens beyond the sources of our own, with the package that each needs. Left out on purpose: whatever
 # reads this machine, wraps another address, or runs code.
 OTHERS: Mapping[str, str] = {
@@ -292,6 +292,8 @@ def _other(given: Given) -> Uri:
 # Asked in this order where the user says no kind, so that a special form stands before the general one.
 FORMS: tuple[Form, ...] = (
     Form("git", GIT_SCHEMES, "https://host/path.git@REF", read_git, claims_git),
+    Form("hf", ("hf", ""), "hf://owner/model@revision/path", read_hf, lambda given: given.scheme == "hf"),
+    Form("kaggle", ("kaggle", ""), "kaggle://datasets/owner/name", read_kaggle, lambda given: given.scheme == "kaggle"),
     Form("aws", ("s3",), "s3://bucket/key", _object),
     Form("wasabi", ("s3",), "s3://bucket/key", _object),
     Form("gcp", ("gs", "gcs"), "gs://bucket/key", _object),

@@ -39,7 +39,7 @@ def secrets_of(credential: Credential | None) -> tuple[str, ...]:
 
 
 def _of_json(text: str) -> str:
-    """Read Google's {"error": {"message": …}} and OAuth's {"error": …, "error_description": …}."""
+    """Read Google's {"error": {"message": …}}, OAuth's {"error": …, "error_description": …}, or {"message": …}."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -47,4 +47,6 @@ def _of_json(text: str) -> str:
     error = found.get("error") if isinstance(found, dict) else None
     if isinstance(error, dict):
         return str(error.get("message", ""))
-    return ": ".join(str(each) for each in (error, found.get("error_description")) if each)
+    if not isinstance(found, dict):
+        return ""
+    return ": ".join(str(each) for each in (error, found.get("error_description") or found.get("message")) if each)

@@ -10,7 +10,9 @@ from storage.sources.base import Source, SourceOptions
 from storage.sources.ftp import FtpSource
 from storage.sources.gcs import GcsSource
 from storage.sources.git import GitSource
+from storage.sources.hf import HubSource
 from storage.sources.http import HttpSource
+from storage.sources.kaggle import KaggleSource
 from storage.sources.local import LocalSource
 from storage.sources.other import OtherSource
 from storage.sources.s3 import S3Source
@@ -23,8 +25,10 @@ SOURCES: Mapping[str, Callable[[SourceOptions], Source]] = {
     "ftps": FtpSource,
     "gs": GcsSource,
     "git": GitSource,
+    "hf": HubSource,
     "http": HttpSource,
     "https": HttpSource,
+    "kaggle": KaggleSource,
     "s3": S3Source,
     **dict.fromkeys(OTHERS, OtherSource),
 }
@@ -42,4 +46,4 @@ def open_source(uri: Uri, options: SourceOptions) -> Source:
 
 def server_of(source: Source) -> str:
     """Return the server that a source asks though its addresses do not name it; empty where they do."""
-    return source.server if isinstance(source, AzureSource | GcsSource | S3Source) else ""
+    return source.server if isinstance(source, AzureSource | GcsSource | HubSource | KaggleSource | S3Source) else ""
