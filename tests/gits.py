@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +21,6 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.servers import START_DEADLINE_S, free_port, wait_for_port
-from tests.tls import Authority
 
 
 class Repository:
@@ -104,8 +104,8 @@ class GitWeb:
 
 
 @contextmanager
-def git_web(root: Path, authority: Authority | None = None) -> Iterator[GitWeb]:
-    """Serve repositories by `git http-backend`, and their LFS objects by the batch API."""
+def git_web(root: Path, certificate: Path | None = None) -> Iterator[GitWeb]:
+    """Serve repositories by `git http-backend`, with TLS where there is a certificate, and LFS by the batch API."""
     web = GitWeb("", root)
 
     class Handler(_Handler):
@@ -113,9 +113,11 @@ def git_web(root: Path, authority: Authority | None = None) -> Iterator[GitWeb]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    if authority is not None:
-        server.socket = authority.server_context().wrap_socket(server.socket, server_side=True)
-    web.url = f"http{'s' if authority else ''}://localhost:{server.server_address[1]}"
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    web.url = f"http{'s' if certificate else ''}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:

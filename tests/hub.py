@@ -38,6 +38,10 @@ class Repo:
     gated: bool = False
     branches: dict[str, int] = field(default_factory=dict)
 
+    def put(self, path: str, data: bytes) -> None:
+        """Commit a file."""
+        self.commits.append({**self.commits[-1], path: data})
+
     def number(self, revision: str) -> int | None:
         """Return which commit a revision is."""
         by_id = {commit_id(each): number for number, each in enumerate(self.commits)}
@@ -196,7 +200,13 @@ class _Handler(BaseHTTPRequestHandler):
         digest = hashlib.sha256(data).hexdigest()
         if len(data) < LFS_BYTES:
             oid = _row(path, data)["oid"]
-            self._send(200, {"ETag": f'"{oid}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}, data)
+            headers = {"ETag": f'"{oid}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+            span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            if span is None or not data:
+                self._send(200, headers, data)
+                return
+            start, end = int(span[1]), min(int(span[2] or len(data)), len(data) - 1)
+            self._send(206, {**headers, "Content-Range": f"bytes {start}-{end}/{len(data)}"}, data[start : end + 1])
             return
         self._keep(digest, data)
         headers = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data)), "X-Repo-Commit": commit}

@@ -38,6 +38,7 @@ from tests.clouds import (
     gcs_server,
     sftp_server,
 )
+from tests.hub import Repo, hub_server
 from tests.servers import S3, Answer, Web, http_server, s3_server, tmpfs
 
 QUICK = Retry(tries=4, base_s=0.0, cap_s=0.0, sleep=lambda _: None, random=random.Random(1).random)
@@ -130,12 +131,12 @@ SMALL = SourceOptions(part_bytes=PART, threads=4, stall_s=20)
 AZURE = Credential("azure", {"account_name": AZURE_ACCOUNT, "account_key": AZURE_KEY})
 
 
-@pytest.fixture(params=["local", "http", "s3", "gcs", "azure", "ftp", "ftps", "sftp"])
+@pytest.fixture(params=["local", "http", "s3", "gcs", "azure", "ftp", "ftps", "sftp", "hf"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """An empty place of each kind."""
     kind: str = request.param
     name = f"b{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12]}"
-    server = request.getfixturevalue(kind) if kind not in {"local", "http"} else None
+    server = request.getfixturevalue(kind) if kind not in {"local", "http", "hf"} else None
     root = server.root / name if kind in {"s3", "ftp", "ftps", "sftp"} else tmp_path / "source"
     root.mkdir()
     if kind == "local":
@@ -143,6 +144,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     elif kind == "http":
         with http_server(root) as web:
             yield Place(kind, web.url, SMALL, into(root), quoted=True)
+    elif kind == "hf":
+        with hub_server(tmp_path / "cdn") as hub:
+            repo = hub.repos["datasets/team/place"] = Repo([{}])
+            options = replace(SMALL, endpoint=hub.url, scratch=tmp_path)
+            yield Place(kind, "hf://datasets/team/place", options, repo.put)
     elif kind == "s3":
         options = replace(SMALL, endpoint=server.endpoint, aws_dir=server.aws_dir)
         yield Place(kind, f"s3://{name}", options, into(root), checksum="md5")

@@ -18,8 +18,8 @@ from storage.sources.base import SourceOptions
 from storage.store import Store
 from storage.transfer import Retry
 from storage.uri import parse
+from tests.clouds import certificate
 from tests.gits import GitWeb, Repository, Ssh, git_web, ssh_server
-from tests.tls import make_authority
 
 QUICK = Retry(tries=3, base_s=0.0, cap_s=0.0, sleep=lambda _: None, random=random.Random(1).random)
 SECRET = "c4nary-hubs"
@@ -97,9 +97,9 @@ def test_a_repository_becomes_an_artifact(
     repository.commit()
     repository.git("branch", "feature/x", last)
     repository.git("reset", "-q", "--hard", last)
-    authority = make_authority(tmp_path / "tls")
-    options = SourceOptions(stall_s=20, ca_file=authority.ca_file)
-    with git_web(tmp_path / "served", authority if how == "https" else None) as web:
+    trusted = certificate(tmp_path)
+    options = SourceOptions(stall_s=20, ca_file=trusted)
+    with git_web(tmp_path / "served", trusted if how == "https" else None) as web:
         place = {
             "http": lambda: web.serve(repository, "team/repo.git"),
             "https": lambda: web.serve(repository, "team/repo.git"),
@@ -202,11 +202,11 @@ def test_a_submodule_cannot_lead_anywhere(url: str, tmp_path: Path, repository: 
     repository.git("submodule", "add", "-q", str(repository.path), "sub")
     repository.git("config", "-f", ".gitmodules", "submodule.sub.url", url)
     repository.commit()
-    authority = make_authority(tmp_path / "tls")
-    with git_web(tmp_path / "served", authority) as web:
+    trusted = certificate(tmp_path)
+    with git_web(tmp_path / "served", trusted) as web:
         place = web.serve(repository, "team/repo.git")
         with pytest.raises(StorageError):
-            take(store, place, SourceOptions(stall_s=20, ca_file=authority.ca_file))
+            take(store, place, SourceOptions(stall_s=20, ca_file=trusted))
     assert not Path("/tmp/stoker-was-here").exists()
     assert store.usage().trees == 0
     assert no_debris(store)
@@ -256,14 +256,14 @@ def test_lfs_over_ssh_asks_the_host_where(
     script.chmod(0o755)
     with pytest.raises(SourceRefused, match="from ssh to http"):
         take(store, f"{ssh.prefix}{repository.path}", options, kind="git")
-    authority = make_authority(tmp_path / "tls")
-    with git_web(tmp_path / "secure", authority) as secure:
+    trusted = certificate(tmp_path)
+    with git_web(tmp_path / "secure", trusted) as secure:
         secure.objects = web.objects
         script.write_text(f'#!/bin/sh\necho \'{{"href": "{secure.url}/x.git/info/lfs"}}\'\n')
         fetched = take(
             store,
             f"{ssh.prefix}{repository.path}",
-            SourceOptions(credential=options.credential, ca_file=authority.ca_file),
+            SourceOptions(credential=options.credential, ca_file=trusted),
             kind="git",
         )
     script.unlink()
@@ -414,7 +414,7 @@ def test_a_confined_runner_fetches_from_no_local_address(
             take(store, each, confined, kind="git")
     allowed = SourceOptions(
         allow_local_addresses=False,
-        allow_hosts=frozenset({"localhost", "127.0.0.1"}),
+        allow_hosts=frozenset({"127.0.0.1"}),
         credential=Credential("git-ssh", {"private_key": ssh.private_key, "known_hosts": ssh.known_hosts}),
     )
     for each in (place, f"{ssh.prefix}{repository.path}"):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import BadUri
-from storage.hubs import git_address
+from storage.hubs import HubAddress, KaggleAddress, git_address, hub_address, kaggle_address
 from storage.uri import parse
 
 CWD = PurePath("/data/dir")
@@ -65,6 +65,75 @@ def test_repositories_are_understood(text: str, kind: str | None, remote: str, r
 )
 def test_what_could_be_an_option_or_another_place_is_refused(text: str) -> None:
     """A dash, a second meaning or a control character never reaches git."""
+    with pytest.raises(BadUri):
+        parse(text, CWD)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "expected", "is_tree", "name"),
+    [
+        ("hf://o/m", None, HubAddress("model", "o/m"), True, "m"),
+        ("hf://o/m.1@v1.0", None, HubAddress("model", "o/m.1", "v1.0"), True, "m.1"),
+        ("hf://datasets/o/d@refs/pr/3/a/b", None, HubAddress("dataset", "o/d", "refs/pr/3", "a/b"), False, "b"),
+        ("hf://spaces/o/s/dir/", None, HubAddress("space", "o/s", None, "dir/"), True, "dir"),
+        ("hf://models/o/m@feature%2Fx/f", None, HubAddress("model", "o/m", "feature/x", "f"), False, "f"),
+        ("o/m", "hf", HubAddress("model", "o/m"), True, "m"),
+        ("datasets/o/d", "hf", HubAddress("dataset", "o/d"), True, "d"),
+    ],
+)
+def test_repositories_of_the_hub_are_understood(
+    text: str, kind: str | None, expected: HubAddress, is_tree: bool, name: str
+) -> None:
+    """What is wanted of which repository comes out of the text; what is remembered reads the same."""
+    uri = parse(text, CWD, kind)
+    assert (hub_address(uri.path), uri.is_tree, uri.name, uri.kind) == (expected, is_tree, name, "hf")
+    assert parse(uri.text, PurePath("/")) == uri
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "expected"),
+    [
+        ("kaggle://datasets/o/d", None, KaggleAddress("datasets", "o", "d")),
+        ("kaggle://datasets/o/d/versions/3", None, KaggleAddress("datasets", "o", "d", 3)),
+        ("kaggle://kernels/o/k/", None, KaggleAddress("kernels", "o", "k")),
+        ("kaggle://competitions/titanic", None, KaggleAddress("competitions", "", "titanic")),
+        ("o/d", "kaggle", KaggleAddress("datasets", "o", "d")),
+        ("titanic", "kaggle", KaggleAddress("competitions", "", "titanic")),
+        ("kernels/o/k", "kaggle", KaggleAddress("kernels", "o", "k")),
+    ],
+)
+def test_what_kaggle_keeps_is_understood(text: str, kind: str | None, expected: KaggleAddress) -> None:
+    """Long names and Kaggle's own short ones; what is remembered reads the same."""
+    uri = parse(text, CWD, kind)
+    assert (kaggle_address(uri.path), uri.kind, uri.is_tree) == (expected, "kaggle", False)
+    assert parse(uri.text, PurePath("/")) == uri
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf://m",
+        "hf://o/",
+        "hf://o/m@",
+        "hf://o/m@a%20b",
+        "hf://o/m@-x",
+        "hf://o/../m",
+        "hf://o/m/../x",
+        "hf://o/m//x",
+        "hf://o/m/%00",
+        "hf://o/m?x",
+        "hf://../m",
+        "kaggle://datasets/o",
+        "kaggle://datasets/o/d/versions/0",
+        "kaggle://datasets/o/d/versions/x",
+        "kaggle://o/../d",
+        "kaggle://",
+        "kaggle://competitions/a/b",
+        "kaggle://datasets/-o/d",
+    ],
+)
+def test_what_is_no_name_of_a_hub_is_refused(text: str) -> None:
+    """Nothing that means another path on the server is sent there."""
     with pytest.raises(BadUri):
         parse(text, CWD)
 
