@@ -198,6 +198,15 @@ class KaggleAddress:
     version: int | None = None
 
 
+def of_type(text: str, kind: str | None, type_: str | None) -> str:
+    """Return a short name on Kaggle with its type before it, where one is stated; raise `BadUri`."""
+    if type_ is None:
+        return text
+    if kind != "kaggle" or "://" in text:
+        raise BadUri("type= goes with a short name and from=kaggle", _KAGGLE_HINT)
+    return text if text.startswith(f"{type_}s/") else f"{type_}s/{text}"
+
+
 def read_kaggle(given: Given) -> Uri:
     """Read `kaggle://datasets/owner/name[/versions/N]`, `competitions/name`, `kernels/owner/name`; raise `BadUri`.
 

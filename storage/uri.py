@@ -13,9 +13,9 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from storage.address import Form, Given, Uri, file_name, has_control, shown_netloc, shown_query, split
 from storage.errors import BadUri
-from storage.hubs import GIT_SCHEMES, claims_git, read_git, read_hf, read_kaggle
+from storage.hubs import GIT_SCHEMES, claims_git, of_type, read_git, read_hf, read_kaggle
 
-__all__ = ["EXTRAS", "FORMS", "MAX_CHARACTERS", "OTHERS", "WITH_ENDPOINT", "Uri", "check_endpoint", "parse"]
+__all__ = ["EXTRAS", "FORMS", "MAX_CHARACTERS", "OTHERS", "WITH_ENDPOINT", "Uri", "check_endpoint", "of_type", "parse"]
 
 MAX_CHARACTERS = 4096
 # Kinds whose addresses do not say which server is asked.

@@ -87,6 +87,13 @@ def _told(event: dict[str, Any]) -> str:
     return ("" if index is None else f"[{index}] ") + str(told) + code
 
 
+def _pinned(pins: dict[str, Any]) -> str:
+    """Return which state of its source an input is, where the source has a name for that."""
+    return (
+        f" at {pins['commit'][:12]}" if "commit" in pins else f" version {pins['version']}" if "version" in pins else ""
+    )
+
+
 _ATTEMPTS: tuple[Column, ...] = (
     ("N", lambda row: str(row.get("number")) if row.get("index") is None else f"[{row['index']}] {row['number']}"),
     ("ENDED", lambda row: str(row.get("ending") or "-")),
@@ -103,7 +110,7 @@ _INPUTS: tuple[Column, ...] = (
     ("SIZE", lambda row: size(row.get("size_bytes"))),
     ("FILES", lambda row: str(row.get("files") or "-")),
     ("DIGEST", lambda row: str(row.get("digest") or "-")[:12]),
-    ("FROM", lambda row: str(row.get("uri")) + (" (rw)" if row.get("rw") else "")),
+    ("FROM", lambda row: str(row.get("uri")) + _pinned(row.get("pins") or {}) + (" (rw)" if row.get("rw") else "")),
 )
 _OUTPUTS: tuple[Column, ...] = (
     ("NAME", lambda row: str(row["name"])),

@@ -29,7 +29,7 @@ _OUTPUT = (
 )
 _INPUT = (
     "Fetch URI before the job needs a GPU; rw gives a private copy, refresh asks the source again, from=KIND says what "
-    "the URI alone does not, endpoint=URL which server has it."
+    "the URI alone does not, endpoint=URL which server has it; with from=kaggle, type=competition, dataset or kernel."
 )
 _TIME = "Time limit of an attempt: 90s, 30m, 1h30m, 2d, 01:30:00; a bare number is seconds."
 JOB_FLAGS = (

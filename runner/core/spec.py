@@ -150,6 +150,7 @@ class Input(_Document):
     refresh: bool = False
     source_kind: Annotated[str, StringConstraints(pattern=_SOURCE_KIND)] | None = Field(default=None, alias="from")
     endpoint: Annotated[str, StringConstraints(max_length=1024, pattern=_ENDPOINT)] | None = None
+    source_type: Literal["competition", "dataset", "kernel"] | None = Field(default=None, alias="type")
 
 
 class Upload(_Document):
@@ -309,7 +310,8 @@ _HINTS = {
     "cpus": "cpus is a number of cores, like 4 or 0.25",
     "endpoint": "the URL of a server: https://host, or http://host:port",
     "env": "a name is letters, digits and underscore: --env NAME=VALUE",
-    "from": "the kind of source, like aws, gcp, azure or wasabi",
+    "from": "the kind of source, like aws, gcp, azure, wasabi, git, hf or kaggle",
+    "type": "of a source from kaggle: competition, dataset or kernel",
     "gpus": "gpus is a whole number of devices, like 1",
     "grace": "write it as 90s, 30m, 1h30m or 2d",
     "kind": "leave it out: a job of kind training runs any command to its end",

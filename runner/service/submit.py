@@ -291,7 +291,8 @@ def _requirements(file: str | None, cwd: Path) -> str | None:
 
 def _source(name: str, wanted: Input, cwd: Path, env: Mapping[str, str]) -> uris.Uri:
     try:
-        parsed = uris.parse(wanted.uri, cwd, wanted.source_kind, env)
+        text = uris.of_type(wanted.uri, wanted.source_kind, wanted.source_type)
+        parsed = uris.parse(text, cwd, wanted.source_kind, env)
         uris.check_endpoint(parsed, wanted.endpoint)
         check_package(parsed)
     except StorageError as error:

@@ -33,7 +33,8 @@ INPUTS = st.fixed_dictionaries(
     optional={
         "rw": st.just(True),
         "refresh": st.just(True),
-        "from": st.sampled_from(["aws", "wasabi", "gcp", "sftp"]),
+        "from": st.sampled_from(["aws", "wasabi", "gcp", "sftp", "kaggle"]),
+        "type": st.sampled_from(["competition", "dataset", "kernel"]),
         "endpoint": st.sampled_from(["http://127.0.0.1:9000", "https://s3.example.org/base", "http://[::1]:1/"]),
     },
 )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import BadUri
-from storage.hubs import HubAddress, KaggleAddress, git_address, hub_address, kaggle_address
+from storage.hubs import HubAddress, KaggleAddress, git_address, hub_address, kaggle_address, of_type
 from storage.uri import parse
 
 CWD = PurePath("/data/dir")
@@ -107,6 +107,16 @@ def test_what_kaggle_keeps_is_understood(text: str, kind: str | None, expected: 
     uri = parse(text, CWD, kind)
     assert (kaggle_address(uri.path), uri.kind, uri.is_tree) == (expected, "kaggle", False)
     assert parse(uri.text, PurePath("/")) == uri
+
+
+def test_a_type_makes_a_short_name_of_kaggle_s_whole() -> None:
+    """As trainML's form has it: a short name and one of three types; it goes with nothing else."""
+    assert of_type("o/k", "kaggle", "kernel") == of_type("kernels/o/k", "kaggle", "kernel") == "kernels/o/k"
+    assert of_type("titanic", "kaggle", "competition") == "competitions/titanic"
+    assert of_type("s3://b/k", None, None) == "s3://b/k"
+    for text, kind in (("o/k", None), ("o/k", "hf"), ("kaggle://datasets/o/d", "kaggle")):
+        with pytest.raises(BadUri):
+            of_type(text, kind, "dataset")
 
 
 @pytest.mark.parametrize(
