@@ -95,7 +95,7 @@ def _fetch(
     cancelled: Callable[[], bool],
     retry: Retry,
 ) -> Fetched:
-    listing = retry.run(lambda: _described(source, uri, source.list(uri, cancelled)), cancelled)
+    listing = _listed(uri, source, retry, cancelled)
     if not listing.items:
         raise SourceMissing(f"{uri.shown} holds no files", "an artifact has at least one file")
     known = memory.read()
@@ -157,7 +157,7 @@ def _described(source: Source, uri: Uri, listing: Listing) -> Listing:
             items.append(item)
     if described:
         raise SourceRefused(f"{uri.shown} lacks {len(described)} of its files, such as {min(described)!r}", hint)
-    return Listing(tuple(items), is_tree=True)
+    return replace(listing, items=tuple(items))
 
 
 def _read(source: Source, uri: Uri, item: Item) -> bytes:
@@ -172,6 +172,18 @@ def _read(source: Source, uri: Uri, item: Item) -> bytes:
     finally:
         stream.close()
     return bytes(data)
+
+
+def _listed(uri: Uri, source: Source, retry: Retry, cancelled: Callable[[], bool]) -> Listing:
+    """List the source; one that waits for a silent server is broken off when the caller cancels."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(retry.run, lambda: _described(source, uri, source.list(uri, cancelled)), cancelled)
+        while not wait([future], timeout=_CANCEL_POLL_S).done:
+            if cancelled():
+                source.close()
+        if future.exception() is not None and cancelled():
+            raise Cancelled
+        return future.result()
 
 
 def _all(

@@ -11,8 +11,8 @@ import shutil
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -90,8 +90,8 @@ class GitWeb:
     moved: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
-    hold: threading.Event | None = None
-    href: Callable[[str], str] | None = None
+    silent_after: int | None = None
+    silence: threading.Event = field(default_factory=threading.Event)
 
     def serve(self, repository: Repository, name: str) -> str:
         """Push a repository to the server, LFS objects included, and return its address."""
@@ -136,6 +136,11 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
 
+    def handle(self) -> None:
+        """Serve a connection; one that its client breaks off is no news."""
+        with suppress(ConnectionError):
+            super().handle()
+
     def do_GET(self) -> None:
         """Answer."""
         web = self.state
@@ -143,8 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         authorization = self.headers.get("Authorization", "")
         web.asked.append((self.command, path, authorization))
-        if web.hold is not None:
-            web.hold.wait(START_DEADLINE_S)
+        if web.silent_after is not None and len(web.asked) > web.silent_after:
+            web.silence.wait(START_DEADLINE_S)
         repository = path.split(".git/")[0].lstrip("/")
         if repository in web.moved:
             self._send(301, {"Location": web.moved[repository] + self.path[len(repository) + 1 :]}, b"")
@@ -167,8 +172,6 @@ class _Handler(BaseHTTPRequestHandler):
         assert isinstance(wanted, list)
         for each in wanted:
             href = f"{self.state.url}/objects/{each['oid']}"
-            if self.state.href is not None:
-                href = self.state.href(href)
             if asked["operation"] == "download" and each["oid"] not in self.state.objects:
                 found.append({**each, "error": {"code": 404, "message": "Object does not exist"}})
             else:
@@ -216,8 +219,11 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        try:
+            self.end_headers()
+            self.wfile.write(body)
+        except OSError:
+            self.close_connection = True
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,11 @@ class GitSource:
 
     def stat(self, uri: Uri, item: Item) -> Item:
         """Return the item; what Git LFS keeps says more of itself when it is asked."""
-        return self._lfs(item).stat(item) if item.checksum is not None else item
+        return self._lfs(item).stat(item) if " " in item.locator else item
 
     def open(self, uri: Uri, item: Item, *, start: int = 0, end: int | None = None) -> Stream:
         """Open a file of the commit at `start`."""
-        if item.checksum is not None:
+        if " " in item.locator:
             return self._lfs(item).open(item, start, end)
         return self._fetched().blobs.open(item.locator, start=start, end=end)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -20,6 +21,7 @@ from storage.transfer import Retry
 from storage.uri import parse
 from tests.clouds import certificate
 from tests.gits import GitWeb, Repository, Ssh, git_web, ssh_server
+from tests.kit import ROOT, wait_until
 
 QUICK = Retry(tries=3, base_s=0.0, cap_s=0.0, sleep=lambda _: None, random=random.Random(1).random)
 SECRET = "c4nary-hubs"
@@ -366,27 +368,41 @@ def test_another_host_key_or_user_key_is_refused(
     assert no_debris(store)
 
 
-def test_cancelling_ends_the_children(web: GitWeb, repository: Repository, store: Store) -> None:
-    """A fetch that waits for a silent server stops when it is cancelled; git goes with it."""
+@pytest.mark.parametrize("answers", [0, 1])
+def test_cancelling_ends_the_children(answers: int, web: GitWeb, repository: Repository, store: Store) -> None:
+    """A fetch that waits for a silent server, ourselves or git for us, stops when it is cancelled; git goes with it."""
     place = web.serve(repository, "repo.git")
-    take(store, place)
-    # The first answer comes, the second never does.
-    asked = len(web.asked)
-    held, stop = threading.Event(), threading.Event()
-
-    def cancelled() -> bool:
-        if len(web.asked) > asked:
-            web.hold = held
-        if len(web.asked) > asked + 1:
-            stop.set()
-        return stop.is_set()
-
+    silence = threading.Event()
+    web.silent_after, web.silence = answers, silence
     with pytest.raises(Cancelled):
-        take(store, place, cancelled=cancelled)
-    held.set()
-    web.hold = None
+        take(store, place, cancelled=lambda: len(web.asked) > answers)
     assert no_debris(store)
     assert not children()
+    silence.set()
+
+
+def test_a_killed_fetch_leaves_what_the_sweep_takes(web: GitWeb, repository: Repository, store: Store) -> None:
+    """What was fetched when the process died is in the store's own tmp, and goes with the next sweep."""
+    place = web.serve(repository, "repo.git")
+    silence = threading.Event()
+    web.silent_after, web.silence = 1, silence
+    script = (
+        "import sys; from pathlib import PurePath, Path; from storage.download import fetch;"
+        "from storage.sources.base import SourceOptions; from storage.store import Store;"
+        "from storage.uri import parse;"
+        "fetch(Store(Path(sys.argv[1])), parse(sys.argv[2], PurePath('/')), SourceOptions(),"
+        " progress=lambda *_: None, cancelled=lambda: False)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, store.root, place], cwd=ROOT)
+    wait_until(lambda: len(web.asked) > 1, what="git's own request")
+    process.kill()
+    process.wait()
+    assert any((store.root / "tmp").iterdir())
+    silence.set()
+    store.sweep([])
+    assert no_debris(store)
+    web.silent_after = None
+    assert len(contents(store, take(store, place))) == 2
 
 
 def test_a_silent_server_is_given_up(repository: Repository, store: Store, ssh: Ssh) -> None:
