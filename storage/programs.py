@@ -16,7 +16,7 @@ from pathlib import Path
 from storage.errors import Cancelled, SourceFailed, SourceRefused
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-MAX_OUT_BYTES = 256 << 20
+MAX_OUT_BYTES = 64 << 20
 _MAX_WORDS_BYTES = 32 << 10
 _LOOK_S = 0.2
 _READ_BYTES = 1 << 16

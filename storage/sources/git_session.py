@@ -52,8 +52,11 @@ _BROKEN = re.compile(
     re.IGNORECASE,
 )
 _NOISE = re.compile(
-    r"^(warning|hint|remote: (counting|compressing|enumerating|total)|receiving|resolving)", re.IGNORECASE
+    r"warning|hint|remote: (?:counting|compressing|enumerating|total)|receiving|resolving"
+    r"|fatal: could not read from remote|please make sure you have|and the repository exists",
+    re.IGNORECASE,
 )
+_OURS = re.compile(r"^(fatal|error|remote):\s*")
 
 
 class Session:
@@ -226,7 +229,7 @@ class Session:
             "BatchMode": "yes",
             "IdentitiesOnly": "yes",
             "StrictHostKeyChecking": "yes" if strict else "accept-new",
-            "UserKnownHostsFile": " ".join(f'"{path}"' for path in hosts),
+            "UserKnownHostsFile": " ".join(map(_quoted, hosts)),
             "GlobalKnownHostsFile": "/dev/null",
             "HashKnownHosts": "no",
             "UpdateHostKeys": "no",
@@ -239,7 +242,7 @@ class Session:
         found = ["-F", "/dev/null"]
         for name, value in options.items():
             found += ["-o", f"{name}={value}"]
-        for each in [f'"{path}"' for path in identities] or ["none"]:
+        for each in [_quoted(path) for path in identities] or ["none"]:
             found += ["-o", f"IdentityFile={each}"]
         return found
 
@@ -287,18 +290,25 @@ def failure(ended: Ended, shown: str) -> StorageError:
             f"{shown}: the host's key is not the one that is trusted", "check it, then mend the key's known_hosts"
         )
     if _REFUSED.search(everything):
-        denied = next((line for line in words if _REFUSED.search(line)), why)[:300]
-        return SourceRefused(f"{shown} may not be read: {denied}", "check the key and what it may read")
+        denied = _OURS.sub("", next(line for line in words if _REFUSED.search(line)))[:300]
+        foreign = "dubious ownership" in denied
+        hint = "it belongs to another user: fetch from a copy" if foreign else "check the key and what it may read"
+        return SourceRefused(f"{shown} may not be read: {denied}", hint)
     if _MISSING.search(everything):
         return SourceMissing(f"{shown} does not exist: {why}", "check the address and the @REF")
     return SourceFailed(f"{shown} cannot be fetched: {why}", transient=bool(_BROKEN.search(everything)))
+
+
+def _quoted(path: Path) -> str:
+    """Return a path as ssh's options take it, where a percent sign begins a word of theirs."""
+    return f'"{path}"'.replace("%", "%%")
 
 
 def reason(ended: Ended) -> str:
     """Return the one line that says best why a program failed."""
     words = _words(ended)
     why = next((line for line in words if line.startswith(("fatal:", "error:", "remote:"))), words[-1] if words else "")
-    return re.sub(r"^(fatal|error|remote):\s*", "", why)[:300] or f"it ended with {ended.code}"
+    return _OURS.sub("", why)[:300] or f"it ended with {ended.code}"
 
 
 def _words(ended: Ended) -> Sequence[str]:
