@@ -235,6 +235,16 @@ def test_a_hub_that_is_away_or_local_is_refused(hub: Hub, store: Store) -> None:
     assert no_debris(store)
 
 
+def test_without_its_package_the_hub_says_how_to_get_it(
+    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The extra is an extra: an interpreter without it names the command that brings it."""
+    monkeypatch.setattr(sys, "executable", os.path.realpath(sys.executable))  # the one that the environment is made of
+    with pytest.raises(SourceRefused, match="huggingface_hub package") as refused:
+        take(store, "hf://team/model", options(hub))
+    assert refused.value.hint == "pip install 'stoker[hf]'"
+
+
 def test_the_stand_in_satisfies_the_real_kagglehub(tmp_path: Path) -> None:
     """Its client fetches a data set, a version of it, a competition and a kernel's output from there."""
     with hub_server(tmp_path / "cdn", KAGGLE_PORT) as hub:
