@@ -146,6 +146,7 @@ class Input(_Document):
     uri: Text
     rw: bool = False
     refresh: bool = False
+    extract: bool = True
 
 
 class Upload(_Document):

@@ -96,9 +96,10 @@ class Stager:
             uri = parse(facts.secret_sources.get(name, address), PurePath("/"))
             wanted = Wanted(
                 uri,
-                self.fetcher.remembered(uri),
+                self.fetcher.remembered(uri, extract=facts.spec.inputs[name].extract),
                 home=facts.variables.get("HOME"),
                 refresh=facts.spec.inputs[name].refresh,
+                extract=facts.spec.inputs[name].extract,
             )
             found.append(Source(name, wanted, pinned))
         return found

@@ -28,7 +28,9 @@ from runner.service.schemas import schema
 KEYS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
 WORDS = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF, exclude_categories=("Cc", "Cs")), max_size=20)
 PATHS = st.from_regex(r"[a-z][a-z0-9/_ -]{0,12}", fullmatch=True)
-INPUTS = st.fixed_dictionaries({"uri": PATHS}, optional={"rw": st.just(True), "refresh": st.just(True)})
+INPUTS = st.fixed_dictionaries(
+    {"uri": PATHS}, optional={"rw": st.just(True), "refresh": st.just(True), "extract": st.just(False)}
+)
 DOCUMENTS = st.fixed_dictionaries(
     {"command": st.lists(WORDS.filter(str.strip), min_size=1, max_size=4)},
     optional={
@@ -85,7 +87,12 @@ def flags(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 def item_text(item: dict[str, Any]) -> str:
     """Return an input as its flag is written."""
-    options = [name if value is True else f"{name}={value}" for name, value in item.items() if name != "uri"]
+    words = {"extract": "no-extract"}
+    options = [
+        words.get(name, name) if isinstance(value, bool) else f"{name}={value}"
+        for name, value in item.items()
+        if name != "uri"
+    ]
     return ",".join([item["uri"], *options])
 
 
