@@ -69,10 +69,15 @@ class _Sink:
 
     batch: Batch
     _stored: set[str] = field(default_factory=set)
+    _empty: tuple[int, str] | None = None
 
     def whole(self, data: bytes) -> tuple[int, str]:
         """Store bytes that are all there and return size and digest; what the store has is not written again."""
+        if not data and self._empty is not None:
+            return self._empty
         digest, size = hashlib.sha256(data).hexdigest(), len(data)
+        if not data:
+            self._empty = size, digest
         if digest in self._stored or (self._has(digest) and self.batch.store.refresh(digest, size)):
             return size, digest
         with self.batch.temp() as temp:

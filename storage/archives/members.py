@@ -26,7 +26,7 @@ _SHOWN_CHARACTERS = 80
 class Limits:
     """The most that an archive may hold: members, bytes unpacked, and bytes unpacked for each byte of the archive."""
 
-    members: int = 500_000
+    members: int = 300_000
     size_bytes: int = 200 << 30
     ratio: int = 200
 

@@ -228,9 +228,12 @@ class Reader:
             count -= len(piece)
             yield piece
 
-    def skip(self, count: int) -> int:
-        """Pass over the next bytes and return how many there were."""
-        return sum(len(piece) for piece in self.pieces(count))
+    def skip(self, count: int) -> bool:
+        """Pass over the next bytes; false where there were fewer."""
+        if self._at + count <= len(self._data):
+            self._at += count
+            return True
+        return sum(map(len, self.pieces(count))) == count
 
     def drain(self) -> None:
         """Read to the end, so that checksums at the end are compared."""

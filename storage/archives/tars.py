@@ -21,10 +21,12 @@ BLOCK = 512
 MAX_EXTENSION_BYTES = 1 << 20
 MAX_EXTENSIONS = 8
 
+Kind = Literal["file", "directory", "link", "hard link"]
+
 _ZEROS = bytes(BLOCK)
 _MOD = 65521
 _SPARSE = "is a sparse file of GNU tar"
-_KINDS = {0: "file", 0x30: "file", 0x37: "file", 0x31: "hard link", 0x32: "link", 0x35: "directory"}
+_KINDS: dict[int, Kind] = {0: "file", 0x30: "file", 0x37: "file", 0x31: "hard link", 0x32: "link", 0x35: "directory"}
 _REFUSED = {
     0x33: "is a character device",
     0x34: "is a block device",
@@ -33,8 +35,6 @@ _REFUSED = {
     0x44: "is an incremental dump's directory",
     0x4D: "goes on from another volume",
 }
-
-Kind = Literal["file", "directory", "link", "hard link"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +91,19 @@ def members(reader: Reader) -> Iterator[Member]:
             continue
         if kind == 0x56:  # a volume's label
             continue
-        yield from _member(reader, block, size, changes)
-        extensions, changes = 0, {}
+        member = _member(block, size, changes)
+        end = reader.position + -(-member.size // BLOCK) * BLOCK
+        yield member
+        if reader.position < end and not reader.skip(end - reader.position):
+            raise BadArchive(f"is cut short in member {printable(member.name)}")
+        if extensions:
+            extensions, changes = 0, {}
 
 
-def _member(reader: Reader, block: bytes, size: int, changes: dict[str, str]) -> Iterator[Member]:
+def _member(block: bytes, size: int, changes: dict[str, str]) -> Member:
     name = changes.get("path")
     if name is None:
-        name = _text(block[:100].partition(b"\0")[0])
+        name = _text(block[: block.find(b"\0", 0, 100)] if b"\0" in block[:100] else block[:100])
         if block[257:263] == b"ustar\0" and block[345]:
             name = _text(block[345:500].partition(b"\0")[0]) + "/" + name
     if "size" in changes:
@@ -118,10 +123,7 @@ def _member(reader: Reader, block: bytes, size: int, changes: dict[str, str]) ->
         target = changes.get("linkpath") or _text(block[157:257].partition(b"\0")[0])
     # Only files have bytes, whatever a header says.
     size = size if kind == "file" else 0
-    end = reader.position + -(-size // BLOCK) * BLOCK
-    yield Member(name, kind, size, bool(_number(block[100:108]) & 0o100), target)  # type: ignore[arg-type]
-    if reader.skip(end - reader.position) < 0 or reader.position < end:
-        raise BadArchive(f"is cut short in member {printable(name)}")
+    return Member(name, kind, size, bool(_number(block[100:108]) & 0o100), target)
 
 
 def _whole(reader: Reader, size: int) -> bytes:
@@ -149,9 +151,11 @@ def _number(raw: bytes) -> int:
     """Return a number: octal digits, or with the top bit set a binary one."""
     if raw[0] & 0x80:
         return -1 if raw[0] & 0x40 else int.from_bytes(raw, "big") ^ (0x80 << 8 * (len(raw) - 1))
-    text = raw.partition(b"\0")[0].strip()
-    if not text:
-        return 0
+    text = raw.strip(b" \0")
+    if not text.isdigit():
+        text = raw.partition(b"\0")[0].strip()
+        if not text:
+            return 0
     try:
         if text.isdigit():
             return int(text, 8)
