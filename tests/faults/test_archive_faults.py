@@ -70,7 +70,8 @@ def test_kills_while_unpacking_leave_no_half_tree(tmp_path: Path) -> None:
             victim, began = box.runner_pid(), time.monotonic()
             job = box.submit("/bin/sh", "-c", "exit 0", input={"data": {"uri": str(archive)}})
             # No signal tells how far it is: a random instant is what is wanted.
-            time.sleep(chance.uniform(0, taken_s))
+            instant = began + chance.uniform(0, taken_s)
+            until(lambda instant=instant: time.monotonic() > instant, what="the instant")
             inside += box.rows("SELECT tree_digest FROM inputs WHERE job_id = ?", job) == [(None,)]
             kills += kill(victim)
             until(lambda victim=victim: box.answers() and box.runner_pid() != victim, what="the runner being back")

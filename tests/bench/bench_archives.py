@@ -1,4 +1,4 @@
-"""`python -m tests.bench.archives [--rounds N] [--where DIR]`: archives into the store, beside unzip and GNU tar.
+"""`python -m tests.bench.bench_archives [--rounds N] [--where DIR]`: archives into the store, beside unzip and GNU tar.
 
 Ours is the whole way of a runner that is up: read, decompressed, checked, hashed, made objects, the tree published.
 Theirs is a process that writes files. Both in a file system in memory unless told otherwise, in random order in every
@@ -58,7 +58,7 @@ class Taken:
 
 def main() -> int:
     """Measure; 1 when a ratio misses what it must reach."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.archives")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_archives")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--where", default="/dev/shm", help="the file system that everything is in")
     parser.add_argument("--only", default="", help="formats, by name")
