@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from storage import files
 from storage.archives import tars, zips
 from storage.archives.members import Limits, Tree
 from storage.archives.streams import Gauge, Reader, ahead, codec_of, decoded, raw
-from storage.errors import BadArchive, SourceMissing
+from storage.errors import BadArchive, Cancelled, SourceMissing
 from storage.manifest import Entry, Manifest, build
 from storage.store import Batch, Store
 
@@ -140,18 +141,15 @@ def _unzip(fd: int, tree: Tree, gauge: Gauge, sink: _Sink) -> None:
     size = os.fstat(fd).st_size
     if not zips.is_zip(fd, size):
         raise BadArchive("is no zip archive")
-    found = zips.members(fd, size, tree)
-    waiting = iter(found)
-    failed = False
+    waiting = iter(zips.members(fd, size, tree))
+    failed = threading.Event()
+    shared = replace(gauge, cancelled=lambda: failed.is_set() or gauge.cancelled())
 
     def work() -> None:
-        nonlocal failed
         try:
             # Taking the next one is one step of the interpreter, so that no two threads get the same.
             for member, limit in waiting:
-                if failed:
-                    return
-                pieces = zips.unpack(fd, member, limit, gauge)
+                pieces = zips.unpack(fd, member, limit, shared)
                 if member.is_link:
                     tree.set_link(member.path, b"".join(pieces).decode("utf-8", "surrogateescape"))
                     continue
@@ -159,9 +157,12 @@ def _unzip(fd: int, tree: Tree, gauge: Gauge, sink: _Sink) -> None:
                 stored = sink.whole(b"".join(pieces)) if small else sink.stream(pieces)
                 tree.files[member.path] = Entry(member.path, *stored, member.executable)
         except BaseException:
-            failed = True
+            failed.set()
             raise
 
     with ThreadPoolExecutor(_ZIP_THREADS) as pool:
-        for each in [pool.submit(work) for _ in range(_ZIP_THREADS)]:
-            each.result()
+        workers = [pool.submit(work) for _ in range(_ZIP_THREADS)]
+    errors = [error for error in (worker.exception() for worker in workers) if error is not None]
+    # What was broken off because of another one's failure says less than that failure.
+    for error in sorted(errors, key=lambda error: isinstance(error, Cancelled)):
+        raise error

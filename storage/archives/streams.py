@@ -24,7 +24,7 @@ STEP_BYTES = 256 << 10
 DECODER_BYTES = 128 << 20
 _AHEAD = 4
 # One call unpacks all it is given, and four bytes may be 128 KiB.
-_ZSTD_STEP_BYTES = 1024
+_ZSTD_STEP_BYTES = 512
 # The stubs call it an instance.
 ISAL_ERROR = cast(type[Exception], igzip_lib.error)
 _FAULTS = (OSError, EOFError, ValueError, lzma.LZMAError, ISAL_ERROR, zstandard.ZstdError)
@@ -76,7 +76,7 @@ class ZstdDecoder:
         return bytes(self._frame.unused_data) + self._left
 
     def decompress(self, data: bytes, max_length: int = -1) -> bytes:
-        """Return what the next few bytes hold, at most 32 MiB however small `max_length` is."""
+        """Return what the next few bytes hold, at most 16 MiB however small `max_length` is."""
         given, at, out, size = self._left + data, 0, [], 0
         while at < len(given) and not self._frame.eof and size < max_length:
             out.append(self._frame.decompress(given[at : at + _ZSTD_STEP_BYTES]))

@@ -443,6 +443,18 @@ def test_links_cannot_multiply_a_tree_without_end(store: Store, tmp_path: Path) 
     assert "links repeat the archive's own files" in said
 
 
+def test_a_decoder_gets_no_more_memory_than_its_tools_take(store: Store, tmp_path: Path) -> None:
+    """A header that asks for a dictionary of 4 GiB is refused."""
+    data = bytearray(lzma.compress(tarred(("a", b"1"))))
+    assert data[14:16] == b"\x21\1"
+    data[16] = 40
+    end = 12 + (data[12] + 1) * 4
+    struct.pack_into("<L", data, end - 4, zlib.crc32(data[12 : end - 4]))
+    assert "cannot be decompressed: xz says Memory usage limit exceeded" in refusal(
+        store, written(tmp_path, "x.tar.xz", bytes(data))
+    )
+
+
 def test_what_real_tools_bear_is_borne(store: Store, tmp_path: Path) -> None:
     """Garbage behind the end, a program in front of a zip, gzip members one after another, old compressions."""
     whole = tarred(("a", b"1"))
