@@ -20,7 +20,7 @@ from storage.archives import tars, zips
 from storage.archives.members import Limits, Tree
 from storage.archives.streams import Gauge, Reader, ahead, codec_of, decoded, raw
 from storage.errors import BadArchive, Cancelled, SourceMissing
-from storage.manifest import Entry, Manifest, build
+from storage.manifest import Entry, Manifest
 from storage.store import Batch, Store
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -55,13 +55,13 @@ def extract(
         with store.batch() as batch:
             unpack = _unzip if name.lower().endswith(".zip") else _untar
             unpack(fd, tree, gauge, _Sink(batch))
-            entries = tree.entries()
+            manifest = tree.manifest()
     except BadArchive as error:
         hint = f"{error.hint}; {_KEEP}" if error.hint else _KEEP
         raise BadArchive(f"{shown}: {error.message}", hint) from error
-    if not entries:
+    if not manifest.entries:
         raise SourceMissing(f"{shown} holds no files", "an artifact has at least one file")
-    return build(entries)
+    return manifest
 
 
 @dataclass
@@ -72,6 +72,10 @@ class _Sink:
     _stored: set[str] = field(default_factory=set)
     _empty: tuple[int, str] | None = None
 
+    def __post_init__(self) -> None:
+        """Note where the objects are."""
+        self._objects = f"{self.batch.store.root}/objects"
+
     def whole(self, data: bytes) -> tuple[int, str]:
         """Store bytes that are all there and return size and digest; what the store has is not written again."""
         if not data and self._empty is not None:
@@ -79,7 +83,8 @@ class _Sink:
         digest, size = hashlib.sha256(data).hexdigest(), len(data)
         if not data:
             self._empty = size, digest
-        if digest in self._stored or (self._has(digest) and self.batch.store.refresh(digest, size)):
+        there = os.access(f"{self._objects}/{digest[:2]}/{digest}", os.F_OK)
+        if digest in self._stored or (there and self.batch.store.refresh(digest, size)):
             return size, digest
         with self.batch.temp() as temp:
             files.write_at(temp.fd, memoryview(data), 0)
@@ -98,9 +103,6 @@ class _Sink:
             digest = hashed.hexdigest()
             self.batch.add(temp, digest, size)
         return size, digest
-
-    def _has(self, digest: str) -> bool:
-        return os.access(f"{self.batch.store.root}/objects/{digest[:2]}/{digest}", os.F_OK)
 
 
 def _untar(fd: int, tree: Tree, gauge: Gauge, sink: _Sink) -> None:

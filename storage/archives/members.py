@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from storage.errors import BadArchive, BadName
-from storage.manifest import MAX_DEPTH, Entry, check_path
+from storage.manifest import MAX_DEPTH, Entry, Manifest, build, check_path
 
 # No archive that unpacks to less than this is a bomb, whatever its ratio.
 FREE_BYTES = 64 << 20
@@ -140,11 +140,13 @@ class Tree:
             )
         self.files[path] = replace(entry, path=path)
 
-    def entries(self) -> list[Entry]:
-        """Return every file under every path it has, links followed; raise for one that leads out or nowhere."""
-        if not self._links:
-            return [entry for entry in self.files.values() if entry is not None]
-        return list(self._walk())
+    def manifest(self) -> Manifest:
+        """Return the tree, with every file under every path it has; raise for a link that leads out or nowhere."""
+        found = self._walk() if self._links else (entry for entry in self.files.values() if entry is not None)
+        try:
+            return build(found)
+        except BadName as error:
+            raise BadArchive(f"cannot be a tree: {error.message}", error.hint) from None
 
     def _claim(self, path: str) -> None:
         if path in self.files or path in self._links:

@@ -455,6 +455,14 @@ def test_a_decoder_gets_no_more_memory_than_its_tools_take(store: Store, tmp_pat
     )
 
 
+def test_links_that_make_a_path_too_long_are_refused(store: Store, tmp_path: Path) -> None:
+    """Each is in order by itself."""
+    name = "n" * 250
+    members = [info(f"{n}{name}/{name}", type=LINK, linkname=f"../{n + 1}{name}") for n in range(20)]
+    data = tarred(*members, (f"20{name}/{name}", b"x"))
+    assert "longer or deeper than a tree may be" in refusal(store, written(tmp_path, "x.tar", data))
+
+
 def test_what_real_tools_bear_is_borne(store: Store, tmp_path: Path) -> None:
     """Garbage behind the end, a program in front of a zip, gzip members one after another, old compressions."""
     whole = tarred(("a", b"1"))
