@@ -8,7 +8,6 @@ round; the ratio is taken inside one. CPU time is shown beside it: on a busy mac
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import resource
 import shutil
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from storage.archives.members import Limits
 from storage.extract import extract
 from storage.store import Store
 
+MEMORY = "/dev/shm"
 FILES, LARGE, SIZE_BYTES = 3302, 70, 217_000_000
 SMALL_BYTES = 20_000
 
@@ -56,32 +56,67 @@ class Taken:
     cpu_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Raced:
+    """What both took in every round."""
+
+    race: Race
+    ours: Sequence[Taken]
+    theirs: Sequence[Taken]
+
+    @property
+    def ratio(self) -> float:
+        """The median of the rounds' ratios."""
+        return statistics.median(mine.wall_s / peer.wall_s for mine, peer in self._pairs)
+
+    @property
+    def cpu_ratio(self) -> float:
+        """The same of CPU time."""
+        return statistics.median(mine.cpu_s / peer.cpu_s for mine, peer in self._pairs)
+
+    @property
+    def best_ratio(self) -> float:
+        """Our best against their best."""
+        return min(mine.wall_s for mine in self.ours) / min(peer.wall_s for peer in self.theirs)
+
+    @property
+    def _pairs(self) -> Iterator[tuple[Taken, Taken]]:
+        return zip(self.ours, self.theirs, strict=True)
+
+
 def main() -> int:
     """Measure; 1 when a ratio misses what it must reach."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_archives")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--where", default="/dev/shm", help="the file system that everything is in")
+    parser.add_argument("--where", default=MEMORY, help="the file system that everything is in")
     parser.add_argument("--only", default="", help="formats, by name")
     given = parser.parse_args()
-    room = Path(tempfile.mkdtemp(prefix="stoker-bench-", dir=given.where))
     missed = 0
+    for found in measured(given.where, given.rounds, [name for name in given.only.split(",") if name]):
+        race, ratio = found.race, found.ratio
+        missed += race.must is not None and ratio > race.must
+        sys.stdout.write(
+            f"{race.name}: {shown(found.ours)} s, {race.peer[0]} {shown(found.theirs)} s (of CPU);"
+            f" {ratio:.2f} x, must {race.must}, aim {race.aim}; best of each {found.best_ratio:.2f} x,"
+            f" CPU {found.cpu_ratio:.2f} x\n"
+        )
+        sys.stdout.flush()
+    return 1 if missed else 0
+
+
+def measured(where: str, rounds: int, only: Sequence[str] = ()) -> Iterator[Raced]:
+    """Yield what every format took, ours and its peer's."""
+    room = Path(tempfile.mkdtemp(prefix="stoker-bench-", dir=where))
     try:
         tree = planted(room / "tree", random.Random(7))
-        sys.stdout.write("| archive | ours, s (CPU) | theirs, s (CPU) | ratio | CPU ratio | must | aim |\n")
-        sys.stdout.write("|---|---|---|---|---|---|---|\n")
         for race in RACES:
-            if given.only and race.name not in given.only.split(","):
+            if only and race.name not in only:
                 continue
             subprocess.run([word.format(room / race.name) for word in race.pack], cwd=tree, check=True)
-            ours, theirs = raced(room, race, given.rounds)
-            line, met = verdict(race, ours, theirs)
-            sys.stdout.write(line)
-            sys.stdout.flush()
-            missed += not met
+            yield Raced(race, *raced(room, race, rounds))
             (room / race.name).unlink()
     finally:
         shutil.rmtree(room, ignore_errors=True)
-    return 1 if missed else 0
 
 
 def planted(root: Path, chance: random.Random) -> Path:
@@ -139,31 +174,11 @@ def used_s() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def verdict(race: Race, ours: Sequence[Taken], theirs: Sequence[Taken]) -> tuple[str, bool]:
-    """Return the row, and whether it is as it must be: by the median of the ratios."""
-    ratio = statistics.median(mine.wall_s / peer.wall_s for mine, peer in zip(ours, theirs, strict=True))
-    cpu = statistics.median(mine.cpu_s / peer.cpu_s for mine, peer in zip(ours, theirs, strict=True))
-    best = min(mine.wall_s for mine in ours) / min(peer.wall_s for peer in theirs)
-    limits = [
-        "-" if limit is None else f"**{'yes' if ratio <= limit else 'NO'}**, ≤ {limit} x"
-        for limit in (race.must, race.aim)
-    ]
-    cells = [
-        race.name.removeprefix("x"),
-        _shown(ours),
-        f"{race.peer[0]} {_shown(theirs)}",
-        f"{ratio:.2f} (best of each {best:.2f})",
-        f"{cpu:.2f}",
-        *limits,
-    ]
-    return f"| {' | '.join(cells)} |\n", race.must is None or ratio <= race.must
-
-
-def _shown(taken: Sequence[Taken]) -> str:
+def shown(taken: Sequence[Taken]) -> str:
+    """Return the medians: seconds, and of them on a core."""
     wall, cpu = (statistics.median(values) for values in zip(*((t.wall_s, t.cpu_s) for t in taken), strict=True))
     return f"{wall:.2f} ({cpu:.2f})"
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("LC_ALL", "C.UTF-8")
     sys.exit(main())
