@@ -14,14 +14,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from storage import publish
+from storage.archives.members import Limits
 from storage.errors import Cancelled, Corrupt, NotStored, SourceMissing, SourceRefused, WrongBytes, disk_errors
-from storage.manifest import DIGEST, MANIFEST_NAME, MAX_MANIFEST_BYTES, Entry, build, decode
+from storage.manifest import DIGEST, MANIFEST_NAME, MAX_MANIFEST_BYTES, Entry, Manifest, build, decode
 from storage.plan import Known, Plan, diff, fingerprint
 from storage.sources.base import Item, Listing, Source, SourceOptions
 from storage.sources.local import LocalSource, open_root
 from storage.sources.registry import open_source, server_of
 from storage.store import Batch, Store
 from storage.transfer import Carrier, Meter, Retry
+from storage.unpack import Unpacker, archive_in, unpacked_before
 from storage.uri import Uri
 
 MAX_MEMORY_BYTES = 512 << 20
@@ -35,7 +37,7 @@ class Fetched:
     """The artifact that a source became.
 
     `pins` says which state of the source it is: `uri`, `listing`, `endpoint` where the address does not name the
-    server, and for one file `etag` and `version`.
+    server, for one file `etag` and `version`, of an archive its own digest.
     """
 
     tree_digest: str
@@ -52,9 +54,11 @@ def fetch(
     progress: Callable[[int, int | None], None],
     cancelled: Callable[[], bool],
     retry: Retry | None = None,
+    extract: Limits | None = None,
 ) -> Fetched:
     """Store what the uri names and return the artifact; only files that are new or changed travel.
 
+    With `extract` an archive becomes the tree that is inside, within these limits; its own digest is pinned.
     `progress(done, total)` counts bytes and may be called from any thread. Raise any `StorageError`; a later call
     goes on with whatever this one completed.
     """
@@ -74,6 +78,7 @@ def fetch(
                         progress=progress,
                         cancelled=cancelled,
                         retry=retry,
+                        extract=extract,
                     )
                 except NotStored:
                     # A sweep took an object between the plan and the publication: plan again.
@@ -94,13 +99,25 @@ def _fetch(
     progress: Callable[[int, int | None], None],
     cancelled: Callable[[], bool],
     retry: Retry,
+    extract: Limits | None,
 ) -> Fetched:
     listing = _listed(uri, source, retry, cancelled)
     if not listing.items:
         raise SourceMissing(f"{uri.shown} holds no files", "an artifact has at least one file")
     known = memory.read()
+    archive = archive_in(listing) if extract is not None else None
+    if archive is not None and (before := unpacked_before(store, archive, known)) is not None:
+        return _fetched(before[1], _pins(uri, source, listing), before[0])
     plan = diff(listing.items, known, _Present(store))
     meter = _meter(plan, progress)
+    unpack = Unpacker(store, uri, archive, extract, meter, cancelled) if archive is not None and extract else None
+    if unpack is not None and plan.fetch and isinstance(source, LocalSource):
+        packed, manifest = unpack.local()
+        if unpack.item.etag is not None:
+            memory.write({unpack.item.path: Known(unpack.item.etag, unpack.item.size or 0, packed)})
+        return _fetched(manifest, _pins(uri, source, listing), packed)
+    if unpack is not None and meter.total is not None:
+        meter.total += unpack.item.size or 0
     entries = {
         item.path: Entry(item.path, _size(store, digest), digest, item.executable) for item, digest in plan.reuse
     }
@@ -121,9 +138,18 @@ def _fetch(
                     learned[item.path] = Known(seen.etag, size, digest)
     finally:
         memory.write(learned)
+    if unpack is not None:
+        packed = entries[unpack.item.path].digest
+        manifest = unpack.stored(packed)
+        return _fetched(manifest, _pins(uri, source, listing), packed)
     manifest = build(entries.values())
-    digest = store.put_tree(manifest)
-    return Fetched(digest, manifest.size_bytes, len(entries), _pins(uri, source, listing))
+    store.put_tree(manifest)
+    return _fetched(manifest, _pins(uri, source, listing))
+
+
+def _fetched(manifest: Manifest, pins: Mapping[str, str], archive: str | None = None) -> Fetched:
+    stated = pins if archive is None else {**pins, "archive": archive}
+    return Fetched(manifest.digest, manifest.size_bytes, len(manifest.entries), stated)
 
 
 def _check(uri: Uri, item: Item, digest: str) -> None:

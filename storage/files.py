@@ -108,6 +108,15 @@ def syncfs(fd: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def sync_filesystem(path: Path) -> None:
+    """Make everything written to the file system of a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syncfs(fd)
+    finally:
+        os.close(fd)
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -24,8 +24,12 @@ _NAMED_ONCE = {"input", "metric", "param"}
 _OUTPUT = re.compile(r"([^=]*)=([A-Za-z][A-Za-z0-9+.-]*:/.*|/.*)", re.DOTALL)
 _WHOLE = {"gpus", "priority", "retries"}
 # What may follow the address of an input: a word stands for a value, a name takes one.
-_INPUT_WORDS: dict[str, tuple[str, Any]] = {"rw": ("rw", True), "refresh": ("refresh", True)}
-_INPUT_VALUES: dict[str, str] = {"from": "from", "endpoint": "endpoint", "type": "type"}
+_INPUT_WORDS: dict[str, tuple[str, Any]] = {
+    "rw": ("rw", True),
+    "refresh": ("refresh", True),
+    "no-extract": ("extract", False),
+}
+_INPUT_VALUES = {name: name for name in ("from", "type", "endpoint")}
 
 _SEE_SCHEMA = "`stoker schema job` describes the document"
 

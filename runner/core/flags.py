@@ -28,8 +28,11 @@ _OUTPUT = (
     "the job does not see what DIR held before. With =URI it is written there too: out=s3://bucket/runs/{job}/."
 )
 _INPUT = (
-    "Fetch URI before the job needs a GPU; rw gives a private copy, refresh asks the source again, from=KIND says what "
-    "the URI alone does not, endpoint=URL which server has it; with from=kaggle, type=competition, dataset or kernel."
+    "Fetch URI before the job needs a GPU; rw gives a private copy, refresh asks the source again. "
+    "from=KIND says what the URI alone does not (from=kaggle takes type=competition, dataset or kernel), endpoint=URL "
+    "which server has it. "
+    "A .zip or .tar, .tar.gz … is unpacked, one directory that holds all of it is kept; no-extract leaves it the file "
+    "that it is."
 )
 _TIME = "Time limit of an attempt: 90s, 30m, 1h30m, 2d, 01:30:00; a bare number is seconds."
 JOB_FLAGS = (

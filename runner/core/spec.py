@@ -151,6 +151,7 @@ class Input(_Document):
     source_kind: Annotated[str, StringConstraints(pattern=_SOURCE_KIND)] | None = Field(default=None, alias="from")
     endpoint: Annotated[str, StringConstraints(max_length=1024, pattern=_ENDPOINT)] | None = None
     source_type: Literal["competition", "dataset", "kernel"] | None = Field(default=None, alias="type")
+    extract: bool = True
 
 
 class Upload(_Document):

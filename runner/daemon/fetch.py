@@ -13,8 +13,10 @@ from runner.core.units import format_size
 from runner.daemon import cache
 from runner.daemon.context import Context
 from runner.state import jobs
+from storage.archives.members import Limits
 from storage.download import Fetched, fetch
 from storage.errors import Cancelled, DiskFull, SourceFailed
+from storage.extract import is_archive
 from storage.journal import set_aside
 from storage.leases import Lease
 from storage.sources.base import SourceOptions
@@ -30,7 +32,8 @@ class Wanted:
     """An address to be brought into the store, and for whom.
 
     `key` is the name under which it is remembered, `home` where its user keeps credentials of their own. `refresh`
-    asks the source again though it is known, `endpoint` is the server that the user says is asked.
+    asks the source again though it is known, `endpoint` is the server that the user says is asked. An archive is
+    unpacked where `extract` says so.
     """
 
     uri: Uri
@@ -38,6 +41,7 @@ class Wanted:
     home: str | None = None
     refresh: bool = False
     endpoint: str | None = None
+    extract: bool = True
 
 
 class NoRoom(Exception):
@@ -57,17 +61,20 @@ class Fetcher:
         self.context = context
         self.options = options
 
-    def remembered(self, address: Uri, *, endpoint: str | None = None) -> str:
+    def remembered(self, address: Uri, *, endpoint: str | None = None, extract: bool = True) -> str:
         """Return the name under which an address is remembered: one that holds a secret by a keyed hash of it.
 
-        The same address may be something else at another server, or for another kind of source.
+        The same address may be something else at another server, or for another kind of source, and an archive that
+        is unpacked is another thing than the file.
         """
         name = address.text
         if address.text != address.shown:
             name = f"{address.shown} {self.context.sealer.keyed_hash(os.fsencode(address.text)).hex()}"
         if address.kind != parse(address.text, PurePath("/")).kind:
             name += f" from={address.kind}"
-        return name if endpoint is None else f"{name} endpoint={endpoint}"
+        if endpoint is not None:
+            name += f" endpoint={endpoint}"
+        return f"{name} unpacked" if extract and not address.is_tree and is_archive(address.name) else name
 
     def known(self, wanted: Wanted, lease: Lease) -> Fetched | None:
         """Return what an address was when it was last fetched, kept by the lease, without asking anybody.
@@ -119,11 +126,18 @@ class Fetcher:
                 progress=look,
                 cancelled=lambda: cancelled() or short,
                 retry=Retry(failed=failed),
+                extract=self._limits() if wanted.extract else None,
             )
         except (Cancelled, DiskFull) as error:
             if isinstance(error, Cancelled) and not short:
                 raise
-            raise NoRoom(what, missing + self.min_free_bytes, cache.room_on_disk(self.context)) from None
+            # An archive shows only while it is unpacked how much it needs: more than was there, at least.
+            free = cache.room_on_disk(self.context)
+            raise NoRoom(what, max(missing + self.min_free_bytes, free + 1), free) from None
+
+    def _limits(self) -> Limits:
+        settings = self.context.config.storage
+        return Limits(settings.extract_members, settings.extract_limit_bytes, settings.extract_ratio)
 
     def push(
         self,

@@ -97,10 +97,11 @@ class Stager:
             uri = parse(facts.secret_sources.get(name, address), PurePath("/"), stated.source_kind)
             wanted = Wanted(
                 uri,
-                self.fetcher.remembered(uri, endpoint=stated.endpoint),
+                self.fetcher.remembered(uri, endpoint=stated.endpoint, extract=stated.extract),
                 home=facts.variables.get("HOME"),
                 refresh=stated.refresh,
                 endpoint=stated.endpoint,
+                extract=stated.extract,
             )
             found.append(Source(name, wanted, pinned))
         return found

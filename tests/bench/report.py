@@ -37,6 +37,7 @@ _TAIL = """
 - *Idle*: CPU time of all threads and voluntary context switches of runner and spawner, over a minute, with the job that holds
   the slots not sampled; the peer is its server.
 - *SIGKILL*: from the signal until a listing over a new connection shows all 64 jobs running.
+- *Archives*: in a file system in memory; ours ends when the tree is published, theirs when the process has ended.
 - *Followers*: one process reads 200 event streams, counts each one's lines to the end of the log, and shares the machine's cores
   with the runner.
 """

@@ -33,6 +33,7 @@ INPUTS = st.fixed_dictionaries(
     optional={
         "rw": st.just(True),
         "refresh": st.just(True),
+        "extract": st.just(False),
         "from": st.sampled_from(["aws", "wasabi", "gcp", "sftp", "kaggle"]),
         "type": st.sampled_from(["competition", "dataset", "kernel"]),
         "endpoint": st.sampled_from(["http://127.0.0.1:9000", "https://s3.example.org/base", "http://[::1]:1/"]),
@@ -94,7 +95,12 @@ def flags(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 def item_text(item: dict[str, Any]) -> str:
     """Return an input as its flag is written."""
-    options = [name if value is True else f"{name}={value}" for name, value in item.items() if name != "uri"]
+    words = {"extract": "no-extract"}
+    options = [
+        words.get(name, name) if isinstance(value, bool) else f"{name}={value}"
+        for name, value in item.items()
+        if name != "uri"
+    ]
     return ",".join([item["uri"], *options])
 
 
