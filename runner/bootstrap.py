@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ from runner.daemon.steps import stepper
 from runner.daemon.turn import Turn
 from runner.daemon.upload import Uploader
 from runner.daemon.watch import Watch
+from runner.executors import mounts
 from runner.executors.cgroups import CgroupRoots, find_cgroups, remove_old_groups
 from runner.executors.link import SpawnerLink
 from runner.executors.marks import this_box
@@ -61,12 +63,14 @@ from runner.state.ballast import Ballast
 from runner.state.engine import Database, examine_database, open_database
 from runner.state.verify import verify
 from runner.telemetry.tail import LogTail
+from storage.checkout import Permitted, can_reflink
+from storage.files import remove_directory
 from storage.sources.base import SourceOptions
 from storage.store import Store
 
 CHAIN_TAIL = 1000
 ANSWERS_S = 3.0
-CAP_SYS_ADMIN = 21
+TRIAL_S = 30.0
 
 log = logging.getLogger("stoker")
 
@@ -201,7 +205,7 @@ def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context,
         sealer=Sealer.open(Path(paths.key_file), create=not sealed),
         store=Store(Path(paths.store_dir)),
         boot_id=box.boot_id,
-        mounts_permitted=_may_mount(),
+        permitted=_permitted(paths),
         prices=prices,
         account_ids={name: account.id},
         ballast=ballast,
@@ -282,12 +286,26 @@ def _cpu_milli(config: Config) -> int:
     return len(os.sched_getaffinity(0)) * 1000
 
 
-def _may_mount() -> bool:
-    """Say whether workers can be given mounts of their own."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> CAP_SYS_ADMIN & 1) and os.geteuid() == 0
-    return False
+def _permitted(paths: Paths) -> Permitted:
+    """Try what jobs can be given, on the disk of the state; at each start anew, since it is a setting of the box."""
+    trial = Path(paths.run_dir, "trial")
+    remove_directory(trial)
+    trial.mkdir()
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-I", "-S", mounts.__file__, str(trial)], capture_output=True, check=True, timeout=TRIAL_S
+        )
+        trouble: dict[str, str] = json.loads(tried.stdout)
+    except (subprocess.SubprocessError, ValueError) as error:
+        log.warning("what may be mounted could not be tried: %s", error)
+        trouble = {}
+    finally:
+        remove_directory(trial)
+    for kind, why in trouble.items():
+        if why:
+            log.info("no job is given a mount of kind %s: %s", kind, why)
+    works = {kind: trouble.get(kind) == "" for kind in ("bind", "overlay", "user_overlay")}
+    return Permitted(works["bind"], works["overlay"], works["user_overlay"], can_reflink(Path(paths.store_dir)))
 
 
 def _log_to(paths: Paths, config: Config) -> None:

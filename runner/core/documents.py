@@ -25,7 +25,7 @@ _OUTPUT = re.compile(r"([^=]*)=([A-Za-z][A-Za-z0-9+.-]*:/.*|/.*)", re.DOTALL)
 _WHOLE = {"gpus", "priority", "retries"}
 # What may follow the address of an input: a word stands for a value, a name takes one.
 _INPUT_WORDS: dict[str, tuple[str, Any]] = {"rw": ("rw", True), "refresh": ("refresh", True)}
-_INPUT_VALUES: dict[str, str] = {}
+_INPUT_VALUES: dict[str, str] = {"path": "path"}
 
 _SEE_SCHEMA = "`stoker schema job` describes the document"
 

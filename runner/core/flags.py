@@ -27,7 +27,10 @@ _OUTPUT = (
     "Make DIR the output directory: what lands there is saved, for `stoker outputs pull`, and does not stay in DIR; "
     "the job does not see what DIR held before. With =URI it is written there too: out=s3://bucket/runs/{job}/."
 )
-_INPUT = "Fetch URI before the job needs a GPU; rw gives a private copy, refresh asks the source again."
+_INPUT = (
+    "Fetch URI before the job needs a GPU; rw gives a private copy, path=SUB/DIR only that part of it, "
+    "refresh asks the source again."
+)
 _TIME = "Time limit of an attempt: 90s, 30m, 1h30m, 2d, 01:30:00; a bare number is seconds."
 JOB_FLAGS = (
     JobFlag("--name", "name", "NAME", False, "Name of the job; an adjective and a noun when not given."),

@@ -146,6 +146,7 @@ class Input(_Document):
     uri: Text
     rw: bool = False
     refresh: bool = False
+    path: Text | None = None
 
 
 class Upload(_Document):

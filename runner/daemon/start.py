@@ -13,6 +13,7 @@ from runner.daemon import launch
 from runner.daemon.board import RunningAttempt
 from runner.daemon.context import Context
 from runner.daemon.devices import Devices
+from runner.daemon.handout import handed_out
 from runner.daemon.launch import Order
 from runner.daemon.loop import Loop
 from runner.daemon.steps import Step
@@ -22,7 +23,6 @@ from runner.service.submit import request_from
 from runner.state import jobs
 from schedulers.decision import Start
 from schedulers.resources import Allocation
-from storage.checkout import view
 from storage.errors import StorageError
 
 RELAUNCH_S = 0.5
@@ -150,15 +150,16 @@ class Starter:
         if locks is None:
             raise Unavailable("its device may have been another runner's meanwhile")
         facts = context.facts(attempt.ref.job_id)
-        launch.make_directories(context.paths, context.trees, attempt, facts, mounts_permitted=context.mounts_permitted)
+        handed = handed_out(context, facts, {name: digest for name, _, digest in facts.inputs})
+        mounts_permitted = context.permitted.mounts
+        launch.make_directories(context.paths, context.trees, attempt, facts, handed, mounts_permitted=mounts_permitted)
         context.step(Step.LAUNCH_DIRECTORIES)
-        views = {name: view(context.store, digest) for name, writable, digest in facts.inputs if not writable}
         plan = launch.build_plan(
             order,
             facts,
             paths=context.paths,
-            mounts_permitted=context.mounts_permitted,
-            views=views,
+            mounts_permitted=mounts_permitted,
+            handed=handed,
             log_limit_bytes=context.config.storage.log_limit_bytes,
             default_grace_s=context.config.defaults.grace_s,
         )

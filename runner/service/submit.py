@@ -31,6 +31,7 @@ from schedulers.snapshot import Candidate, Entry, Snapshot
 from storage import uri as uris
 from storage.destinations import check_destination
 from storage.errors import StorageError
+from storage.manifest import check_path
 
 # Beside the names of inputs, which cannot be this: the address of the output, where it holds a secret.
 UPLOAD = "=upload"
@@ -104,6 +105,7 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
         compile_patterns(spec.metrics)
     sources = {name: _source(each.uri, cwd) for name, each in sorted(spec.inputs.items())}
     upload = _destination(spec.upload.uri if spec.upload is not None else envelope.outputs, cwd)
+    parts = {name: _part(name, each.path, sources[name]) for name, each in spec.inputs.items()}
     secret = {name: each for name, each in sources.items() if each.text != each.shown}
     kept = {name: each.text for name, each in secret.items()}
     if upload is not None and upload.text != upload.shown:
@@ -118,7 +120,9 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
             "checkpoint": _inside(spec.checkpoint, cwd, "--checkpoint"),
             "env": dict.fromkeys(spec.env, ""),
             "inputs": {
-                name: each.model_copy(update={"uri": secret[name].shown}) if name in secret else each
+                name: each.model_copy(
+                    update={"path": parts[name]} | ({"uri": secret[name].shown} if name in secret else {})
+                )
                 for name, each in spec.inputs.items()
             },
         }
@@ -176,7 +180,10 @@ def dry_run(change: Change, prepared: Prepared) -> dict[str, Any]:
             "cpu_milli": request.cpu_milli,
             "memory_bytes": request.memory_bytes,
             "devices": list(devices),
-            "inputs": [{"name": name, "uri": uri, "rw": rw} for name, uri, rw in prepared.input_uris],
+            "inputs": [
+                {"name": name, "uri": uri, "rw": rw, "path": prepared.spec.inputs[name].path}
+                for name, uri, rw in prepared.input_uris
+            ],
             "left_out": list(prepared.left_out),
         },
         "estimate": {"rate_micro_per_hour": rate.micro_per_hour},
@@ -311,6 +318,22 @@ def _destination(text: str, cwd: Path) -> uris.Uri | None:
     except StorageError as error:
         raise UsageError(f"--output: {error.message}", hint=error.hint) from None
     return parsed
+
+
+def _part(name: str, path: str | None, source: uris.Uri) -> str | None:
+    """Return what of an artifact an input is, as trees have it; of a local directory it must be there."""
+    if path is None:
+        return None
+    part = path.removesuffix("/")
+    try:
+        check_path(part)
+    except StorageError as error:
+        raise UsageError(f"--input {name}: {error.message}", hint="name a part of it: ,path=sub/dir") from None
+    if source.scheme == "file" and os.path.isdir(source.path) and not os.path.lexists(os.path.join(source.path, part)):
+        raise UsageError(
+            f"--input {name}: there is no {part!r} in {source.shown!r}", hint="`,path=` names a directory or file of it"
+        )
+    return part
 
 
 def interpreter_of(env: Mapping[str, str], cwd: str) -> str:

@@ -1,7 +1,6 @@
 """Every table as SQLModel describes it: what the migrations make, in types of Python (a test holds the two together).
 
-The runner never imports this: SQLModel costs 36 MB and a quarter of a second, and rows of an ORM never leave this room.
-It is for reading a backup, or a stopped runner's database, from a notebook or a script.
+For reading a backup or a stopped runner's database from a script. The runner never imports it: that costs 36 MB.
 """
 
 from __future__ import annotations
@@ -250,6 +249,8 @@ class Input(SQLModel, table=True):
     files: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
     pins: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
     fault: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    way: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    notice: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
 
 
 class Job(SQLModel, table=True):

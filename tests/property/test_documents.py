@@ -28,7 +28,8 @@ from runner.service.schemas import schema
 KEYS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
 WORDS = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF, exclude_categories=("Cc", "Cs")), max_size=20)
 PATHS = st.from_regex(r"[a-z][a-z0-9/_ -]{0,12}", fullmatch=True)
-INPUTS = st.fixed_dictionaries({"uri": PATHS}, optional={"rw": st.just(True), "refresh": st.just(True)})
+PARTS = st.from_regex(r"[a-z][a-z0-9 _-]{0,5}(/[a-z]{1,3})?", fullmatch=True)
+INPUTS = st.fixed_dictionaries({"uri": PATHS}, optional={"rw": st.just(True), "refresh": st.just(True), "path": PARTS})
 DOCUMENTS = st.fixed_dictionaries(
     {"command": st.lists(WORDS.filter(str.strip), min_size=1, max_size=4)},
     optional={

@@ -1,0 +1,178 @@
+"""The mounts that one worker sees and nobody else: binds, and overlays whose writes die with the attempt.
+
+The spawner loads this file by its path, as it does watcher.py: light standard modules alone. Run by its path,
+`python -I -S mounts.py DIR`, it tries in processes of its own what is permitted here, and prints the answers.
+
+Where the runner may not mount, a worker gets a user namespace first, in which it is still itself: its uid and gid lead
+to themselves and all others to nobody. What that costs the job: programs that are another user's by their mode (sudo,
+su, fusermount) are not, setgroups is refused, and bubblewrap refuses to start. Devices, sockets and other groups'
+files stay what they were, and whoever may look at the job's processes from outside still may. It keeps one capability,
+to write its own files whatever their mode: the store's files and directories are read-only, and a lower is theirs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import struct
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
+_MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_SLAVE, _MS_RELATIME = 1, 32, 4096, 16384, 1 << 19, 1 << 21
+# nosuid, nodev, noexec, noatime, nodiratime: the same bits in statvfs as in mount, where relatime is another.
+_ST_SHARED, _ST_RELATIME = 2 | 4 | 8 | 1024 | 2048, 4096
+_PR_SET_SECUREBITS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 28, 47, 2
+_SECBIT_NO_SETUID_FIXUP = 4
+_CAP_VERSION = struct.pack("<Ii", 0x20080522, 0)
+_CAP_DAC_OVERRIDE = 1
+
+
+def check(result: int, what: str) -> int:
+    """Return the result of a libc call, or raise the OSError it left in errno."""
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def enter(libc: ctypes.CDLL, plan: dict[str, Any], rank: int) -> None:
+    """Give the calling process, which has one thread, the mounts of its plan; OSError says which could not be made.
+
+    An overlay's lower is its `source`; what is written lands in `writes`, for each rank apart.
+    """
+    if not plan["mounts"]:
+        return
+    if plan["user_namespace"]:
+        _become_owner(libc)
+    else:
+        check(libc.unshare(_CLONE_NEWNS), "unshare")
+    # A slave, not private: what the box unmounts later is not kept busy by a job that runs for a week.
+    _mount(libc, None, "/", _MS_REC | _MS_SLAVE)
+    for mount in plan["mounts"]:
+        target = mount["target"]
+        if not plan["identity"] and not os.path.exists(target):
+            os.makedirs(target)
+        if mount["writes"]:
+            _overlay(libc, mount, rank, by_user=plan["user_namespace"])
+            continue
+        _mount(libc, mount["source"], target, _MS_BIND)
+        if mount["read_only"]:
+            # In a user namespace the flags of the mount below are locked, so they are said again.
+            flags = os.statvfs(target).f_flag
+            kept = flags & _ST_SHARED | (_MS_RELATIME if flags & _ST_RELATIME else 0)
+            _mount(libc, None, target, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | kept)
+    if plan["user_namespace"]:
+        _keep_writing(libc)
+
+
+def _mount(libc: ctypes.CDLL, source: str | None, target: str, flags: int) -> None:
+    check(
+        libc.mount(source and os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(flags), None),
+        f"mount on {target}",
+    )
+
+
+def _overlay(libc: ctypes.CDLL, mount: dict[str, Any], rank: int, *, by_user: bool) -> None:
+    layers = [mount["source"], *(f"{mount['writes']}/{rank}/{name}" for name in ("files", "work"))]
+    for directory in layers[1:]:
+        os.makedirs(directory, exist_ok=True)
+    os.chmod(layers[1], 0o755)  # the root of what the job sees has the mode of this one
+    # By descriptor, since a path may hold what separates the options, and all options together fill a page at most.
+    descriptors = [os.open(each, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for each in layers]
+    try:
+        named = zip(("lowerdir", "upperdir", "workdir"), descriptors, strict=True)
+        options = ",".join(f"{name}=/proc/self/fd/{descriptor}" for name, descriptor in named)
+        # Equal files of a tree are one inode. With an index a write to one of them would show in all.
+        options += ",index=off" + (",userxattr" if by_user else "")
+        target = os.fsencode(mount["target"])
+        check(
+            libc.mount(b"overlay", target, b"overlay", ctypes.c_ulong(0), options.encode()),
+            f"overlay on {mount['target']}",
+        )
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _become_owner(libc: ctypes.CDLL) -> None:
+    """Enter a user namespace as who we are, and a mount namespace that it owns."""
+    uid, gid = os.geteuid(), os.getegid()
+    check(libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS), "unshare")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        descriptor = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+
+
+def _keep_writing(libc: ctypes.CDLL) -> None:
+    """Keep CAP_DAC_OVERRIDE through exec: in a namespace with one uid it reaches that user's own files alone.
+
+    access(2) answers as open(2) does; all other capabilities go with the exec.
+    """
+    header, data = ctypes.create_string_buffer(_CAP_VERSION, 8), ctypes.create_string_buffer(24)
+    check(libc.capget(header, data), "capget")
+    effective, permitted, inheritable, *high = struct.unpack("<6I", data.raw)
+    packed = struct.pack("<6I", effective, permitted, inheritable | 1 << _CAP_DAC_OVERRIDE, *high)
+    check(libc.capset(header, ctypes.create_string_buffer(packed, 24)), "capset")
+    check(libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0), "securebits")
+    check(libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0), "ambient capability")
+
+
+def _attempt(kind: str, directory: str) -> None:
+    """Do what a job would, OSError where it cannot be done: see a read-only file, and for overlays write to it."""
+    lower, target, writes = (f"{directory}/{kind}-{name}" for name in ("lower", "target", "writes"))
+    for each in (lower, target):
+        os.makedirs(each)
+    with open(f"{lower}/file", "w") as file:
+        file.write("as it was")
+    os.chmod(f"{lower}/file", 0o444)
+    os.chmod(lower, 0o555)
+    is_overlay = kind != "bind"
+    mount = {"source": lower, "target": target, "read_only": not is_overlay, "writes": writes if is_overlay else None}
+    plan = {"mounts": [mount], "user_namespace": kind == "user_overlay", "identity": None}
+    enter(ctypes.PyDLL(None, use_errno=True), plan, 0)
+    with open(f"{target}/file", "a" if is_overlay else "r") as file:
+        if is_overlay:
+            file.write(", and more")
+    if is_overlay:
+        os.rename(f"{target}/file", f"{target}/other")
+    with open(f"{lower}/file") as file:
+        if file.read() != "as it was":
+            raise OSError("what was written went through to the store")
+
+
+def _tried(kind: str, directory: str) -> str:
+    """Return why a kind of mount cannot be had, "" where it can."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        trouble = ""
+        try:
+            _attempt(kind, directory)
+        except OSError as error:
+            trouble = str(error)
+        os.write(writer, trouble.encode(errors="replace"))
+        os._exit(0 if not trouble else 1)
+    os.close(writer)
+    trouble = os.read(reader, 4096).decode(errors="replace")
+    os.close(reader)
+    _, status = os.wait()
+    return trouble or ("" if status == 0 else "the trial died")
+
+
+def main(argv: list[str]) -> NoReturn:
+    """Try each kind in an empty directory and print a JSON object of what stands in its way."""
+    os.umask(0o077)
+    answers = {kind: _tried(kind, argv[0]) for kind in ("bind", "overlay", "user_overlay")}
+    sys.stdout.write(json.dumps(answers))
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
