@@ -37,7 +37,7 @@ def examine(
         _gpus(gpus),
         _cgroup(ways),
         *(_limit(name, holds=holds) for name, holds in enforced.items()),
-        _inputs(ways, _settings()),
+        inputs_check(ways, _settings()),
         _restart(),
         _clock(),
         _tool("git", "git sources"),
@@ -105,7 +105,7 @@ def _limit(name: str, *, holds: bool) -> Check:
     )
 
 
-def _inputs(ways: Mapping[str, bool], settings: Mapping[str, str]) -> Check:
+def inputs_check(ways: Mapping[str, bool], settings: Mapping[str, str]) -> Check:
     """Say how inputs are handed out; `settings` are those of the kernel that decide about user namespaces."""
     read_only = "read-only binds" if ways.get("mounts") else "read-only links"
     if ways.get("overlay"):
