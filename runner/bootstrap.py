@@ -175,6 +175,7 @@ def _serve(paths: Paths) -> int:
 
 
 def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context, ProcessExecutor]:
+    trial = _try_mounts(paths)  # beside all the rest
     box = this_box()
     clock = Clock()
     link = SpawnerLink(Path(paths.state_dir), runner_argv(paths))
@@ -205,7 +206,7 @@ def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context,
         sealer=Sealer.open(Path(paths.key_file), create=not sealed),
         store=Store(Path(paths.store_dir)),
         boot_id=box.boot_id,
-        permitted=_permitted(paths),
+        permitted=_permitted(paths, config, trial),
         prices=prices,
         account_ids={name: account.id},
         ballast=ballast,
@@ -286,26 +287,32 @@ def _cpu_milli(config: Config) -> int:
     return len(os.sched_getaffinity(0)) * 1000
 
 
-def _permitted(paths: Paths) -> Permitted:
-    """Try what jobs can be given, on the disk of the state; at each start anew, since it is a setting of the box."""
+def _try_mounts(paths: Paths) -> subprocess.Popen[bytes]:
+    """Begin to try what jobs can be given on the disk of the state: at each start, since it is a setting of the box."""
     trial = Path(paths.run_dir, "trial")
     remove_directory(trial)
     trial.mkdir()
+    argv = [sys.executable, "-I", "-S", mounts.__file__, str(trial)]
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
+def _permitted(paths: Paths, config: Config, trial: subprocess.Popen[bytes]) -> Permitted:
+    trouble: dict[str, str] = {}
     try:
-        tried = subprocess.run(
-            [sys.executable, "-I", "-S", mounts.__file__, str(trial)], capture_output=True, check=True, timeout=TRIAL_S
-        )
-        trouble: dict[str, str] = json.loads(tried.stdout)
-    except (subprocess.SubprocessError, ValueError) as error:
+        trouble = json.loads(trial.communicate(timeout=TRIAL_S)[0])
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        trial.kill()
         log.warning("what may be mounted could not be tried: %s", error)
-        trouble = {}
-    finally:
-        remove_directory(trial)
+    remove_directory(Path(paths.run_dir, "trial"))
     for kind, why in trouble.items():
         if why:
             log.info("no job is given a mount of kind %s: %s", kind, why)
-    works = {kind: trouble.get(kind) == "" for kind in ("bind", "overlay", "user_overlay")}
-    return Permitted(works["bind"], works["overlay"], works["user_overlay"], can_reflink(Path(paths.store_dir)))
+    return Permitted(
+        mounts=trouble.get("bind") == "",
+        overlay=trouble.get("overlay") == "",
+        user_overlay=trouble.get("user_overlay") == "" and config.storage.user_namespaces,
+        reflink=can_reflink(Path(paths.store_dir)),
+    )
 
 
 def _log_to(paths: Paths, config: Config) -> None:

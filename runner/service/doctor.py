@@ -114,6 +114,8 @@ def inputs_check(ways: Mapping[str, bool], settings: Mapping[str, str]) -> Check
         writable = "overlays in a user namespace where they are written to"
         return Check("inputs", "ok", f"{read_only}, {writable}: in constant time")
     mend = next((f"`sysctl {name}={good}`" for name, (bad, good) in _FORBIDS.items() if settings.get(name) == bad), "")
+    if not mend and ways.get("mounts"):
+        mend = "keep the state on a disk that is no overlay itself and no network's"
     mend = mend or "run it where user namespaces and mounts are permitted"
     if ways.get("reflink"):
         return Check("inputs", "ok", f"{read_only}, reflinks where they are written to", f"for overlays: {mend}")

@@ -105,6 +105,8 @@ def test_a_job_writes_freely_to_its_own_and_the_artifact_never_changes(some: Els
         assert ran(some, "--input", f"data={tree}/,rw", "--", "sh", "-ec", SPOIL).split() == SPOILT
     way = shown(some)["data"]
     assert way in EXPECTED[some.kind]
+    copied = list(Path(some.paths.job_dir(2, None)).glob("attempt-1/input/data/*"))
+    assert bool(copied) == ("overlay" not in way), "an overlay is ready without a copy"
     job = some.submit("--retries", "1", "--input", f"data={tree}/,rw", "--", "sh", "-ec", SPOIL + "exit 3")
     assert some.cli("wait", job).returncode == 3
     attempts = some.show(job)["attempts"]
@@ -182,6 +184,15 @@ def name_of(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
+
+
+def test_the_setting_is_heeded(some: Elsewhere, tree: Path) -> None:
+    """Without user namespaces a user's job has a copy, in the namespace of everybody."""
+    some.ok("service", "stop")
+    some.environ["STOKER_STORAGE__USER_NAMESPACES"] = "false"
+    some.start()
+    assert ran(some, "--input", f"data={tree}/,rw", "--", "sh", "-ec", SPOIL).split() == SPOILT
+    assert (shown(some)["data"] == "overlay") == (some.kind == "root")
 
 
 @pytest.mark.parametrize("rw", ["", ",rw"])
