@@ -13,6 +13,7 @@ to write its own files whatever their mode: the store's files and directories ar
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import struct
@@ -78,9 +79,12 @@ def _mount(libc: ctypes.CDLL, source: str | None, target: str, flags: int) -> No
 
 
 def _overlay(libc: ctypes.CDLL, mount: dict[str, Any], rank: int, *, by_user: bool) -> None:
-    layers = [mount["source"], *(f"{mount['writes']}/{rank}/{name}" for name in ("files", "work"))]
+    own = f"{mount['writes']}/{rank}"
+    while os.path.exists(own):  # of a launch that came to nothing: one that was volatile is not mounted again
+        own += "-again"
+    layers = [mount["source"], f"{own}/files", f"{own}/work"]
     for directory in layers[1:]:
-        os.makedirs(directory, exist_ok=True)
+        os.makedirs(directory)
     os.chmod(layers[1], 0o755)  # the root of what the job sees has the mode of this one
     # By descriptor, since a path may hold what separates the options, and all options together fill a page at most.
     descriptors = [os.open(each, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for each in layers]
@@ -89,11 +93,12 @@ def _overlay(libc: ctypes.CDLL, mount: dict[str, Any], rank: int, *, by_user: bo
         options = ",".join(f"{name}=/proc/self/fd/{descriptor}" for name, descriptor in named)
         # Equal files of a tree are one inode. With an index a write to one of them would show in all.
         options += ",index=off" + (",userxattr" if by_user else "")
-        target = os.fsencode(mount["target"])
-        check(
-            libc.mount(b"overlay", target, b"overlay", ctypes.c_ulong(0), options.encode()),
-            f"overlay on {mount['target']}",
-        )
+        target, flags = os.fsencode(mount["target"]), ctypes.c_ulong(0)
+        # Else the end of the job would wait until all that anybody wrote to that disk is on it.
+        result = libc.mount(b"overlay", target, b"overlay", flags, f"{options},volatile".encode())
+        if result < 0 and ctypes.get_errno() == errno.EINVAL:  # before 5.10
+            result = libc.mount(b"overlay", target, b"overlay", flags, options.encode())
+        check(result, f"overlay on {mount['target']}")
     finally:
         for descriptor in descriptors:
             os.close(descriptor)

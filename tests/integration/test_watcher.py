@@ -340,6 +340,10 @@ def test_an_overlay_is_written_freely_and_its_lower_stays(bench: Bench, tmp_path
     assert {each.name: each.is_file() and each.read_text() for each in lower.rglob("*")} == before
     assert list((tmp_path / "data").iterdir()) == []
     assert (tmp_path / "writes/1/files/new").read_text() == "new\n"
+    again = bench.run(
+        ["sh", "-c", "cat data/big; grep -c volatile /proc/self/mounts"], cwd=str(tmp_path), mounts=mounts
+    )
+    assert again.log().split() == ["content", "1"], "a launch that is repeated begins anew, and no end waits for a disk"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="ids can be dropped by root only")
