@@ -57,7 +57,7 @@ from runner.ledger.accounts import AccountKind
 from runner.ledger.pricing import Price, PriceKind
 from runner.paths import Paths, config_files
 from runner.service.desk import Desk, Hub, Leave
-from runner.service.keys import finish_rotation
+from runner.service.rotation import finish_rotation
 from runner.state import books
 from runner.state.ballast import Ballast
 from runner.state.engine import Database, examine_database, open_database
@@ -161,6 +161,7 @@ def _serve(paths: Paths) -> int:
         tail=tail,
         account=account_name,
         started_us=context.clock.now_us(),
+        sources=fetcher.options,
     )
     report = Report(Path(paths.reports_dir), context.clock.now_us)
     listener = http.bind(paths.api_socket)
@@ -188,7 +189,9 @@ def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context,
         account = books.ensure_account(connection, name, AccountKind.USER, now_us=clock.now_us())
         prices = _prices(database, config, clock.now_us())
         verdict = verify(connection, CHAIN_TAIL)
-        sealed = connection.execute("SELECT EXISTS (SELECT 1 FROM variables)").fetchone()[0]
+        sealed = connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM variables) OR EXISTS (SELECT 1 FROM keys)"
+        ).fetchone()[0]
     if not verdict.ok:
         raise NoRunner(
             f"the ledger is broken at entry {verdict.first_broken}: {verdict.reason}",

@@ -2,6 +2,7 @@
 
 StorageError
 ├── BadUri            the text is no source that we know
+├── BadCredential     the values are no key of their kind
 ├── BadName           a file name or tree shape that no artifact may have
 ├── SourceMissing     nothing is there
 ├── SourceRefused     something is there, but we may not read it, or will not
@@ -34,6 +35,10 @@ class StorageError(Exception):
 
 class BadUri(StorageError):
     """The text names no source."""
+
+
+class BadCredential(StorageError):
+    """The values are no key of their kind; the message never repeats them."""
 
 
 class BadName(StorageError):

@@ -38,12 +38,14 @@ def aws_access(options: SourceOptions) -> AwsAccess:
     """
     if options.credential is not None:
         values = options.credential.values
+        region = values.get("region") or options.s3_region or DEFAULT_REGION
+        own = f"https://s3.{region}.wasabisys.com" if options.credential.kind == "wasabi" else options.s3_endpoint
         return AwsAccess(
             key=values["access_key_id"],
             secret=values["secret_access_key"],
             token=values.get("session_token"),
-            region=values.get("region") or options.s3_region or DEFAULT_REGION,
-            endpoint=values.get("endpoint") or options.s3_endpoint,
+            region=region,
+            endpoint=values.get("endpoint") or own,
         )
     facts: dict[str, str] = {}
     if options.aws_dir is not None:

@@ -251,6 +251,7 @@ class Input(SQLModel, table=True):
     fault: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
     way: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
     notice: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    key_name: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
 
 
 class Job(SQLModel, table=True):
@@ -278,6 +279,28 @@ class Job(SQLModel, table=True):
     environment_dir: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
     created_us: int = Field(sa_column=Column(Integer, nullable=False))
     removed_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+
+
+class Key(SQLModel, table=True):
+    """One row of `keys`."""
+
+    __tablename__: ClassVar[str] = "keys"
+    __table_args__: ClassVar[tuple[object, ...]] = (
+        UniqueConstraint("owner_uid", "name"),
+        CheckConstraint("owner_uid >= 0"),
+        {"sqlite_strict": True, "sqlite_autoincrement": True},
+    )
+
+    id: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, nullable=False))
+    owner_uid: int = Field(sa_column=Column(Integer, nullable=False))
+    name: str = Field(sa_column=Column(Text, nullable=False))
+    kind: str = Field(sa_column=Column(Text, nullable=False))
+    sealed: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    public: str = Field(sa_column=Column(Text, nullable=False))
+    secrets: str = Field(sa_column=Column(Text, nullable=False))
+    created_us: int = Field(sa_column=Column(Integer, nullable=False))
+    rotated_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    used_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
 
 
 class LedgerHead(SQLModel, table=True):

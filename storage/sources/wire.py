@@ -96,6 +96,10 @@ class Wire:
             url = _following(parts, target, shown)
         raise SourceRefused(f"{shown} redirects too often")
 
+    def ask(self, url: str, headers: Mapping[str, str], *, shown: str) -> Response:
+        """Send one GET and return whatever the answer is, a redirect or a refusal too."""
+        return self._send("GET", urlsplit(url), self._headers("GET", url, headers, own=True), shown, False)[0]
+
     def check(self, url: str, shown: str) -> None:
         """Raise `SourceRefused` unless a host has an address that may be fetched from: for libraries that connect."""
         parts = urlsplit(url)
