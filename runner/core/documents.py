@@ -20,12 +20,13 @@ NODES_MAX = 150_000  # a command may have 100 000 words
 _BY_FLAG = {flag.flag: flag for flag in JOB_FLAGS}
 _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,9})?(?:[eE][-+]?[0-9]{1,3})?", re.ASCII)
+_ADDED_UP = {"pass_env", "key"}
 _NAMED_ONCE = {"input", "metric", "param"}
 _OUTPUT = re.compile(r"([^=]*)=([A-Za-z][A-Za-z0-9+.-]*:/.*|/.*)", re.DOTALL)
 _WHOLE = {"gpus", "priority", "retries"}
 # What may follow the address of an input: a word stands for a value, a name takes one.
 _INPUT_WORDS: dict[str, tuple[str, Any]] = {"rw": ("rw", True), "refresh": ("refresh", True)}
-_INPUT_VALUES: dict[str, str] = {"path": "path"}
+_INPUT_VALUES: dict[str, str] = {"path": "path", "key": "key"}
 
 _SEE_SCHEMA = "`stoker schema job` describes the document"
 
@@ -123,7 +124,7 @@ def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
             if isinstance(value, dict):
                 merged[key] = {**(below if isinstance(below, dict) else {}), **value}
                 origins.update((f"{key}.{name}", origin) for name in value)
-            elif key == "pass_env" and isinstance(value, list) and isinstance(below, list):
+            elif key in _ADDED_UP and isinstance(value, list) and isinstance(below, list):
                 merged[key] = [*below, *value]
             else:
                 merged[key] = value
@@ -157,6 +158,8 @@ def _flag_document(flag: str, text: str) -> dict[str, Any]:
         return {key: float(text) if _NUMBER.fullmatch(text) else text}
     if key == "output":
         return _output(text)
+    if key == "key":
+        return {key: [text]}
     if key in {"env", "input", "metric", "param"}:
         return _named(flag, key, text)
     return {key: text}

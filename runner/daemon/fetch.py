@@ -12,9 +12,13 @@ from runner.core.reasons import Waiting, WaitReason
 from runner.core.units import format_size
 from runner.daemon import cache
 from runner.daemon.context import Context
+from runner.identity.sealing import SecretLocked
+from runner.service import keys
 from runner.state import jobs
+from runner.state import keys as stored_keys
+from storage.credentials import Credential
 from storage.download import Fetched, fetch
-from storage.errors import Cancelled, DiskFull, SourceFailed
+from storage.errors import Cancelled, DiskFull, SourceFailed, SourceRefused
 from storage.journal import set_aside
 from storage.leases import Lease
 from storage.sources.base import SourceOptions
@@ -30,13 +34,14 @@ class Wanted:
     """An address to be brought into the store, and for whom.
 
     `key` is the name under which it is remembered, `home` where its user keeps credentials of their own. `refresh`
-    asks the source again though it is known.
+    asks the source again though it is known. `opened_by` is the credential that opens it: whose, and its name.
     """
 
     uri: Uri
     key: str
     home: str | None = None
     refresh: bool = False
+    opened_by: tuple[int, str] | None = None
 
 
 class NoRoom(Exception):
@@ -56,11 +61,18 @@ class Fetcher:
         self.context = context
         self.options = options
 
-    def remembered(self, address: Uri) -> str:
-        """Return the name under which an address is remembered: one that holds a secret by a keyed hash of it."""
-        if address.text == address.shown:
-            return address.text
-        return f"{address.shown} {self.context.sealer.keyed_hash(os.fsencode(address.text)).hex()}"
+    def remembered(self, address: Uri, opened_by: tuple[int, str] | None = None) -> str:
+        """Return the name under which an address is remembered: one that holds a secret by a keyed hash of it.
+
+        What was fetched with a key is remembered for that key alone, and for the account and server that it names.
+        """
+        name = address.text
+        if address.text != address.shown:
+            name = f"{address.shown} {self.context.sealer.keyed_hash(os.fsencode(address.text)).hex()}"
+        if opened_by is None:
+            return name
+        row = stored_keys.find(self.context.database.reader(), *opened_by)
+        return f"{name} {keys.identity(row) if row is not None else 'key=gone'}"
 
     def known(self, wanted: Wanted, lease: Lease) -> Fetched | None:
         """Return what an address was when it was last fetched, kept by the lease, without asking anybody.
@@ -152,8 +164,24 @@ class Fetcher:
         )
 
     def options_for(self, wanted: Wanted) -> SourceOptions:
-        """Return how an address may be reached, for the user who asks."""
-        return replace(self.options, aws_dir=Path(wanted.home, ".aws") if wanted.home else None)
+        """Return how an address may be reached, for the user who asks; its key is unsealed for this transfer alone."""
+        credential = self._credential(wanted)
+        own = Path(wanted.home, ".aws") if wanted.home and credential is None else None
+        return replace(self.options, credential=credential, aws_dir=own)
+
+    def _credential(self, wanted: Wanted) -> Credential | None:
+        if wanted.opened_by is None:
+            return None
+        row = stored_keys.find(self.context.database.reader(), *wanted.opened_by)
+        if row is None:
+            name = wanted.opened_by[1]
+            raise SourceRefused(f"key {name} was removed", "add it again, or submit it with another: key=NAME")
+        try:
+            credential = keys.open_key(self.context.sealer, row)
+        except SecretLocked as error:
+            raise SourceRefused(error.message, error.hint) from None
+        self.context.desk.put(lambda change: stored_keys.used(change.connection, row.id, change.now_us))
+        return credential
 
     def check_room(self, what: str) -> None:
         """Raise `NoRoom` where the disk has less left than `[storage] min_free`."""

@@ -97,14 +97,17 @@ class Stager:
     def sources(self, facts: JobFacts) -> list[Source]:
         """Return the inputs of a job, by name."""
         found = []
-        for name, address, digest, size_bytes, files, pins in jobs.staged(self.context.database.reader(), facts.job_id):
+        rows = jobs.staged(self.context.database.reader(), facts.job_id)
+        for name, address, key_name, digest, size_bytes, files, pins in rows:
             pinned = Fetched(digest, size_bytes, files, json.loads(pins)) if digest else None
             uri = parse(facts.secret_sources.get(name, address), PurePath("/"))
+            opened_by = (facts.owner_uid, key_name) if key_name is not None else None
             wanted = Wanted(
                 uri,
-                self.fetcher.remembered(uri),
+                self.fetcher.remembered(uri, opened_by),
                 home=facts.variables.get("HOME"),
                 refresh=facts.spec.inputs[name].refresh,
+                opened_by=opened_by,
             )
             found.append(Source(name, wanted, pinned))
         return found

@@ -17,7 +17,7 @@ from runner.core.job import PLAIN, Ref
 from runner.core.spec import JobSpec, Upload, is_text, parse_array, validate
 from runner.identity.sealing import Sealer
 from runner.ledger.pricing import rate_for
-from runner.service import places
+from runner.service import keys, places
 from runner.service.desk import Change, Enqueue
 from runner.service.intake import Caller, flags_of
 from runner.state import jobs, listing
@@ -29,6 +29,7 @@ from schedulers.placement import never_fits
 from schedulers.resources import Inventory, ResourceRequest
 from schedulers.snapshot import Candidate, Entry, Snapshot
 from storage import uri as uris
+from storage.credentials import kind_for
 from storage.destinations import check_destination
 from storage.errors import StorageError
 from storage.manifest import check_path
@@ -39,7 +40,7 @@ UPLOAD = "=upload"
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A job read, checked and sealed, ready to be written."""
+    """A job read, checked and sealed, ready to be written; `input_kinds` says what key each address asks for."""
 
     spec: JobSpec
     stored: str
@@ -48,6 +49,7 @@ class Prepared:
     variables_sealed: bytes
     left_out: tuple[str, ...]
     input_uris: tuple[tuple[str, str, bool], ...]
+    input_kinds: Mapping[str, str | None]
 
 
 class Envelope:
@@ -135,6 +137,7 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
         variables_sealed=sealed,
         left_out=left_out,
         input_uris=tuple((name, each.shown, spec.inputs[name].rw) for name, each in sources.items()),
+        input_kinds={name: kind_for(each) for name, each in sources.items()},
     )
 
 
@@ -152,8 +155,9 @@ def prepare_batch(head: dict[str, Any], lines: Sequence[dict[str, Any]], envelop
     return prepared
 
 
-def dry_run(change: Change, prepared: Prepared) -> dict[str, Any]:
+def dry_run(change: Change, prepared: Prepared, uid: int) -> dict[str, Any]:
     """Say what a job would be: its spec with the origin of each value, what it would hold and whether it would wait."""
+    key_names = _keys(change, prepared, uid)
     request = request_of(prepared.spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
     if refusal:
@@ -181,9 +185,16 @@ def dry_run(change: Change, prepared: Prepared) -> dict[str, Any]:
             "memory_bytes": request.memory_bytes,
             "devices": list(devices),
             "inputs": [
-                {"name": name, "uri": uri, "rw": rw, "path": prepared.spec.inputs[name].path}
+                {
+                    "name": name,
+                    "uri": uri,
+                    "rw": rw,
+                    "path": prepared.spec.inputs[name].path,
+                    "key": key_names[name],
+                }
                 for name, uri, rw in prepared.input_uris
             ],
+            "keys": prepared.spec.keys,
             "left_out": list(prepared.left_out),
         },
         "estimate": {"rate_micro_per_hour": rate.micro_per_hour},
@@ -220,6 +231,7 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         raise NeverFits(
             f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has"
         )
+    key_names = _keys(change, prepared, caller.uid)
     name = spec.name or names.made_up(number)
     first, last, limit = parse_array(spec.array) if spec.array else (PLAIN, PLAIN, None)
     indices = tuple(range(first, last + 1))
@@ -246,7 +258,7 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
             unfinished=lambda other: _unfinished(change.connection, other),
         )
     for input_name, address, writable in prepared.input_uris:
-        jobs.insert_input(change.connection, job_id, input_name, address, writable=writable)
+        jobs.insert_input(change.connection, (job_id, input_name, address, writable, key_names[input_name]))
     jobs.note(change.connection, change.now_us, "submitted", Ref(job_id, PLAIN), {"name": name})
     prepares = bool(prepared.input_uris or spec.requirements)
     change.effects.append(Enqueue(job_id, indices, request, spec.priority, change.now_us, limit, prepares))
@@ -258,6 +270,17 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         "state": "pending",
         "left_out": list(prepared.left_out),
         "warnings": [],
+    }
+
+
+def _keys(change: Change, prepared: Prepared, uid: int) -> dict[str, str | None]:
+    """Return the key that opens each input; raise where one is not there, or where it is not plain which is meant."""
+    for name in prepared.spec.keys:
+        keys.found(change.connection, uid, name)
+    inputs = prepared.spec.inputs
+    return {
+        name: keys.choose(change.connection, uid, kind, inputs[name].key, f"input {name}")
+        for name, kind in prepared.input_kinds.items()
     }
 
 

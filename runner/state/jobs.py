@@ -49,11 +49,9 @@ def insert_job(
     return job_id
 
 
-def insert_input(connection: sqlite3.Connection, job_id: int, name: str, uri: str, *, writable: bool) -> None:
-    """Write one input of a job, not yet staged."""
-    connection.execute(
-        "INSERT INTO inputs (job_id, name, uri, writable) VALUES (?, ?, ?, ?)", (job_id, name, uri, int(writable))
-    )
+def insert_input(connection: sqlite3.Connection, row: tuple[int, str, str, bool, str | None]) -> None:
+    """Write one input of a job, not yet staged: job, name, URI, writable, the key that opens it."""
+    connection.execute("INSERT INTO inputs (job_id, name, uri, writable, key_name) VALUES (?, ?, ?, ?, ?)", row)
 
 
 def keep_variables(connection: sqlite3.Connection, digest: bytes, sealed: bytes) -> None:
@@ -344,10 +342,11 @@ def inputs(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, int, 
     ).fetchall()
 
 
-def staged(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, str, str | None, int, int, str]]:
-    """Return (name, URI, tree digest, bytes, files, pins) of a job's inputs; the last four count with a digest."""
+def staged(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, str, str | None, str | None, int, int, str]]:
+    """Return (name, URI, its key, tree digest, bytes, files, pins) of a job's inputs; the last count with a digest."""
     return connection.execute(
-        "SELECT name, uri, tree_digest, size_bytes, files, pins FROM inputs WHERE job_id = ? ORDER BY name", (job_id,)
+        "SELECT name, uri, key_name, tree_digest, size_bytes, files, pins FROM inputs WHERE job_id = ? ORDER BY name",
+        (job_id,),
     ).fetchall()
 
 
