@@ -97,7 +97,7 @@ def kind_for(address: Uri, source_kind: str | None = None) -> str | None:
     if source_kind not in {None, "git"}:
         return None
     if source_kind == "git" or address.scheme == "git":
-        return "git-ssh" if _is_ssh(address.text) else None
+        return "git-ssh" if is_ssh(address.text) else None
     return _BY_SCHEME.get(address.scheme)
 
 
@@ -106,7 +106,7 @@ def fits(kind: str, needed: str) -> bool:
     return kind == needed or {kind, needed} <= _S3_KINDS
 
 
-def _is_ssh(text: str) -> bool:
+def is_ssh(text: str) -> bool:
     """Tell `ssh://host/path` and `user@host:path` from every other way to name a repository."""
     bare = text.removeprefix("git+").removeprefix("git::")
     if "://" in bare:

@@ -39,7 +39,7 @@ def aws_access(options: SourceOptions) -> AwsAccess:
     if options.credential is not None:
         values = options.credential.values
         region = values.get("region") or options.s3_region or DEFAULT_REGION
-        own = f"https://s3.{region}.wasabisys.com" if options.credential.kind == "wasabi" else options.s3_endpoint
+        own = wasabi_endpoint(region) if options.credential.kind == "wasabi" else options.s3_endpoint
         return AwsAccess(
             key=values["access_key_id"],
             secret=values["secret_access_key"],
@@ -65,6 +65,11 @@ def aws_access(options: SourceOptions) -> AwsAccess:
         region=options.s3_region or facts.get("region") or DEFAULT_REGION,
         endpoint=options.s3_endpoint or facts.get("endpoint_url"),
     )
+
+
+def wasabi_endpoint(region: str | None) -> str:
+    """Return the server of a Wasabi region."""
+    return f"https://s3.{region or DEFAULT_REGION}.wasabisys.com"
 
 
 def open_s3(access: AwsAccess, options: SourceOptions) -> Any:

@@ -31,14 +31,15 @@ _XML = re.compile(r"<(Code|Message)>([^<]{1,200})</")
 _CHALLENGE = re.compile(r'(realm|service)="([^"]*)"')
 
 
-def probe(credential: Credential, options: SourceOptions, address: Uri | None = None) -> str:
+def probe(credential: Credential, options: SourceOptions, address: Uri | None = None, *, repository: str = "") -> str:
     """Return a sentence that says what the credential opens; raise a `StorageError` with the provider's reason.
 
-    With an address, that is listed through its source; without, the service is asked who calls.
+    With an address, that is listed through its source; without, the service is asked who calls. A git-ssh key is tried
+    against the repository.
     """
     try:
         if credential.kind == "git-ssh":
-            return _git(credential, address)
+            return _git(credential, repository)
         if address is not None:
             return _listed(address, options)
         return _PROBES[credential.kind](credential, options)
@@ -106,7 +107,8 @@ def _gcp(credential: Credential, options: SourceOptions) -> str:
         google.maybe_refresh()
     # google-auth, requests and cryptography each raise their own; every one means that no token was given.
     except Exception as error:
-        raise SourceRefused(f"Google gave no token: {_plain(str(error))}", "check the key file") from None
+        told = _plain(str(error.__cause__ or error))  # gcsfs says "Invalid Credentials" of whatever Google said
+        raise SourceRefused(f"Google gave no token: {told}", "check the key file") from None
     return f"Google gave a token to {account['client_email']}"
 
 
@@ -165,37 +167,37 @@ def _registry(credential: Credential, options: SourceOptions) -> str:
     return f"{server} lets {values['username']} in"
 
 
-def _git(credential: Credential, address: Uri | None) -> str:
-    if address is None:
-        raise SourceRefused("a git-ssh key is tried against a repository", "give its address: ssh://git@host/path")
+def _git(credential: Credential, repository: str) -> str:
+    shown = re.sub(r":[^:@/]*@", ":***@", repository)
     with tempfile.TemporaryDirectory(prefix="stoker-key-") as directory:  # 0700
         environ = {
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": os.environ.get("HOME", "/"),
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_ALLOW_PROTOCOL": "ssh",
             "GIT_SSH_COMMAND": ssh_command(credential, Path(directory)),
             "LC_ALL": "C.UTF-8",
         }
         try:
             done = subprocess.run(
-                ["git", "ls-remote", "--heads", "--", address.text],
+                ["git", "ls-remote", "--heads", "--", repository],
                 env=environ, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, timeout=3 * TIMEOUT_S,
                 check=False,
             )  # fmt: skip
         except FileNotFoundError:
             raise SourceFailed("git is not installed", "install git", transient=False) from None
         except subprocess.TimeoutExpired:
-            raise SourceFailed(f"{address.shown} does not answer", "check host and network") from None
+            raise SourceFailed(f"{shown} does not answer", "check host and network") from None
     if done.returncode != 0:
         lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
         told = next((line for line in lines if not line.startswith("Warning:")), "")
         raise SourceRefused(
-            f"{address.shown}: {_plain(told)}",
+            f"{shown}: {_plain(told)}",
             "give the public key to the host, and its host key to known_hosts: `stoker key edit NAME`",
         )
     count = len(done.stdout.splitlines())
-    return f"{address.shown} shows {count} branch{'' if count == 1 else 'es'} to this key"
+    return f"{shown} shows {count} branch{'' if count == 1 else 'es'} to this key"
 
 
 def ssh_command(credential: Credential, directory: Path) -> str:

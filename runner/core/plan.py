@@ -74,7 +74,8 @@ class LaunchPlan:
 
     `job` is the printed id ("42" or "42[7]"); `token` is 32 random hex digits that mark the attempt's processes;
     `cpu_quota_milli` is a stated number of cores in thousandths, `cpu_weight_milli` a default one. `user_namespace`:
-    the mounts are made in one of the worker's own. `notices` are lines of ours at the head of each log.
+    the mounts are made in one of the worker's own. `notices` are lines of ours at the head of each log. `keys_dir` is
+    where the files of the job's keys go, which travel beside the plan: on a memory file system with `keys_mounted`.
     """
 
     attempt_id: int
@@ -96,6 +97,8 @@ class LaunchPlan:
     links: tuple[Link, ...] = ()
     user_namespace: bool = False
     notices: tuple[str, ...] = ()
+    keys_dir: str | None = None
+    keys_mounted: bool = False
     identity: Identity | None = None
     log_limit_bytes: int | None = None
     cgroups: CgroupPlan = field(default_factory=CgroupPlan)

@@ -8,14 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from runner.core.errors import StokerError
 from runner.core.reasons import Waiting, WaitReason
 from runner.core.units import format_size
-from runner.daemon import cache
+from runner.daemon import cache, keys
 from runner.daemon.context import Context
-from runner.identity.sealing import SecretLocked
-from runner.service import keys
 from runner.state import jobs
-from runner.state import keys as stored_keys
 from storage.credentials import Credential
 from storage.download import Fetched, fetch
 from storage.errors import Cancelled, DiskFull, SourceFailed, SourceRefused
@@ -71,8 +69,7 @@ class Fetcher:
             name = f"{address.shown} {self.context.sealer.keyed_hash(os.fsencode(address.text)).hex()}"
         if opened_by is None:
             return name
-        row = stored_keys.find(self.context.database.reader(), *opened_by)
-        return f"{name} {keys.identity(row) if row is not None else 'key=gone'}"
+        return f"{name} {keys.mark(self.context, opened_by)}"
 
     def known(self, wanted: Wanted, lease: Lease) -> Fetched | None:
         """Return what an address was when it was last fetched, kept by the lease, without asking anybody.
@@ -172,16 +169,10 @@ class Fetcher:
     def _credential(self, wanted: Wanted) -> Credential | None:
         if wanted.opened_by is None:
             return None
-        row = stored_keys.find(self.context.database.reader(), *wanted.opened_by)
-        if row is None:
-            name = wanted.opened_by[1]
-            raise SourceRefused(f"key {name} was removed", "add it again, or submit it with another: key=NAME")
         try:
-            credential = keys.open_key(self.context.sealer, row)
-        except SecretLocked as error:
+            return keys.opened(self.context, *wanted.opened_by)
+        except StokerError as error:
             raise SourceRefused(error.message, error.hint) from None
-        self.context.desk.put(lambda change: stored_keys.used(change.connection, row.id, change.now_us))
-        return credential
 
     def check_room(self, what: str) -> None:
         """Raise `NoRoom` where the disk has less left than `[storage] min_free`."""

@@ -114,6 +114,11 @@ def checkpoint_dir(paths: Paths, ref: Ref) -> Path:
     return Path(paths.job_dir(ref.job_id, None if ref.idx == PLAIN else ref.idx), "checkpoint")
 
 
+def keys_dir(paths: Paths, ref: Ref, number: int) -> Path:
+    """Return where an attempt finds the keys it was given; nothing is left there after its end."""
+    return attempt_dir(paths, ref, number) / "keys"
+
+
 def make_directories(
     paths: Paths,
     spares: Spares,
@@ -136,6 +141,8 @@ def make_directories(
         if name:
             place = Path(facts.spec.cwd or "/", name)
             files.make_directories(place if mounts_permitted else place.parent, mode=0o777 & ~facts.umask)
+    if facts.spec.keys:
+        keys_dir(paths, attempt.ref, attempt.number).mkdir(mode=0o700, exist_ok=True)
     for input_name, given in handed.items():
         if given.way in COPIED or (given.way == "link" and not given.is_file):
             continue
@@ -250,6 +257,8 @@ def build_plan(
         links=tuple(links),
         user_namespace=by_user,
         notices=facts.notices,
+        keys_dir=str(keys_dir(paths, order.attempt.ref, order.attempt.number)) if spec.keys else None,
+        keys_mounted=bool(spec.keys) and (mounts_permitted or by_user),
         log_limit_bytes=log_limit_bytes,
     )
 

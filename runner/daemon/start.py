@@ -9,7 +9,7 @@ import shutil
 from runner.core.errors import StokerError, Unavailable
 from runner.core.job import Attempt
 from runner.core.lifecycle import State
-from runner.daemon import launch
+from runner.daemon import keys, launch
 from runner.daemon.board import RunningAttempt
 from runner.daemon.context import Context
 from runner.daemon.devices import Devices
@@ -24,6 +24,7 @@ from runner.state import jobs
 from schedulers.decision import Start
 from schedulers.resources import Allocation
 from storage.errors import StorageError
+from storage.keyfiles import files_of
 
 RELAUNCH_S = 0.5
 LAUNCHES_MAX = 3
@@ -164,6 +165,9 @@ class Starter:
             default_grace_s=context.config.defaults.grace_s,
         )
         environment = launch.build_environment(order, facts, paths=context.paths, now_s=context.clock.now_us() / 1e6)
+        given = {name: keys.opened(context, facts.owner_uid, name) for name in facts.spec.keys}
+        key_files, pointers = files_of(given, plan.keys_dir or "")
+        environment |= {name: value for name, value in pointers.items() if name not in facts.spec.env}
         prepared = context.executor.prepare(attempt.id, plan)
         context.step(Step.LAUNCH_PREPARED)
-        return context.executor.launch(prepared, [environment], locks).pidfd
+        return context.executor.launch(prepared, [environment], locks, key_files).pidfd

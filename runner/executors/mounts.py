@@ -12,6 +12,7 @@ to write its own files whatever their mode: the store's files and directories ar
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_SLAVE, _MS_RELATIME = 1, 32, 4096, 16384, 1 << 19, 1 << 21
 # nosuid, nodev, noexec, noatime, nodiratime: the same bits in statvfs as in mount, where relatime is another.
 _ST_SHARED, _ST_RELATIME = 2 | 4 | 8 | 1024 | 2048, 4096
@@ -41,12 +43,13 @@ def check(result: int, what: str) -> int:
     return result
 
 
-def enter(libc: ctypes.CDLL, plan: dict[str, Any], rank: int) -> None:
+def enter(libc: ctypes.CDLL, plan: dict[str, Any], rank: int, keys: dict[str, str]) -> None:
     """Give the calling process, which has one thread, the mounts of its plan; OSError says which could not be made.
 
-    An overlay's lower is its `source`; what is written lands in `writes`, for each rank apart.
+    An overlay's lower is its `source`; what is written lands in `writes`, for each rank apart. `keys` are files on a
+    memory file system that ends with the last process that sees it.
     """
-    if not plan["mounts"]:
+    if not plan["mounts"] and not plan["keys_mounted"]:
         return
     if plan["user_namespace"]:
         _become_owner(libc)
@@ -67,15 +70,59 @@ def enter(libc: ctypes.CDLL, plan: dict[str, Any], rank: int) -> None:
             flags = os.statvfs(target).f_flag
             kept = flags & _ST_SHARED | (_MS_RELATIME if flags & _ST_RELATIME else 0)
             _mount(libc, None, target, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | kept)
+    if plan["keys_mounted"]:
+        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+        _mount(libc, "keys", plan["keys_dir"], flags, kind="tmpfs", options="mode=0700,size=16m")
+        write_keys(plan, keys)
     if plan["user_namespace"]:
         _keep_writing(libc)
 
 
-def _mount(libc: ctypes.CDLL, source: str | None, target: str, flags: int) -> None:
-    check(
-        libc.mount(source and os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(flags), None),
-        f"mount on {target}",
-    )
+def write_keys(plan: dict[str, Any], keys: dict[str, str]) -> None:
+    """Write the files of the job's keys, which its user alone can read."""
+    user = plan["identity"]
+    for name, content in keys.items():
+        path = plan["keys_dir"]
+        for part in name.split("/")[:-1]:
+            _own(path, user)
+            path = f"{path}/{part}"
+            os.makedirs(path, 0o700, exist_ok=True)
+        _own(path, user)
+        path = f"{plan['keys_dir']}/{name}"
+        if os.path.lexists(path):  # of a launch that came to nothing
+            os.unlink(path)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
+        try:
+            if os.write(descriptor, content.encode()) != len(content.encode()):
+                raise OSError(errno.ENOSPC, "no room for a key", path)
+        finally:
+            os.close(descriptor)
+        _own(path, user)
+
+
+def _own(path: str, user: dict[str, Any] | None) -> None:
+    if user:
+        os.chown(path, user["uid"], user["gid"])
+
+
+def remove_keys(plan: dict[str, Any], keys: dict[str, str]) -> None:
+    """Remove the files of the job's keys, where they lie on a disk."""
+    for name in keys if not plan["keys_mounted"] else ():
+        with contextlib.suppress(OSError):
+            os.unlink(f"{plan['keys_dir']}/{name}")
+
+
+def _mount(
+    libc: ctypes.CDLL,
+    source: str | None,
+    target: str,
+    flags: int,
+    *,
+    kind: str | None = None,
+    options: str | None = None,
+) -> None:
+    texts = [each and os.fsencode(each) for each in (source, target, kind, options)]
+    check(libc.mount(*texts[:3], ctypes.c_ulong(flags), texts[3]), f"mount on {target}")
 
 
 def _overlay(libc: ctypes.CDLL, mount: dict[str, Any], rank: int, *, by_user: bool) -> None:
@@ -141,8 +188,8 @@ def _attempt(kind: str, directory: str) -> None:
     os.chmod(lower, 0o555)
     is_overlay = kind != "bind"
     mount = {"source": lower, "target": target, "read_only": not is_overlay, "writes": writes if is_overlay else None}
-    plan = {"mounts": [mount], "user_namespace": kind == "user_overlay", "identity": None}
-    enter(ctypes.PyDLL(None, use_errno=True), plan, 0)
+    plan = {"mounts": [mount], "user_namespace": kind == "user_overlay", "identity": None, "keys_mounted": False}
+    enter(ctypes.PyDLL(None, use_errno=True), plan, 0, {})
     with open(f"{target}/file", "a" if is_overlay else "r") as file:
         if is_overlay:
             file.write(", and more")

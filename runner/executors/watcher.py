@@ -463,6 +463,8 @@ class Watcher:
         return os.open(name, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self.directory)
 
     def _start(self, gate: int, opener: int) -> None:
+        if not self.plan["keys_mounted"]:
+            mounts.write_keys(self.plan, self.request["keys"])
         for planned in self.plan["workers"]:
             log = self._create(f"log.{planned['rank']}", os.O_WRONLY | os.O_APPEND)
             for line in self.plan["notices"]:
@@ -495,6 +497,7 @@ class Watcher:
         # The sync of a new file makes its name durable on ext4, xfs and btrfs.
         os.fdatasync(self.record)
         os.write(opener, b"x" * len(self.workers))
+        self.request["keys"] = dict.fromkeys(self.request["keys"], "")
         self._hint("started")
 
     def _fail_launch(self, detail: str) -> None:
@@ -612,6 +615,7 @@ class Watcher:
 
     def _finish(self) -> None:
         self.done = True
+        mounts.remove_keys(self.plan, self.request["keys"])
         document = {
             "attempt_id": self.plan["attempt_id"],
             "monotonic_ns": time.monotonic_ns(),
@@ -791,7 +795,7 @@ def _enter(watcher: Watcher, worker: Worker, step: list[str], gate: int, trouble
     _redirect(watcher.host, worker.log, gate, trouble)
     _reset(watcher.host, plan, watcher.tree)
     step[0] = "mount"
-    mounts.enter(watcher.host.libc, plan, worker.rank)
+    mounts.enter(watcher.host.libc, plan, worker.rank, watcher.request["keys"])
     step[0] = "identity"
     if plan["identity"]:
         os.setgroups(plan["identity"]["groups"])

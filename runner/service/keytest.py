@@ -11,10 +11,10 @@ from runner.identity.sealing import Sealer
 from runner.service import keys
 from runner.state.engine import Database
 from storage import probe
-from storage.credentials import fits, kind_for
+from storage.credentials import fits, is_ssh, kind_for
 from storage.errors import BadUri, SourceRefused, StorageError
 from storage.sources.base import SourceOptions
-from storage.uri import parse
+from storage.uri import Uri, parse
 
 
 def tried(
@@ -22,25 +22,29 @@ def tried(
 ) -> dict[str, Any]:
     """Try a key against its service, or against an address; raise with the provider's reason."""
     row = keys.found(database.reader(), uid, name)
-    address = None
-    if uri is not None:
-        try:
-            address = parse(uri, PurePath("/"))
-        except BadUri as error:
-            raise UsageError(error.message, hint=error.hint) from None
-        needed = kind_for(address)
-        if row.kind != "git-ssh" and (needed is None or not fits(row.kind, needed)):
-            raise UsageError(
-                f"{address.shown} is nothing that a {row.kind} key opens", hint="give an address of its service"
-            )
-    elif row.kind == "git-ssh":
-        raise UsageError("a git-ssh key is tried against a repository", hint=f"stoker key test {name} URL")
+    repository = uri or "" if row.kind == "git-ssh" else ""
+    if row.kind == "git-ssh" and not is_ssh(repository):
+        raise UsageError(
+            "a git-ssh key is tried against a repository", hint=f"stoker key test {name} git@github.com:OWNER/NAME.git"
+        )
+    address = _address(uri, row.kind) if uri is not None and not repository else None
     credential = keys.open_key(sealer, row)
     own = replace(options, credential=credential, aws_dir=None, stall_s=probe.TIMEOUT_S)
     try:
-        said = probe.probe(credential, own, address)
+        said = probe.probe(credential, own, address, repository=repository)
     except StorageError as error:
         if isinstance(error, SourceRefused):
             raise Refused(f"key {name}: {error.message}", hint=error.hint) from None
         raise StokerError(f"key {name}: {error.message}", hint=error.hint) from None
     return {"version": 1, "name": name, "kind": row.kind, "said": said}
+
+
+def _address(uri: str, kind: str) -> Uri:
+    try:
+        address = parse(uri, PurePath("/"))
+    except BadUri as error:
+        raise UsageError(error.message, hint=error.hint) from None
+    needed = kind_for(address)
+    if needed is None or not fits(kind, needed):
+        raise UsageError(f"{address.shown} is nothing that a {kind} key opens", hint="give an address of its service")
+    return address

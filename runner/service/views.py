@@ -331,11 +331,11 @@ def _summary(connection: sqlite3.Connection, target: Target, groups: list[Group]
 
 def _inputs(connection: sqlite3.Connection, job_id: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
     rows = connection.execute(
-        "SELECT name, uri, writable, tree_digest, size_bytes, files, fault, way, notice FROM inputs"
+        "SELECT name, uri, writable, tree_digest, size_bytes, files, fault, way, notice, key_name FROM inputs"
         " WHERE job_id = ? ORDER BY name",
         (job_id,),
     )
-    names = ("name", "uri", "rw", "digest", "size_bytes", "files", "fault", "way", "notice")
+    names = ("name", "uri", "rw", "digest", "size_bytes", "files", "fault", "way", "notice", "key")
     found = [dict(zip(names, row, strict=True)) for row in rows]
     return [each | {"path": spec["input"][each["name"]].get("path")} for each in found]
 

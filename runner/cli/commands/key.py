@@ -83,15 +83,16 @@ def _test(args: Args, client: Client, out: Out) -> int:
 def _remove(args: Args, client: Client, out: Out) -> int:
     (name,) = _words(args, 1, 1, "NAME")
     path, key = f"/v1/keys/{quote(name)}", args.get("idempotency_key") or os.urandom(16).hex()
+    yes = 1 if args.get("yes") else None
     try:
-        client.request("DELETE", query(path, confirmed=1 if args.get("yes") else None), None, {"Idempotency-Key": key})
+        answer = client.request("DELETE", query(path, confirmed=yes), None, {"Idempotency-Key": key})
     except StokerError as refusal:
         if not refusal.details.get("asks"):
             raise
         if not out.ask(f"{refusal.message}: remove it?"):
             return 1
-        client.request("DELETE", query(path, confirmed=1), None, {"Idempotency-Key": key + ".yes"})
-    out.note(f"removed {name}")
+        answer = client.request("DELETE", query(path, confirmed=1), None, {"Idempotency-Key": key + ".yes"})
+    out.document(answer, lambda _: f"removed key {name}")
     return 0
 
 
@@ -180,11 +181,11 @@ def _text(data: bytes, what: str) -> str:
 def _told(key: dict[str, Any], did: str, out: Out) -> None:
     """Say what was stored; of a key pair, the public half is what the user needs next."""
     public = key["public"].get("public_key")
-    if public:
-        out.document(key, lambda _: str(public))
-        out.note(f"{did} {key['kind']} key {key['name']}; give the line above to the host")
-    elif out.format in {"json", "jsonl"}:
+    if out.format in {"json", "jsonl"}:
         out.document(key, str)
+    elif public:
+        out.data(str(public))
+        out.note(f"{did} {key['kind']} key {key['name']}; give the line above to the host")
     else:
         out.note(f"{did} {key['kind']} key {key['name']}; `stoker key test {key['name']}` tries it")
 
