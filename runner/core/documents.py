@@ -180,11 +180,16 @@ def _named(flag: str, key: str, text: str) -> dict[str, Any]:
 
 
 def _output(text: str) -> dict[str, Any]:
-    """Read `DIR[=URI]`; what follows the sign is an address only where it looks like one, so a name may hold it."""
+    """Read `DIR[=URI[,key=NAME]]`.
+
+    What follows the sign is an address only where it looks like one, so a name may hold it.
+    """
     found = _OUTPUT.fullmatch(text)
     if found is None:
         return {"output": text}
-    return {**({"output": found[1]} if found[1] else {}), "upload": {"uri": found[2]}}
+    address, _, key = found[2].rpartition(",key=")
+    upload = {"uri": address, "key": key} if address else {"uri": found[2]}
+    return {**({"output": found[1]} if found[1] else {}), "upload": upload}
 
 
 def _input(value: str) -> dict[str, Any]:

@@ -155,6 +155,7 @@ class Upload(_Document):
     """Where a job's output is written to, beside the store; `{job}`, `{name}`, `{index}` and `{user}` are filled in."""
 
     uri: Text
+    key: KeyName | None = None
 
 
 class JobSpec(_Document):

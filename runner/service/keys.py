@@ -192,7 +192,9 @@ def open_key(sealer: Sealer, row: KeyRow) -> Credential:
     return Credential(row.kind, json.loads(payload))
 
 
-def choose(connection: sqlite3.Connection, uid: int, needed: str | None, stated: str | None, what: str) -> str | None:
+def choose(
+    connection: sqlite3.Connection, uid: int, needed: str | None, *, stated: str | None, what: str
+) -> str | None:
     """Return the name of the key that opens an address: the stated one, else the user's only one of the kind.
 
     `needed` is the kind that the address asks for (`storage.credentials.kind_for`); `what` names the address in errors:

@@ -40,7 +40,7 @@ UPLOAD = "=upload"
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A job read, checked and sealed, ready to be written; `input_kinds` says what key each address asks for."""
+    """A job read, checked and sealed, ready to be written; `key_kinds` says what key each address asks for."""
 
     spec: JobSpec
     stored: str
@@ -49,7 +49,7 @@ class Prepared:
     variables_sealed: bytes
     left_out: tuple[str, ...]
     input_uris: tuple[tuple[str, str, bool], ...]
-    input_kinds: Mapping[str, str | None]
+    key_kinds: Mapping[str, str | None]
 
 
 class Envelope:
@@ -118,7 +118,9 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
             "cwd": str(cwd),
             "requirements": _requirements(spec.requirements, cwd),
             "output": _inside(spec.output, cwd, "--output"),
-            "upload": None if upload is None else Upload(uri=upload.shown),
+            "upload": None
+            if upload is None
+            else Upload(uri=upload.shown, key=spec.upload.key if spec.upload else None),
             "checkpoint": _inside(spec.checkpoint, cwd, "--checkpoint"),
             "env": dict.fromkeys(spec.env, ""),
             "inputs": {
@@ -137,7 +139,9 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
         variables_sealed=sealed,
         left_out=left_out,
         input_uris=tuple((name, each.shown, spec.inputs[name].rw) for name, each in sources.items()),
-        input_kinds={name: kind_for(each) for name, each in sources.items()},
+        key_kinds={
+            name: kind_for(each) for name, each in (sources | ({} if upload is None else {UPLOAD: upload})).items()
+        },
     )
 
 
@@ -241,7 +245,7 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         owner_uid=caller.uid,
         account=caller.account,
         name=name,
-        spec=prepared.stored,
+        spec=_with_key(prepared, key_names.get(UPLOAD)),
         request=json.dumps([request.gpus, request.cpu_milli, request.memory_bytes, request.workers]),
         variables=prepared.variables_digest,
         priority=spec.priority,
@@ -274,14 +278,25 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
 
 
 def _keys(change: Change, prepared: Prepared, uid: int) -> dict[str, str | None]:
-    """Return the key that opens each input; raise where one is not there, or where it is not plain which is meant."""
-    for name in prepared.spec.keys:
+    """Return the key that opens each address; raise where one is not there, or where it is not plain which is meant."""
+    spec = prepared.spec
+    for name in spec.keys:
         keys.found(change.connection, uid, name)
-    inputs = prepared.spec.inputs
+    stated = {name: (each.key, f"input {name}") for name, each in spec.inputs.items()}
+    if spec.upload is not None:
+        stated[UPLOAD] = spec.upload.key, "--output"
     return {
-        name: keys.choose(change.connection, uid, kind, inputs[name].key, f"input {name}")
-        for name, kind in prepared.input_kinds.items()
+        name: keys.choose(change.connection, uid, kind, stated=stated[name][0], what=stated[name][1])
+        for name, kind in prepared.key_kinds.items()
     }
+
+
+def _with_key(prepared: Prepared, name: str | None) -> str:
+    """Return the document to be stored: the key that an output is written with is settled when it is submitted."""
+    if name is None or prepared.spec.upload is None:
+        return prepared.stored
+    upload = prepared.spec.upload.model_copy(update={"key": name})
+    return json.dumps(prepared.spec.model_copy(update={"upload": upload}).document())
 
 
 def _unfinished(connection: sqlite3.Connection, job_id: int) -> JobSpec | None:

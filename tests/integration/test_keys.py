@@ -87,6 +87,20 @@ def test_what_one_key_fetched_is_not_handed_to_another(runner: Box, s3: S3, tmp_
             assert log == {"work": "the bytes", "lab": "other bytes"}[name]
 
 
+def test_an_output_is_written_with_a_key(runner: Box, s3: S3) -> None:
+    """To the bucket that the only key of its kind opens, or the one that `--output` names."""
+    add_s3(runner, s3, "work")
+    make = ("--", "sh", "-c", "echo weights > $STOKER_OUTPUT_DIR/model")
+    assert ended(runner, "--output", "=s3://bucket/runs/{job}/", *make)[0] == "succeeded"
+    add_s3(runner, s3, "wrong", secret=CANARY)
+    refused = runner.cli("submit", "--output", "=s3://bucket/runs/{job}/", *make)
+    assert (refused.returncode, "--output: you have 2 aws keys" in refused.stderr) == (2, True)
+    assert ended(runner, "--output", "=s3://bucket/runs/{job}/,key=work", *make)[0] == "succeeded"
+    assert len(list((s3.root / "bucket/runs").glob("*/model"))) == 2
+    state, sentence, _ = ended(runner, "--output", "=s3://bucket/runs/{job}/,key=wrong", *make)
+    assert (state, CANARY in sentence) == ("failed", False)
+
+
 def test_a_key_that_is_not_there_is_refused_at_once(runner: Box) -> None:
     """By submit, for inputs and for the job; so is one that no such address asks for."""
     add(runner, "hf", "me", token=CANARY)
