@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runner.core.errors import Conflict, NotFound, StokerError, UsageError
+from runner.core.spec import JobSpec
 from runner.identity import ssh
 from runner.identity.sealing import Sealer
 from runner.service.desk import Change
@@ -217,6 +218,24 @@ def choose(
             f"{what}: you have {len(fitting)} {needed} keys: {', '.join(fitting[:10])}", hint="say which: key=NAME"
         )
     return fitting[0] if fitting else None
+
+
+def of_job(
+    connection: sqlite3.Connection, uid: int, spec: JobSpec, kinds: Mapping[str, str | None], *, output: str
+) -> dict[str, str | None]:
+    """Return the key that opens each address of a job, whose kinds are by input, or `output` for where it writes to.
+
+    Raise where a key that it names is not there, or where it is not plain which is meant.
+    """
+    for name in spec.keys:
+        found(connection, uid, name)
+    stated = {name: (each.key, f"input {name}") for name, each in spec.inputs.items()}
+    if spec.upload is not None:
+        stated[output] = spec.upload.key, "--output"
+    return {
+        name: choose(connection, uid, kind, stated=stated[name][0], what=stated[name][1])
+        for name, kind in kinds.items()
+    }
 
 
 def identity(row: KeyRow) -> str:

@@ -161,7 +161,7 @@ def prepare_batch(head: dict[str, Any], lines: Sequence[dict[str, Any]], envelop
 
 def dry_run(change: Change, prepared: Prepared, uid: int) -> dict[str, Any]:
     """Say what a job would be: its spec with the origin of each value, what it would hold and whether it would wait."""
-    key_names = _keys(change, prepared, uid)
+    key_names = keys.of_job(change.connection, uid, prepared.spec, prepared.key_kinds, output=UPLOAD)
     request = request_of(prepared.spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
     if refusal:
@@ -235,7 +235,7 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         raise NeverFits(
             f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has"
         )
-    key_names = _keys(change, prepared, caller.uid)
+    key_names = keys.of_job(change.connection, caller.uid, prepared.spec, prepared.key_kinds, output=UPLOAD)
     name = spec.name or names.made_up(number)
     first, last, limit = parse_array(spec.array) if spec.array else (PLAIN, PLAIN, None)
     indices = tuple(range(first, last + 1))
@@ -274,20 +274,6 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         "state": "pending",
         "left_out": list(prepared.left_out),
         "warnings": [],
-    }
-
-
-def _keys(change: Change, prepared: Prepared, uid: int) -> dict[str, str | None]:
-    """Return the key that opens each address; raise where one is not there, or where it is not plain which is meant."""
-    spec = prepared.spec
-    for name in spec.keys:
-        keys.found(change.connection, uid, name)
-    stated = {name: (each.key, f"input {name}") for name, each in spec.inputs.items()}
-    if spec.upload is not None:
-        stated[UPLOAD] = spec.upload.key, "--output"
-    return {
-        name: keys.choose(change.connection, uid, kind, stated=stated[name][0], what=stated[name][1])
-        for name, kind in prepared.key_kinds.items()
     }
 
 

@@ -235,7 +235,7 @@ def fits(value: Any, node: dict[str, Any], root: dict[str, Any]) -> bool:
     }  # fmt: skip
     assert set(node) <= known, set(node) - known
     checks = [
-        "const" not in node or value == node["const"],
+        "const" not in node or (value == node["const"] and not isinstance(value, bool)),
         "enum" not in node or value in node["enum"],
         "minimum" not in node or value >= node["minimum"],
         "exclusiveMinimum" not in node or value > node["exclusiveMinimum"],
