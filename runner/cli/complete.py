@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from runner.cli.out import Out
-    from runner.cli.verbs import Flag
+    from runner.cli.verbs import Flag, Verb
 
 CAP_S = 0.2
 
@@ -42,20 +42,36 @@ def _offers(before: list[str], current: str) -> list[str]:
         return []
     flags = (*verb.flags, *GLOBAL_FLAGS)
     last = next((flag for flag in flags if before[-1] in flag.names), None)
+    if last and last.names[-1] in {"--model", "--keep-model"}:
+        return _artifacts("model", current)
     if last and last.metavar:
         return list(last.choices)
     if current.startswith("-"):
         return _names(flags)
     if verb.actions and before[-1] == name:
-        return [*verb.actions, *(_jobs(current) if "JOB" in verb.words else ())]
-    return _jobs(current) if "JOB" in verb.words else []
+        return [*verb.actions, *_named(verb, current)]
+    return _named(verb, current)
 
 
 def _names(flags: Sequence[Flag]) -> list[str]:
     return [name for flag in flags for name in flag.names if name.startswith("--")]
 
 
-def _jobs(word: str) -> list[str]:
+def _named(verb: Verb, word: str) -> list[str]:
+    if verb.words.startswith("[NAME]"):
+        return _artifacts(verb.name, word)
+    if verb.name == "cp":
+        kind, colon, name = word.partition(":")
+        if kind in {"model", "data"} and colon:
+            return [f"{kind}:{each}" for each in _artifacts(kind, name)]
+    return _ask(f"/v1/complete?word={quote(word)}", "jobs") if "JOB" in verb.words or verb.name == "cp" else []
+
+
+def _artifacts(kind: str, word: str) -> list[str]:
+    return _ask(f"/v1/complete?word={quote(word)}&kind={kind}", "names")
+
+
+def _ask(path: str, key: str) -> list[str]:
     def expire(*_: object) -> None:
         raise _Expired
 
@@ -63,9 +79,9 @@ def _jobs(word: str) -> list[str]:
     signal.setitimer(signal.ITIMER_REAL, CAP_S)
     try:
         client = Client(Paths(state_dir(os.environ)).api_socket)
-        jobs = client.get(f"/v1/complete?word={quote(word)}")["jobs"]
+        found = client.get(path)[key]
     except (_Expired, StokerError, OSError, ValueError):
         return []
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    return [str(job) for job in jobs if str(job).isprintable()]
+    return [str(each) for each in found if str(each).isprintable()]

@@ -27,7 +27,11 @@ _OUTPUT = (
     "Make DIR the output directory: what lands there is saved, for `stoker outputs pull`, and does not stay in DIR; "
     "the job does not see what DIR held before. With =URI it is written there too: out=s3://bucket/runs/{job}/."
 )
-_INPUT = "Fetch URI before the job needs a GPU; rw gives a private copy, refresh asks the source again."
+_INPUT = (
+    "Fetch URI before the job needs a GPU; rw gives a private copy, refresh asks the source again. model:NAME, "
+    "data:NAME and job:42/sub are what is here already."
+)
+_MODEL = "Base model, of `stoker model ls` or at a URI: the input named model."
 _TIME = "Time limit of an attempt: 90s, 30m, 1h30m, 2d, 01:30:00; a bare number is seconds."
 JOB_FLAGS = (
     JobFlag("--name", "name", "NAME", False, "Name of the job; an adjective and a noun when not given."),
@@ -40,7 +44,9 @@ JOB_FLAGS = (
     JobFlag("--env-file", "env_file", "FILE", True, "Variables from a file of NAME=VALUE lines."),
     JobFlag("--cwd", "cwd", "DIR", False, "Working directory; yours when not given."),
     JobFlag("--input", "input", "NAME=URI[,rw]", True, _INPUT),
+    JobFlag("--model", "input", "NAME[@V]", False, _MODEL),
     JobFlag("--output", "output", "DIR[=URI]", False, _OUTPUT),
+    JobFlag("--keep-model", "keep_model", "NAME", False, "On success make the output the next version of this model."),
     JobFlag("--checkpoint", "checkpoint", "DIR", False, "Make DIR the checkpoint directory; it outlives attempts."),
     JobFlag("--requirements", "requirements", "FILE", False, "Run in a virtual environment built once from FILE."),
     JobFlag("--metric", "metric", "NAME=REGEX", True, "Read a metric from the log; one group catches the number."),

@@ -6,9 +6,10 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from runner.core.reasons import Waiting, WaitReason
+from runner.core.spec import Input
 from runner.core.units import format_size
 from runner.daemon import cache
 from runner.daemon.context import Context
@@ -20,7 +21,7 @@ from storage.leases import Lease
 from storage.sources.base import SourceOptions
 from storage.transfer import Retry
 from storage.upload import Pushed, push
-from storage.uri import Uri
+from storage.uri import Uri, parse
 
 QUIET_NS = 200_000_000
 
@@ -55,6 +56,11 @@ class Fetcher:
     def __init__(self, context: Context, options: SourceOptions) -> None:
         self.context = context
         self.options = options
+
+    def wanted(self, stated: Input, address: str, *, home: str | None) -> Wanted:
+        """Return what is fetched for a source as it was stated; `address` is its own, secrets and all."""
+        uri = parse(address, PurePath("/"))
+        return Wanted(uri, self.remembered(uri), home=home, refresh=stated.refresh)
 
     def remembered(self, address: Uri) -> str:
         """Return the name under which an address is remembered: one that holds a secret by a keyed hash of it."""

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from runner.core.errors import StokerError
 from runner.core.job import Ref
@@ -16,6 +16,7 @@ from runner.daemon import cache
 from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, NoRoom, Wanted
 from runner.daemon.launch import JobFacts, attempt_dir
+from runner.daemon.shelf import NotReady, named, take
 from runner.executors.environments import Builder, EnvironmentFailed, probe
 from runner.service.desk import Enqueue
 from runner.service.submit import interpreter_of
@@ -25,7 +26,6 @@ from storage.checkout import checkout, view
 from storage.download import Fetched
 from storage.errors import Cancelled, DiskFull, SourceFailed, StorageError
 from storage.leases import Lease
-from storage.uri import parse
 
 
 @dataclass(slots=True)
@@ -56,18 +56,22 @@ class Preparation:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One input of a job: where it comes from, and the tree it was found to be for an earlier attempt."""
+    """One input of a job: where it comes from, and the tree it was found to be for an earlier attempt.
+
+    One that names an artifact has its id, and nothing to be fetched.
+    """
 
     name: str
     wanted: Wanted
     pinned: Fetched | None
+    artifact_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """An input in the store; `key` is the name under which its address is remembered."""
+    """An input in the store; `key` is the name under which its address is remembered, None for none."""
 
-    key: str
+    key: str | None
     fetched: Fetched
 
 
@@ -91,15 +95,14 @@ class Stager:
     def sources(self, facts: JobFacts) -> list[Source]:
         """Return the inputs of a job, by name."""
         found = []
-        for name, address, digest, size_bytes, files, pins in jobs.staged(self.context.database.reader(), facts.job_id):
+        rows = jobs.staged(self.context.database.reader(), facts.job_id)
+        for name, address, artifact_id, digest, size_bytes, files, pins in rows:
             pinned = Fetched(digest, size_bytes, files, json.loads(pins)) if digest else None
-            uri = parse(facts.secret_sources.get(name, address), PurePath("/"))
-            wanted = Wanted(
-                uri,
-                self.fetcher.remembered(uri),
-                home=facts.variables.get("HOME"),
-                refresh=facts.spec.inputs[name].refresh,
-            )
+            if artifact_id is not None:
+                found.append(Source(name, named(address), pinned, artifact_id))
+                continue
+            stated, secret = facts.spec.inputs[name], facts.secret_sources.get(name, address)
+            wanted = self.fetcher.wanted(stated, secret, home=facts.variables.get("HOME"))
             found.append(Source(name, wanted, pinned))
         return found
 
@@ -118,12 +121,12 @@ class Stager:
             try:
                 fetched = self._known(source, lease) or self._fetch(preparation, source, base)
                 view(self.context.store, fetched.tree_digest)
-            except (Cancelled, DiskFull):
+            except (Cancelled, DiskFull, NotReady):
                 raise
             except (StorageError, OSError) as error:
                 raise Failed(Ending.INPUT_FAILED, _sentence(source, error), name=source.name) from error
             base += fetched.size_bytes
-            staged[source.name] = Staged(source.wanted.key, fetched)
+            staged[source.name] = Staged(source.wanted.key if source.artifact_id is None else None, fetched)
         return staged
 
     def build(self, preparation: Preparation, facts: JobFacts) -> str | None:
@@ -190,10 +193,14 @@ class Stager:
         """Return what an input is already known to be, kept by the lease: for this job, or for any."""
         if source.pinned is not None and self.context.store.keep(lease, source.pinned.tree_digest):
             return source.pinned
+        if source.artifact_id is not None:
+            return None
         return self.fetcher.known(source.wanted, lease)
 
     def _fetch(self, preparation: Preparation, source: Source, base: int) -> Fetched:
         what = f"input {source.name}"
+        if source.artifact_id is not None:
+            return take(self.context, source.artifact_id, source.wanted.uri.path)
         self.tell(preparation, WaitReason(Waiting.STAGING, what))
 
         def progress(done: int, total: int | None) -> None:

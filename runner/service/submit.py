@@ -7,19 +7,20 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from runner.core import addresses, documents, environment, names
+from runner.core import addresses, documents, environment, names, references
 from runner.core.errors import NeverFits, StokerError, Unavailable, UsageError
 from runner.core.job import PLAIN, Ref
-from runner.core.spec import JobSpec, Upload, is_text, parse_array, validate
+from runner.core.spec import Input, JobSpec, Upload, is_text, parse_array, validate
 from runner.identity.sealing import Sealer
 from runner.ledger.pricing import rate_for
 from runner.service import places
 from runner.service.desk import Change, Enqueue
 from runner.service.intake import Caller, flags_of
+from runner.service.references import Meant, meant, tie
 from runner.state import jobs, listing
 from runner.state.books import list_prices
 from runner.telemetry.metrics import compile_patterns
@@ -91,9 +92,13 @@ class Envelope:
             raise UsageError(f"{missing[0]} is not set in your environment", hint=hint)
         variables, left_out = environment.inherit(env, stated=spec.env, passed=[*spec.pass_env, *self._pass_env])
         document = {"umask": self.caller.umask, "env": variables, **({"sources": dict(sources)} if sources else {})}
-        payload = json.dumps(document, sort_keys=True).encode()
-        digest = self._sealer.keyed_hash(b"%d:" % self.caller.uid + payload)
-        return digest, self._sealer.seal(self.caller.uid, "environment", "variables", payload), tuple(left_out)
+        return *seal_environment(self._sealer, self.caller.uid, document), tuple(left_out)
+
+
+def seal_environment(sealer: Sealer, uid: int, document: dict[str, Any]) -> tuple[bytes, bytes]:
+    """Return (digest, sealed) of what a user's job or artifact is to find in its environment."""
+    payload = json.dumps(document, sort_keys=True).encode()
+    return sealer.keyed_hash(b"%d:" % uid + payload), sealer.seal(uid, "environment", "variables", payload)
 
 
 def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelope) -> Prepared:
@@ -102,7 +107,11 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
     cwd = envelope.directory(spec)
     if spec.metrics:
         compile_patterns(spec.metrics)
-    sources = {name: _source(each.uri, cwd) for name, each in sorted(spec.inputs.items())}
+    sources = {
+        name: source_of(f"--input {name}", each, str(cwd))
+        for name, each in sorted(spec.inputs.items())
+        if references.parse(each.uri) is None
+    }
     upload = _destination(spec.upload.uri if spec.upload is not None else envelope.outputs, cwd)
     secret = {name: each for name, each in sources.items() if each.text != each.shown}
     kept = {name: each.text for name, each in secret.items()}
@@ -130,7 +139,10 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
         variables_digest=digest,
         variables_sealed=sealed,
         left_out=left_out,
-        input_uris=tuple((name, each.shown, spec.inputs[name].rw) for name, each in sources.items()),
+        input_uris=tuple(
+            (name, sources[name].shown if name in sources else each.uri, each.rw)
+            for name, each in sorted(spec.inputs.items())
+        ),
     )
 
 
@@ -148,8 +160,9 @@ def prepare_batch(head: dict[str, Any], lines: Sequence[dict[str, Any]], envelop
     return prepared
 
 
-def dry_run(change: Change, prepared: Prepared) -> dict[str, Any]:
+def dry_run(change: Change, prepared: Prepared, uid: int) -> dict[str, Any]:
     """Say what a job would be: its spec with the origin of each value, what it would hold and whether it would wait."""
+    prepared, _ = pin(change.connection, prepared, uid)
     request = request_of(prepared.spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
     if refusal:
@@ -206,6 +219,7 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
     """Write a job down and let it wait; `number` is random and picks a name where none was given."""
     if change.admission:
         raise Unavailable(change.admission, hint="free some disk space; it goes on by itself")
+    prepared, pinned = pin(change.connection, prepared, caller.uid)
     spec = prepared.spec
     request = request_of(spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
@@ -240,6 +254,8 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         )
     for input_name, address, writable in prepared.input_uris:
         jobs.insert_input(change.connection, job_id, input_name, address, writable=writable)
+        if input_name in pinned:
+            tie(change.connection, job_id, input_name, pinned[input_name])
     jobs.note(change.connection, change.now_us, "submitted", Ref(job_id, PLAIN), {"name": name})
     prepares = bool(prepared.input_uris or spec.requirements)
     change.effects.append(Enqueue(job_id, indices, request, spec.priority, change.now_us, limit, prepares))
@@ -288,11 +304,12 @@ def _requirements(file: str | None, cwd: Path) -> str | None:
     return str(path)
 
 
-def _source(text: str, cwd: Path) -> uris.Uri:
+def source_of(what: str, stated: Input, cwd: str) -> uris.Uri:
+    """Return the address of a source, a relative path being relative to `cwd`; a local one must be there."""
     try:
-        parsed = uris.parse(text, cwd)
+        parsed = uris.parse(stated.uri, PurePath(cwd))
     except StorageError as error:
-        raise UsageError(f"--input: {error.message}", hint=error.hint) from None
+        raise UsageError(f"{what}: {error.message}", hint=error.hint) from None
     if parsed.scheme == "file" and not os.path.exists(parsed.path):
         raise UsageError(
             f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory"
@@ -311,6 +328,20 @@ def _destination(text: str, cwd: Path) -> uris.Uri | None:
     except StorageError as error:
         raise UsageError(f"--output: {error.message}", hint=error.hint) from None
     return parsed
+
+
+def pin(connection: sqlite3.Connection, prepared: Prepared, uid: int) -> tuple[Prepared, dict[str, Meant]]:
+    """Say of each input that names an artifact which version it is of, for ever; return these by input."""
+    pinned = meant(connection, uid, prepared.spec.inputs)
+    if not pinned:
+        return prepared, {}
+    inputs = {
+        name: each.model_copy(update={"uri": pinned[name].text}) if name in pinned else each
+        for name, each in prepared.spec.inputs.items()
+    }
+    spec = prepared.spec.model_copy(update={"inputs": inputs})
+    addresses_ = tuple((name, inputs[name].uri if name in pinned else uri, rw) for name, uri, rw in prepared.input_uris)
+    return replace(prepared, spec=spec, stored=json.dumps(spec.document()), input_uris=addresses_), pinned
 
 
 def interpreter_of(env: Mapping[str, str], cwd: str) -> str:

@@ -345,16 +345,13 @@ def inputs(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, str, 
     return [(name, uri, bool(writable), digest) for name, uri, writable, digest in rows]
 
 
-def staged(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, str, str | None, int, int, str]]:
-    """Return (name, URI, tree digest, bytes, files, pins) of a job's inputs; the last four count with a digest."""
+def staged(connection: sqlite3.Connection, job_id: int) -> list[tuple[Any, ...]]:
+    """Return (name, URI, artifact, tree digest, bytes, files, pins) of a job's inputs; the last four with a digest."""
     return connection.execute(
-        "SELECT name, uri, tree_digest, size_bytes, files, pins FROM inputs WHERE job_id = ? ORDER BY name", (job_id,)
+        "SELECT name, uri, artifact_id, tree_digest, size_bytes, files, pins FROM inputs"
+        " WHERE job_id = ? ORDER BY name",
+        (job_id,),
     ).fetchall()
-
-
-def owner_of(connection: sqlite3.Connection, job_id: int) -> int:
-    """Return whose job it is."""
-    return int(connection.execute("SELECT owner_uid FROM jobs WHERE id = ?", (job_id,)).fetchone()[0])
 
 
 def set_input(

@@ -17,6 +17,11 @@ from storage.walk import Found, walk
 RACY_S = 2.0
 
 
+def _kernels_own() -> set[int]:
+    """Return the devices of what the kernel makes up as it is read: sizes and bytes mean nothing there."""
+    return {os.stat(place).st_dev for place in ("/proc", "/sys") if os.path.isdir(place)}
+
+
 class LocalSource:
     """This machine's own file systems, read as the calling process."""
 
@@ -46,6 +51,8 @@ class LocalSource:
                 real = os.path.basename(os.path.realpath(path))
                 fd, facts = files.open_regular(root_fd, real)
                 os.close(fd)
+                if facts.st_dev in _kernels_own():
+                    raise SourceRefused(f"{uri.shown} is the kernel's, not a file on a disk", "copy it to a file first")
                 return [Found(uri.name, real, facts)], False
             found, skipped = walk(root_fd, cancelled)
         except FileNotFoundError as error:
