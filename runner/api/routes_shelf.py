@@ -41,10 +41,16 @@ async def create_artifact(request: Request) -> JSONResponse:
     document = read_body(bodies.CREATE, body, CREATE_MAX)
     wish, caller = create.read(document, _kind(request)), room.caller(document.get("caller"), uid)
 
-    def work(change: Change) -> dict[str, Any]:
-        return create.created(change, wish, caller, room.sealer, room.paths)
+    once = Once(request, body)
+    answer = once.known()
+    if answer is None:
+        origin = await run_in_threadpool(lambda: create.understood(room.reader(), wish, caller, room.paths))
 
-    return JSONResponse(await Once(request, body).ask(work))
+        def work(change: Change) -> dict[str, Any]:
+            return create.created(change, wish, origin, caller, room.sealer)
+
+        answer = await once.ask(work)
+    return JSONResponse(answer)
 
 
 def show_artifact(request: Request, name: str) -> JSONResponse:

@@ -12,7 +12,7 @@ NAMED = ("model", "data")
 PATH_MAX = 4096
 
 _REFERENCE = re.compile(rf"({'|'.join((*NAMED, JOB))}):(?!//)(.*)", re.DOTALL)
-_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})(?:@([0-9]{1,9}))?", re.ASCII)
+_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62}(?:\[[0-9]{1,9}\])?)(?:@([0-9]{1,9}))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

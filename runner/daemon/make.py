@@ -15,6 +15,7 @@ from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, NoRoom, Wanted
 from runner.daemon.guard import safely
 from runner.daemon.shelf import NotReady, once_made, pins_text, take
+from runner.service.create import SOURCE
 from runner.service.desk import Change, Work
 from runner.state import artifacts, jobs, variables
 from runner.state.artifacts import Artifact
@@ -106,7 +107,7 @@ class Maker:
         assert found.variables is not None
         sealed = variables.sealed(self.context.database.reader(), found.variables)
         _, environment, secret = self.context.unsealed(found.owner_uid, sealed)
-        return self.fetcher.wanted(stated, secret.get("source", stated.uri), home=environment.get("HOME"))
+        return self.fetcher.wanted(stated, secret.get(SOURCE, stated.uri), home=environment.get("HOME"))
 
     def _fetch(self, making: Making, wanted: Wanted) -> Fetched:
         def progress(done: int, total: int | None) -> None:

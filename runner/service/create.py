@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+import sqlite3
+from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from runner.core import references
 from runner.core.errors import NotFound, UsageError
+from runner.core.job import Ref
 from runner.core.references import Reference
 from runner.core.spec import Input, read_input, read_name
 from runner.identity.sealing import Sealer
@@ -20,9 +23,12 @@ from runner.service.references import found, one
 from runner.service.refs import Target, resolve
 from runner.service.submit import seal_environment, source_of
 from runner.state import artifacts, jobs
+from storage import uri as uris
+from storage.errors import StorageError
 
 DESCRIPTION_MAX = 2000
 TAGS_MAX = 32
+SOURCE = "source"
 
 _JOB = re.compile(r"([0-9]+|@[a-z]+)(\[[0-9]+\])?", re.ASCII)
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=-]{0,62}", re.ASCII)
@@ -42,6 +48,20 @@ class Wish:
     description: str
     tags: tuple[str, ...]
     checkpoint: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a source means: an artifact by name, or an address, which is that of a checkpoint where `ref` is its job.
+
+    `address` may hold a secret; `shown` never does, and `told` is what people are shown of it.
+    """
+
+    reference: Reference | None
+    ref: Ref | None
+    address: str = field(repr=False)
+    shown: str
+    told: str
 
 
 def read(document: dict[str, Any], kind: str) -> Wish:
@@ -66,31 +86,41 @@ def read(document: dict[str, Any], kind: str) -> Wish:
     )
 
 
-def created(change: Change, wish: Wish, caller: Caller, sealer: Sealer, paths: Paths) -> dict[str, Any]:
-    """Write an artifact down, to be made by the daemon; return its name and version."""
-    target, path = _job(change, wish, caller)
-    described: dict[str, Any] = {}
-    ref = attempt_id = None
-    secret: dict[str, str] = {}
-    reference = _reference(wish, target, path)
+def understood(connection: sqlite3.Connection, wish: Wish, caller: Caller, paths: Paths) -> Origin:
+    """Find out what the source means, and look where it is a path: outside the turn, as a disk may be slow."""
+    target, path = _job(connection, wish, caller)
     if wish.checkpoint:
-        assert target is not None
+        if target is None:
+            raise UsageError("--checkpoint takes a job", hint=f"stoker {wish.kind} create {wish.name} 42 --checkpoint")
         ref = one(target)
         directory = os.path.join(_checkpoint(paths, target), path)
-        stated = wish.input.model_copy(update={"uri": directory + ("/" if os.path.isdir(directory) else "")})
-        described["source"] = f"job:{target.label} checkpoint" + (f"/{path}" if path else "")
-    elif reference is not None:
-        parent = found(change.connection, caller.uid, reference)
-        described["parent_id"], ref, attempt_id = parent.id, parent.ref, parent.attempt_id
-        pinned = str(reference if parent.kind == artifacts.OUTPUT else reference.at(parent.version))
-        described["source"], stated = pinned, wish.input.model_copy(update={"uri": pinned})
-    else:
-        tidy = wish.input.model_copy(update={"uri": _tidied(wish.input.uri, caller.cwd)})
-        source = source_of("the source", tidy, caller.cwd)
-        secret = {"source": source.text} if source.text != source.shown else {}
-        described["source"], stated = source.shown, wish.input.model_copy(update={"uri": source.shown})
-    environment = {name: caller.env[name] for name in ("HOME",) if name in caller.env}
-    document = {"umask": caller.umask, "env": environment, **({"sources": secret} if secret else {})}
+        address = directory + ("/" if os.path.isdir(directory) else "")
+        return Origin(None, ref, address, address, f"job:{ref.label} checkpoint" + (f"/{path}" if path else ""))
+    if target is not None:
+        return Origin(Reference(references.JOB, target.label, None, path), None, "", "", "")
+    reference = references.parse(wish.text)
+    if reference is not None:
+        return Origin(reference, None, "", "", "")
+    address = wish.text if _kind_is_said(wish) else _tidied(wish.text, caller.cwd)
+    source = source_of("the source", wish.input.model_copy(update={"uri": address}), caller.cwd)
+    return Origin(None, None, source.text, source.shown, source.shown)
+
+
+def created(change: Change, wish: Wish, origin: Origin, caller: Caller, sealer: Sealer) -> dict[str, Any]:
+    """Write an artifact down, to be made by the daemon; return its name and version."""
+    shown, told = origin.shown, origin.told
+    ref, attempt_id, parent_id = origin.ref, None, None
+    if origin.reference is not None:
+        parent = found(change.connection, caller.uid, origin.reference)
+        ref, attempt_id, parent_id = parent.ref, parent.attempt_id, parent.id
+        is_output = parent.kind == artifacts.OUTPUT
+        shown = told = str(origin.reference if is_output else origin.reference.at(parent.version))
+    stated = wish.input.model_copy(update={"uri": shown})
+    document: dict[str, Any] = {"umask": caller.umask, "env": {}}
+    if "HOME" in caller.env:
+        document["env"]["HOME"] = caller.env["HOME"]
+    if origin.address != origin.shown:
+        document["sources"] = {SOURCE: origin.address}
     digest, sealed = seal_environment(sealer, caller.uid, document)
     jobs.keep_variables(change.connection, digest, sealed)
     artifact_id = artifacts.add(
@@ -102,11 +132,12 @@ def created(change: Change, wish: Wish, caller: Caller, sealer: Sealer, paths: P
         now_us=change.now_us,
         ref=ref,
         attempt_id=attempt_id,
+        parent_id=parent_id,
+        source=told,
         stated=json.dumps(stated.model_dump(by_alias=True, exclude_defaults=True)),
         variables=digest,
         description=wish.description,
         tags=json.dumps(wish.tags),
-        **described,
     )
     change.effects.append(Make(artifact_id))
     artifact = artifacts.get(change.connection, artifact_id)
@@ -114,44 +145,43 @@ def created(change: Change, wish: Wish, caller: Caller, sealer: Sealer, paths: P
     return {"kind": wish.kind, "name": wish.name, "version": artifact.version, "state": artifact.state}
 
 
-def _job(change: Change, wish: Wish, caller: Caller) -> tuple[Target | None, str]:
+def _job(connection: sqlite3.Connection, wish: Wish, caller: Caller) -> tuple[Target | None, str]:
     """Return the job that the source means, and the path below it; None where it means no job.
 
     A number, or @last, is a job. Any other word is one only where no file has that name.
     """
     word, _, path = wish.text.partition(":")
-    if references.parse(wish.text) is not None or "://" in wish.text:
-        target = None
-    elif _JOB.fullmatch(word):
-        target = resolve(change.connection, word, caller.uid)
-    elif "/" in word or os.path.lexists(os.path.join(caller.cwd, wish.text)):
-        target = None
-    else:
-        target = _named_job(change, word, caller.uid, wish.text)
-    if wish.checkpoint and target is None:
-        raise UsageError("--checkpoint takes a job", hint=f"stoker {wish.kind} create {wish.name} 42 --checkpoint")
-    return target, references.plain_path(path) if target is not None else ""
-
-
-def _named_job(change: Change, word: str, uid: int, text: str) -> Target:
+    if _kind_is_said(wish) or "://" in wish.text or references.parse(wish.text) is not None:
+        return None, ""
+    if _JOB.fullmatch(word):
+        return resolve(connection, word, caller.uid), references.plain_path(path)
+    if "/" in word or os.path.lexists(os.path.join(caller.cwd, wish.text)) or _is_address(wish.text):
+        return None, ""
     try:
-        return resolve(change.connection, word, uid)
+        return resolve(connection, word, caller.uid), references.plain_path(path)
     except NotFound:
         raise UsageError(
-            f"{text[:80]!r} is no file here, no address and no job",
+            f"{wish.text[:80]!r} is no file here, no address and no job",
             hint="give a path, a URI such as s3://bucket/key, or a job: 42, 42:sub/dir",
         ) from None
 
 
-def _reference(wish: Wish, target: Target | None, path: str) -> Reference | None:
-    if target is not None:
-        return Reference(references.JOB, target.label, None, path)
-    return references.parse(wish.text)
+def _kind_is_said(wish: Wish) -> bool:
+    """Say whether the request names the kind of source: then its text is what that kind takes."""
+    return wish.input.model_dump(by_alias=True).get("from") is not None
+
+
+def _is_address(text: str) -> bool:
+    """Say whether a text that has no scheme is an address of a server all the same."""
+    try:
+        return uris.parse(text, PurePath("/")).scheme != "file"
+    except StorageError:
+        return False
 
 
 def _tidied(text: str, cwd: str) -> str:
     """Return a path as people write it, without its detours; an address as it is."""
-    if "://" in text:
+    if "://" in text or _is_address(text):
         return text
     return os.path.normpath(os.path.join(cwd, text)) + ("/" if text.endswith("/") else "")
 

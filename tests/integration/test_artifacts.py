@@ -110,6 +110,11 @@ def test_versions_grow_and_none_is_given_twice(runner: Box, tmp_path: Path) -> N
     assert (refused.returncode, "names are given once" in refused.stderr) == (5, True)
     assert runner.ok("data", "create", "faces", "data:set") == "faces@4"
     assert listed(runner) == []
+    (tmp_path / "f").rename(tmp_path / "g")
+    once = ("data", "create", "once", str(tmp_path / "g"), "--idempotency-key", "k")
+    assert runner.ok(*once) == "once@1"
+    (tmp_path / "g").unlink()
+    assert runner.ok(*once) == "once@1"
 
 
 def test_a_part_of_an_output_or_artifact_costs_nothing(runner: Box) -> None:
