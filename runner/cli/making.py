@@ -79,13 +79,13 @@ class _Bar:
 
     def _draw(self, done: int, total: int | None) -> None:
         if self._bar is None:
-            self._bar = _rich_bar(self._out.columns)
+            self._bar = _rich_bar(self._out)
             self._task = self._bar.add_task(plain(self._title), total=total)
             self._bar.start()
         self._bar.update(self._task, completed=done, total=total)
 
 
-def _rich_bar(columns: int) -> Any:
+def _rich_bar(out: Out) -> Any:
     from rich.console import Console  # only where someone watches
     from rich.progress import (
         BarColumn,
@@ -102,7 +102,7 @@ def _rich_bar(columns: int) -> Any:
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True, width=columns),
+        console=Console(stderr=True, width=out.columns, no_color=out.colour_when == "never" or None),
         transient=True,
         expand=True,
     )

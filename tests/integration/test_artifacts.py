@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.kit import Box, wait_until
-from tests.servers import Answer, Web, http_server
+from tests.servers import Answer, Web, http_server, tmpfs
 
 
 @pytest.fixture
@@ -411,3 +412,19 @@ def test_names_are_completed(runner: Box, tmp_path: Path) -> None:
     assert runner.ok("_complete", "submit", "--model", "") == "resnet"
     assert runner.ok("_complete", "cp", "data:") == "data:roads"
     assert runner.ok("model", "ls", "-q") == "resnet@1"
+
+
+def test_an_artifact_waits_for_room_on_the_disk(tmp_path: Path, web: Web) -> None:
+    """It says how much it needs, nothing half stays in the way, and it goes on by itself."""
+    (web.root / "big").write_bytes(bytes(range(256)) * (12 << 12))
+    with tmpfs(tmp_path / "small", "96m"), Box(tmp_path / "small", STOKER_STORAGE__MIN_FREE="8MiB") as box:
+        box.start()
+        room = os.statvfs(tmp_path / "small")
+        filler = tmp_path / "small/filler"
+        filler.write_bytes(bytes(room.f_bavail * room.f_frsize - (14 << 20)))
+        box.ok("model", "create", "big", f"{web.url}/big", "--no-wait")
+        told = wait_until(lambda: "of disk" in str(shown(box, "big")["reason"]) and shown(box, "big")["reason"])
+        assert told["data"]["need_bytes"] >= 12 << 20
+        filler.unlink()
+        wait_until(lambda: shown(box, "big")["state"] == "ready")
+        assert shown(box, "big")["size_bytes"] == 12 << 20
