@@ -33,6 +33,7 @@ from runner.daemon.fetch import Fetcher
 from runner.daemon.finish import Finisher
 from runner.daemon.live import live_facts
 from runner.daemon.loop import Loop
+from runner.daemon.make import Maker
 from runner.daemon.measure import Measurer
 from runner.daemon.meter import Meter
 from runner.daemon.prepare import Preparer
@@ -121,6 +122,7 @@ def _serve(paths: Paths) -> int:
     saver = Saver(context, Uploader(context, fetcher))
     tail = LogTail()
     preparer = Preparer(context, loop, Stager(context, fetcher, tail))
+    maker = Maker(context, fetcher)
     measurer = Measurer(context, loop, devices.usage)
     finisher = Finisher(
         context,
@@ -143,11 +145,13 @@ def _serve(paths: Paths) -> int:
         meter=Meter(context, loop),
         expirer=Expirer(context, loop, saver),
         measurer=measurer,
+        maker=maker,
     )
     watch = Watch(context, loop, starter)
     watch.open()
     devices.first_look()
     recover(context, loop, starter=starter, preparer=preparer, saver=saver)
+    maker.load()
     room = Room(
         version=importlib.metadata.version("stoker"),
         config=config,
@@ -155,9 +159,10 @@ def _serve(paths: Paths) -> int:
         database=database,
         desk=context.desk,
         hub=context.hub,
+        shelf=context.shelf,
         sealer=context.sealer,
         store=context.store,
-        live=live_facts(context, devices, preparer, saver, executor.cgroups),
+        live=live_facts(context, devices, preparer=preparer, saver=saver, maker=maker, cgroups=executor.cgroups),
         tail=tail,
         account=account_name,
         started_us=context.clock.now_us(),

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from storage.errors import BadName, Corrupt
@@ -100,6 +100,24 @@ def decode(data: bytes) -> Manifest:
     if manifest.encoded != data:
         raise Corrupt("the manifest is not in its canonical form")
     return manifest
+
+
+def part(manifest: Manifest, path: str) -> Manifest:
+    """Return what lies at a path of a tree as a tree of its own: a directory, or one file under its last name.
+
+    Raise `BadName` where nothing is there. An empty path is all of it.
+    """
+    if not path:
+        return manifest
+    inside, last = path + "/", path.rpartition("/")[2]
+    found = [
+        replace(entry, path=last if entry.path == path else entry.path.removeprefix(inside))
+        for entry in manifest.entries
+        if entry.path == path or entry.path.startswith(inside)
+    ]
+    if not found:
+        raise BadName(f"it has no {path!r}", "list its files first")
+    return build(found)
 
 
 def path_bytes(path: str) -> bytes:

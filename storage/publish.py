@@ -80,13 +80,12 @@ def take(batch: Batch, root_fd: int, path: str, real: str, cancelled: Callable[[
     raise SourceChanged(f"{path!r} keeps changing while it is read", "wait until its writer is done")
 
 
-def export(store: Store, digest: str, dest: Path, *, overwrite: bool = False) -> int:
+def export(store: Store, manifest: Manifest, dest: Path, *, overwrite: bool = False) -> int:
     """Copy a tree into a directory of the user's and return the number of files.
 
     A new directory appears whole. Into an existing one each file is written by rename; a path that is taken raises
     `Exists` before anything is written, unless `overwrite`. No link below `dest` is followed.
     """
-    manifest = store.manifest(digest)
     if not os.path.lexists(dest):
         files.make_directories(dest.parent)
         checkout.copy_out(store, manifest, dest)

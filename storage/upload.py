@@ -88,7 +88,7 @@ def _to_directory(
             return Pushed(len(manifest.entries), manifest.size_bytes, 0)
         marker.unlink()
     progress(0, manifest.size_bytes)
-    count = export(store, manifest.digest, directory, overwrite=True)
+    count = export(store, manifest, directory, overwrite=True)
     temp = directory / f"{MANIFEST_NAME}.{secrets.token_hex(4)}"
     with disk_errors(directory):
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)

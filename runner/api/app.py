@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from runner.api import routes_box, routes_follow, routes_jobs, routes_keys, routes_results
 from runner.api.room import Room
+from runner.api.routes_shelf import KINDS, shelf
 from runner.core.errors import Bug, StokerError, UsageError
 from runner.core.faults import sentence
 from storage.errors import StorageError
@@ -47,6 +48,8 @@ def make_app(room: Room, report: Report) -> FastAPI:
     app.state.room = room
     for family in (routes_jobs, routes_follow, routes_results, routes_keys, routes_box):
         app.include_router(family.router)
+    for plural in KINDS:
+        app.include_router(shelf(plural))
 
     @app.exception_handler(StokerError)
     async def refused(_: Request, error: StokerError) -> Response:

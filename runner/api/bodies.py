@@ -84,6 +84,19 @@ REFS = _body(["refs"], refs=_REFS)
 STOP = _body(["refs"], refs=_REFS, grace_s=_SECONDS)
 REMOVE = _body([], refs=_REFS, older_than_s=_SECONDS, keep_outputs=_TRUE, confirmed=_TRUE)
 PULL = _body(["destination"], destination=_TEXT, overwrite=_TRUE)
+CREATE = _body(
+    ["name", "source", "caller"],
+    name=_TEXT,
+    source=_TEXT | {"description": "a URI, a path, model:NAME, data:NAME, a job (42) or a part of its output (42:a/b)"},
+    caller=_CALLER,
+    input={"type": "object", "description": "how the source is reached: the keys of a job's input, uri apart"},
+    description=_TEXT,
+    tags={"type": "array", "items": _TEXT},
+    checkpoint=_TRUE,
+)
+RENAME = _body(["name"], name=_TEXT)
+RESTORE = _body([], job=_TEXT, destination=_TEXT, overwrite=_TRUE)
+COPY = _body(["source", "destination"], source=_TEXT, destination=_TEXT, overwrite=_TRUE)
 BACKUP = _body([], destination=_TEXT)
 _VALUES = {
     "type": "object",

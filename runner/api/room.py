@@ -36,6 +36,7 @@ class Room:
     database: Database
     desk: Desk
     hub: Hub
+    shelf: Hub
     sealer: Sealer
     store: Store
     live: LiveFacts

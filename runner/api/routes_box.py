@@ -137,9 +137,13 @@ def schema(name: str) -> JSONResponse:
 
 
 @router.get("/complete")
-def complete(request: Request, word: str = "") -> JSONResponse:
-    """Complete a job's number or name."""
+def complete(
+    request: Request, word: str = "", kind: Annotated[str, Query(pattern="^(job|model|data)$")] = "job"
+) -> JSONResponse:
+    """Complete a job's number or name, or the name of an artifact."""
     room = room_of(request)
+    if kind != "job":
+        return JSONResponse({"names": box.complete_name(room.reader(), word[:64], uid_of(request), kind)})
     return JSONResponse({"jobs": box.complete(room.reader(), word[:64], uid_of(request))})
 
 

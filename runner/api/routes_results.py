@@ -1,4 +1,4 @@
-"""What jobs left: outputs, models, metrics."""
+"""What jobs left: outputs, checkpoints, metrics."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from runner.api import bodies
 from runner.api.bridge import Once, body_of
 from runner.api.room import Room, room_of, uid_of
 from runner.api.routes_jobs import SMALL_MAX
 from runner.api.strict import StrictRoute, read_body
-from runner.service import metrics, models, outputs
+from runner.core.errors import UsageError
+from runner.core.references import PATH_MAX
+from runner.service import checkpoints, copies, metrics, outputs
 from runner.service.intake import absolute_path
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute)
@@ -38,6 +40,64 @@ async def pull_outputs(request: Request, ref: str) -> JSONResponse:
     return JSONResponse(await Once(request, body).outside(partial(_pull, room, ref, uid, destination, overwrite)))
 
 
+@router.get("/jobs/{ref}/outputs/file")
+def read_output(request: Request, ref: str, file: Annotated[str, Query(max_length=PATH_MAX)] = "") -> Response:
+    """Return the bytes of one file of an output."""
+    room = room_of(request)
+    found = copies.opened(room.reader(), room.store, room.target(ref, uid_of(request)), file)
+    headers = {"Content-Length": str(found.size_bytes)}
+    return StreamingResponse(found.pieces(), media_type="application/octet-stream", headers=headers)
+
+
+@router.post("/copy", openapi_extra=bodies.COPY)
+async def copy_out(request: Request) -> JSONResponse:
+    """Copy an output, an artifact or a part of one to a place of the user's."""
+    room, uid = room_of(request), uid_of(request)
+    body = await body_of(request, SMALL_MAX)
+    document = read_body(bodies.COPY, body)
+    absolute_path(document["destination"], "destination")
+    work = lambda: copies.copied(room.reader(), room.store, uid, document)  # noqa: E731 - in a thread: its own reader
+    return JSONResponse(await Once(request, body).outside(work))
+
+
+@router.get("/checkpoints")
+def list_checkpoints(request: Request) -> JSONResponse:
+    """List what jobs keep across attempts."""
+    room = room_of(request)
+    return JSONResponse(checkpoints.listed(room.reader(), room.paths, uid_of(request)))
+
+
+@router.get("/jobs/{ref}/checkpoint")
+def show_checkpoint(request: Request, ref: str) -> JSONResponse:
+    """List the files of a job's checkpoint."""
+    room = room_of(request)
+    return JSONResponse(checkpoints.shown(room.paths, room.target(ref, uid_of(request))))
+
+
+@router.post("/jobs/{ref}/checkpoint/restore", openapi_extra=bodies.RESTORE)
+async def restore_checkpoint(request: Request, ref: str) -> JSONResponse:
+    """Copy a job's checkpoint to another job, or into a directory."""
+    room, uid = room_of(request), uid_of(request)
+    body = await body_of(request, SMALL_MAX)
+    document = read_body(bodies.RESTORE, body)
+    return JSONResponse(await Once(request, body).outside(partial(_restore, room, ref, uid, document)))
+
+
+@router.delete("/jobs/{ref}/checkpoint", openapi_extra={"parameters": bodies.NONE["parameters"]})
+async def remove_checkpoint(
+    request: Request, ref: str, confirmed: Annotated[int, Query(ge=0, le=1)] = 0
+) -> JSONResponse:
+    """Empty the checkpoint of a job."""
+    room, uid = room_of(request), uid_of(request)
+    body = await body_of(request, SMALL_MAX)
+    read_body(bodies.NONE, body)
+
+    def work() -> dict[str, Any]:
+        return checkpoints.removed(room.reader(), room.paths, room.target(ref, uid), confirmed=bool(confirmed))
+
+    return JSONResponse(await Once(request, body).outside(work))
+
+
 @router.get("/jobs/{ref}/metrics")
 def job_metrics(
     request: Request,
@@ -50,30 +110,16 @@ def job_metrics(
     return JSONResponse(metrics.series(room.reader(), room.target(ref, uid_of(request)), name, tail))
 
 
-@router.get("/models")
-def list_models(request: Request) -> JSONResponse:
-    """List artifacts."""
-    return JSONResponse(models.listed(room_of(request).reader(), uid_of(request)))
-
-
-@router.get("/models/{name}")
-def show_model(request: Request, name: str) -> JSONResponse:
-    """Show one artifact: its files, where it came from and who uses it."""
-    room = room_of(request)
-    return JSONResponse(models.shown(room.reader(), room.store, uid_of(request), name))
-
-
-@router.delete("/models/{name}", openapi_extra={"parameters": bodies.NONE["parameters"]})
-async def remove_model(request: Request, name: str, confirmed: Annotated[int, Query(ge=0, le=1)] = 0) -> JSONResponse:
-    """Remove one version of an artifact."""
-    body = await body_of(request, SMALL_MAX)
-    read_body(bodies.NONE, body)
-    work = partial(_remove_model, uid_of(request), name, bool(confirmed))
-    return JSONResponse(await Once(request, body).ask(work))
-
-
-def _remove_model(uid: int, name: str, confirmed: bool, change: Any) -> dict[str, Any]:
-    return models.removed(change, uid, name, confirmed=confirmed)
+def _restore(room: Room, ref: str, uid: int, document: dict[str, Any]) -> dict[str, Any]:
+    target, overwrite = room.target(ref, uid), bool(document.get("overwrite"))
+    other, destination = document.get("job"), document.get("destination")
+    if (other is None) == (destination is None):
+        raise UsageError("it goes to a job or into a directory", hint='send "job" or "destination"')
+    if other is not None:
+        to = room.target(other, uid)
+        return checkpoints.restored(room.reader(), room.paths, room.store, target, to, overwrite=overwrite)
+    path = Path(absolute_path(destination, "destination"))
+    return checkpoints.exported_to(room.paths, room.store, target, path, overwrite=overwrite)
 
 
 def _pull(room: Room, ref: str, uid: int, destination: Path, overwrite: bool) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from runner.api.room import Room
 from runner.core.errors import NotFound
 from runner.core.reasons import Waiting
 from runner.service import logs, views
+from runner.service.desk import Hub
 from runner.service.logs import LogOf
 from runner.service.refs import Target
 from runner.state import listing
@@ -30,14 +31,14 @@ _FRAMES_AHEAD = 64
 
 
 class Ear:
-    """Hears of changes to some jobs, or to any, on the event loop; changes while nobody listens are not lost."""
+    """Hears of changes to some of what a hub tells of, or to any, on the event loop; none that comes later is lost."""
 
-    def __init__(self, room: Room, job_ids: Iterable[int] | None) -> None:
+    def __init__(self, hub: Hub, job_ids: Iterable[int] | None) -> None:
         self._event = asyncio.Event()
         loop = asyncio.get_running_loop()
         ring = lambda: loop.call_soon_threadsafe(self._event.set)  # noqa: E731
         meant: Iterable[int | None] = (None,) if job_ids is None else set(job_ids)
-        self._forget: list[Callable[[], None]] = [room.hub.listen(job_id, ring) for job_id in meant]
+        self._forget: list[Callable[[], None]] = [hub.listen(job_id, ring) for job_id in meant]
 
     def __enter__(self) -> Self:
         return self
@@ -91,7 +92,7 @@ async def follow_job(room: Room, target: Target, mask: Mask, asked: Asked) -> As
     """
     told = ""
     built = bool(asked.place.attempt) or asked.tail is not None or asked.attempt is not None
-    with Ear(room, [target.job_id]) as ear:
+    with Ear(room.hub, [target.job_id]) as ear:
         attempts = _Attempts(room, target, mask, asked)
         while True:
             # The outcome is looked up before the logs: what begins and ends between the two looks is not missed.
@@ -158,7 +159,7 @@ class _Herd:
 
     async def run(self) -> None:
         try:
-            with Ear(self._room, [self._target.job_id]) as ear:
+            with Ear(self._room.hub, [self._target.job_id]) as ear:
                 async with asyncio.TaskGroup() as group:
                     await self._watch(ear, group)
         except asyncio.CancelledError:  # nobody reads any more
@@ -224,7 +225,7 @@ class _Herd:
 
 async def _follow_log(room: Room, target: Target, mask: Mask, asked: Asked) -> AsyncIterator[bytes]:
     """Tell the log of one element that has begun, attempt after attempt, and its outcome."""
-    with Ear(room, [target.job_id]) as ear:
+    with Ear(room.hub, [target.job_id]) as ear:
         attempts = _Attempts(room, target, mask, asked)
         while True:
             outcome = await run_in_threadpool(lambda: views.outcome(room.reader(), target))

@@ -24,6 +24,7 @@ EPILOG = (
 VERB_EPILOG = "Every verb also takes the flags that `stoker --help` lists, --json and --quiet among them."
 JOB_HELP = "A number, a name or its beginning, @last or @failed; 42[7] is one element of 42."
 HELP_COLUMNS = 80
+ACTIONS_MAX = 44  # a longer list is told below the line of usage
 _WORDS = "words"
 _CMD = "[SCRIPT | FILE.toml | -] [-- CMD...]"
 _HELP_NAMES: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
@@ -112,7 +113,8 @@ def _command(verb: Verb, run: Callable[[Args], None]) -> Callable[..., None]:
 
     metavar = _CMD if verb.words == "[CMD]" else verb.words
     if verb.actions:
-        metavar = f"[{'|'.join(verb.actions)}] {metavar}".strip()
+        words = "|".join(verb.actions)
+        metavar = f"[{words if len(words) <= ACTIONS_MAX else 'ACTION'}] {metavar}".strip()
     return _with_signature(command, (*verb.flags, *GLOBAL_FLAGS), metavar)
 
 

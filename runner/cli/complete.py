@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from runner.cli.out import Out
-    from runner.cli.verbs import Flag
+    from runner.cli.verbs import Flag, Verb
 
 CAP_S = 0.2
 
@@ -42,6 +42,8 @@ def _offers(before: list[str], current: str) -> list[str]:
         return []
     flags = (*verb.flags, *GLOBAL_FLAGS)
     last = next((flag for flag in flags if before[-1] in flag.names), None)
+    if last and last.names[-1] in {"--model", "--keep-model"}:
+        return _artifacts("model", current)
     if last and last.metavar:
         return _asked("/v1/keys", "keys") if last.key == "key" else list(last.choices)
     if current.startswith("-"):
@@ -49,16 +51,26 @@ def _offers(before: list[str], current: str) -> list[str]:
     if verb.name == "key" and before[-1] != name:
         return list(KEY_KINDS) if before[-1] == "add" else _asked("/v1/keys", "keys")
     if verb.actions and before[-1] == name:
-        return [*verb.actions, *(_jobs(current) if "JOB" in verb.words else ())]
-    return _jobs(current) if "JOB" in verb.words else []
+        return [*verb.actions, *_named(verb, current)]
+    return _named(verb, current)
 
 
 def _names(flags: Sequence[Flag]) -> list[str]:
     return [name for flag in flags for name in flag.names if name.startswith("--")]
 
 
-def _jobs(word: str) -> list[str]:
-    return _asked(f"/v1/complete?word={quote(word)}", "jobs")
+def _named(verb: Verb, word: str) -> list[str]:
+    if verb.words.startswith("[NAME]"):
+        return _artifacts(verb.name, word)
+    if verb.name == "cp":
+        kind, colon, name = word.partition(":")
+        if kind in {"model", "data"} and colon:
+            return [f"{kind}:{each}" for each in _artifacts(kind, name)]
+    return _asked(f"/v1/complete?word={quote(word)}", "jobs") if "JOB" in verb.words or verb.name == "cp" else []
+
+
+def _artifacts(kind: str, word: str) -> list[str]:
+    return _asked(f"/v1/complete?word={quote(word)}&kind={kind}", "names")
 
 
 def _asked(path: str, field: str) -> list[str]:

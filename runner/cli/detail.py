@@ -44,16 +44,11 @@ def job_text(job: dict[str, Any], state: Callable[[str], str], fits: int | None)
         ("notice", "; ".join(str(each["notice"]) for each in job.get("inputs") or () if each.get("notice"))),
         ("credits", credit(job.get("charge_micro"))),
     ]
-    lines = [f"job {plain(job['id'])} {plain(job.get('name') or '')}".rstrip()]
-    for name, value in facts:
-        if value not in {None, ""}:
-            first, *more = fold(plain(value), fits - _MARGIN) if fits else [plain(value)]
-            if name == "status":
-                first = state(word) + first.removeprefix(word)
-            lines += [f"  {name:<10} {first}", *[" " * _MARGIN + line for line in more]]
+    title = f"job {job['id']} {job.get('name') or ''}".rstrip()
+    lines = facts_text(title, facts, fits, lambda text: state(word) + text.removeprefix(word))
     if job.get("elements"):
         lines += ["", "elements", tree_text(job["elements"])]
-    for name, columns in (("inputs", _INPUTS), ("outputs", _OUTPUTS)):
+    for name, columns in (("inputs", _INPUTS), ("outputs", _OUTPUTS), ("kept", _KEPT)):
         if job.get(name):
             lines += ["", name, *rows_of(columns, job[name], fits)]
     if job.get("attempts"):
@@ -61,6 +56,18 @@ def job_text(job: dict[str, Any], state: Callable[[str], str], fits: int | None)
     if job.get("events"):
         lines += ["", "history", events_text(job, fits)]
     return "\n".join(lines)
+
+
+def facts_text(
+    title: str, facts: Sequence[tuple[str, object]], fits: int | None, first: Callable[[str], str]
+) -> list[str]:
+    """Return a title and what is known below it, a line or more each; `first` paints the first line of the first."""
+    lines = [plain(title)]
+    for number, (name, value) in enumerate(facts):
+        if value not in {None, ""}:
+            line, *more = fold(plain(value), fits - _MARGIN) if fits else [plain(value)]
+            lines += [f"  {name:<10} {line if number else first(line)}", *[" " * _MARGIN + each for each in more]]
+    return lines
 
 
 def attempts_text(job: dict[str, Any], fits: int | None) -> str:
@@ -125,6 +132,10 @@ _OUTPUTS: tuple[Column, ...] = (
     ("SIZE", lambda row: size(row.get("size_bytes"))),
     ("FILES", lambda row: str(row.get("files") or "-")),
     ("DIGEST", lambda row: str(row.get("digest") or "-")[:12]),
+)
+_KEPT: tuple[Column, ...] = (
+    ("NAME", lambda row: f"{row['kind']}:{row['name']}@{row['version']}"),
+    *_OUTPUTS[1:],
 )
 _EVENTS: tuple[Column, ...] = (
     ("AT", lambda row: when(row.get("at"))),

@@ -119,6 +119,41 @@ _DRY = Flag("--dry-run", "Show what would be queued, with the origin of each val
 _TAIL = Flag("-n/--tail", "The last N lines only.", "N")
 _FOLLOW = Flag("-f/--follow", "Go on as it grows.")
 
+SHELF_ACTIONS = ("ls", "show", "create", "pull", "rename", "rm", "verify", "pin", "unpin")
+_SHELF = (
+    Flag("--description", "create: what it is.", "TEXT"),
+    Flag("--tag", "create: a word to find it by; may be given again.", "TAG", repeats=True),
+    Flag("--from", "create: the kind of source, where its address does not say.", "KIND"),
+    Flag("--endpoint", "create: the server to ask, where it is not the provider's own.", "URL"),
+    Flag("--key", "create: open it with this key of yours.", "NAME"),
+    Flag("--no-extract", "create: keep an archive as the file it is."),
+    Flag("--checkpoint", "create: take the job's checkpoint directory, not its output."),
+    Flag("--refresh", "create: ask the source again, though it was fetched before."),
+    Flag("--no-wait", "create: return at once; it is fetched all the same."),
+    Flag("-a/--all", "ls: outputs of jobs and every other kind too."),
+    Flag("--overwrite", "pull: replace files that are there."),
+    _YES,
+    _KEY,
+)
+
+
+def _shelf_help(kind: str, name: str, use: str) -> str:
+    return f"""\b
+create NAME SOURCE  a new version: NAME@1, NAME@2, ... SOURCE is one of
+    s3://bucket/dir/  ./dir  model.zip  a URI or path; a trailing / is a tree
+    42   42:sub/dir   a job's output, or a part of it (--checkpoint: of that)
+    model:NAME@2/sub  data:NAME  what is here already; nothing is copied
+show NAME[@V]       where it came from, what came of it, its files
+pull NAME[@V] DEST  copy it into a directory
+rename NAME NEW     all its versions; rm, verify, pin, unpin take NAME[@V]
+
+\b
+stoker {kind} create {name} s3://bucket/{name}/ --tag vision
+stoker run {use} -- python train.py
+
+NAME alone is its latest version. No version is given twice."""
+
+
 VERBS: dict[str, Verb] = {
     verb.name: verb
     for verb in (
@@ -208,10 +243,29 @@ VERBS: dict[str, Verb] = {
         Verb("rerun", "Queue a job again, with flags that change it.", "JOB", (*_JOB, _KEY)),
         Verb(
             "outputs",
-            "List what a job made, or copy it out.",
+            "List what a job made, print a file of it, or copy it out.",
             "JOB [DEST]",
             (Flag("--overwrite", "Replace files that are there."), _KEY),
-            actions=("ls", "pull"),
+            actions=("ls", "cat", "pull"),
+            more="\b\nstoker outputs cat 42:log/loss.csv > loss.csv\nstoker outputs pull 42 ./model",
+        ),
+        Verb(
+            "cp",
+            "Copy an output, a model or data set, or a part of one, to a file or directory.",
+            "SOURCE DEST",
+            (Flag("--overwrite", "Replace files that are there."), _KEY),
+            more="SOURCE is JOB[:path], model:NAME[@V][/path] or data:NAME[@V][/path].\n\n"
+            "\b\nstoker cp 42:best.pt .\nstoker cp model:resnet@2/config.json old.json",
+        ),
+        Verb(
+            "checkpoint",
+            "List what jobs keep across attempts, show, copy or remove it.",
+            "[JOB] [OTHER]",
+            (Flag("--overwrite", "restore: replace what is there."), _YES, _KEY),
+            actions=("ls", "show", "restore", "rm"),
+            more="restore JOB OTHER gives another job, one that does not run, a copy; a word with a slash is a "
+            "directory to copy it into. `stoker model create NAME JOB --checkpoint` keeps one as a model.\n\n"
+            "\b\nstoker checkpoint restore 42 57\nstoker checkpoint restore 42 ./ckpt",
         ),
         Verb(
             "metrics",
@@ -225,7 +279,22 @@ VERBS: dict[str, Verb] = {
             ),
         ),
         Verb("gpu", "List devices and who holds them.", actions=("ls",)),
-        Verb("model", "List, show or remove models.", "[NAME]", (_YES, _KEY), actions=("ls", "show", "rm")),
+        Verb(
+            "model",
+            "Name models, of any source or of what a job made; list, show, copy out, remove.",
+            "[NAME] [SOURCE]",
+            _SHELF,
+            actions=SHELF_ACTIONS,
+            more=_shelf_help("model", "resnet", "--model resnet"),
+        ),
+        Verb(
+            "data",
+            "Name data sets, of any source or of what a job made; list, show, copy out, remove.",
+            "[NAME] [SOURCE]",
+            _SHELF,
+            actions=SHELF_ACTIONS,
+            more=_shelf_help("data", "faces", "--input d=data:faces"),
+        ),
         Verb(
             "key",
             "Keep the credentials that open sources: list, add, change, try or remove them.",

@@ -156,6 +156,8 @@ def _flag_document(flag: str, text: str) -> dict[str, Any]:
     if flag not in _BY_FLAG:
         raise UsageError(f"unknown flag {flag[:60]!r}", hint=nearest(flag, _BY_FLAG))
     key = _BY_FLAG[flag].key
+    if flag == "--model":
+        return {key: {"model": _input(text if re.search("[:/]", text) else f"model:{text}")}}
     if key in _WHOLE:
         return {key: int(text) if _INTEGER.fullmatch(text) else text}
     if key == "cpus":

@@ -32,8 +32,9 @@ _INPUT = (
     "the source again. from=KIND says what the URI alone does not (from=kaggle takes type=competition, dataset or "
     "kernel), endpoint=URL which server has it, key=NAME which of your keys opens it. "
     "A .zip or .tar, .tar.gz … is unpacked, one directory that holds all of it is kept; no-extract leaves it the file "
-    "that it is."
+    "that it is. model:NAME, data:NAME and job:42/sub are what is here already."
 )
+_MODEL = "Base model, of `stoker model ls` or at a URI: the input named model."
 _KEY = "Give the job one of your keys, as files that its libraries find; $STOKER_KEYS_DIR has them."
 _TIME = "Time limit of an attempt: 90s, 30m, 1h30m, 2d, 01:30:00; a bare number is seconds."
 JOB_FLAGS = (
@@ -48,7 +49,9 @@ JOB_FLAGS = (
     JobFlag("--cwd", "cwd", "DIR", False, "Working directory; yours when not given."),
     JobFlag("--input", "input", "NAME=URI[,rw]", True, _INPUT),
     JobFlag("--key", "key", "NAME", True, _KEY),
+    JobFlag("--model", "input", "NAME[@V]", False, _MODEL),
     JobFlag("--output", "output", "DIR[=URI]", False, _OUTPUT),
+    JobFlag("--keep-model", "keep_model", "NAME", False, "On success make the output the next version of this model."),
     JobFlag("--checkpoint", "checkpoint", "DIR", False, "Make DIR the checkpoint directory; it outlives attempts."),
     JobFlag("--requirements", "requirements", "FILE", False, "Run in a virtual environment built once from FILE."),
     JobFlag("--metric", "metric", "NAME=REGEX", True, "Read a metric from the log; one group catches the number."),

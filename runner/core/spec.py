@@ -48,6 +48,11 @@ Name = Annotated[
     WithJsonSchema({"type": "string", "pattern": _NAME.replace("^", "^(?![0-9]+$)")}),
 ]
 KeyName = Annotated[str, StringConstraints(pattern=_NAME)]
+ModelName = Annotated[
+    str,
+    StringConstraints(pattern=_NAME),
+    WithJsonSchema({"type": "string", "pattern": _NAME.replace("^", "^(?![0-9]+$|job-[0-9])")}),
+]
 Variable = Annotated[str, StringConstraints(pattern=_VARIABLE)]
 Key = Annotated[str, StringConstraints(pattern=_KEY)]
 Argument = Annotated[str, StringConstraints(max_length=131_072, pattern=r"^[^\x00]*$")]
@@ -184,6 +189,7 @@ class JobSpec(_Document):
     inputs: Annotated[dict[Key, Input], Field(max_length=100)] = Field(default={}, alias="input")
     output: Text | None = None
     upload: Upload | None = None
+    keep_model: ModelName | None = None
     checkpoint: Text | None = None
     requirements: Text | None = None
     metrics: Annotated[dict[Key, Annotated[str, StringConstraints(max_length=500)]], Field(max_length=40)] = Field(
@@ -197,6 +203,13 @@ class JobSpec(_Document):
     keys: Annotated[list[KeyName], Field(max_length=20)] = Field(default=[], alias="key")
     executor: Literal["process"] = "process"
     array: Annotated[str, Field(max_length=40), _ARRAY_SCHEMA] | None = None
+
+    @field_validator("keep_model")
+    @classmethod
+    def _model_may_be_named_so(cls, name: str | None) -> str | None:
+        if name is not None:
+            read_name(name, "model")
+        return name
 
     @field_validator("name")
     @classmethod
@@ -266,6 +279,28 @@ def validate(document: dict[str, Any], origins: dict[str, str] | None = None) ->
     for key, text in _beyond(spec):
         raise _wrong(key, text, origins or {})
     return spec
+
+
+def read_input(document: dict[str, Any]) -> Input:
+    """Return the source that `document` describes as an input of a job would; `UsageError` names the first fault."""
+    try:
+        return Input.model_validate(document, by_alias=True, by_name=False)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        key = str(fault["loc"][0])[:60]
+        if fault["type"] == "extra_forbidden":
+            raise UsageError(f"unknown key {key!r}", hint=nearest(key, list(Input.model_fields))) from None
+        raise UsageError(f"{'the source' if key == 'uri' else key} is wrong: {sentence(fault)}") from None
+
+
+def read_name(text: str, kind: str) -> str:
+    """Return a name that a new artifact may have. Raises `UsageError`."""
+    if "@" in text:
+        raise UsageError(f"{text[:60]!r} is no name", hint="leave out the @: each new one is the next version")
+    if not re.fullmatch(_NAME, text) or text.isdecimal() or re.fullmatch(r"job-[0-9].*", text):
+        hint = f"{_HINTS['name']}; job-42 is what a job's output is called"
+        raise UsageError(f"{text[:60]!r} is no name for {kind}", hint=hint)
+    return text
 
 
 def _beyond(spec: JobSpec) -> Iterator[tuple[str, str]]:

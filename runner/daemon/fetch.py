@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 
 from runner.core.errors import StokerError
 from runner.core.reasons import Waiting, WaitReason
+from runner.core.spec import Input
 from runner.core.units import format_size
 from runner.daemon import cache, keys
 from runner.daemon.context import Context
@@ -63,6 +64,21 @@ class Fetcher:
     def __init__(self, context: Context, options: SourceOptions) -> None:
         self.context = context
         self.options = options
+
+    def wanted(
+        self, stated: Input, address: str, *, home: str | None, opened_by: tuple[int, str] | None = None
+    ) -> Wanted:
+        """Return what is fetched for a source as it was stated; `address` is its own, secrets and all."""
+        uri = parse(address, PurePath("/"), stated.source_kind)
+        return Wanted(
+            uri,
+            self.remembered(uri, endpoint=stated.endpoint, extract=stated.extract, opened_by=opened_by),
+            home=home,
+            refresh=stated.refresh,
+            endpoint=stated.endpoint,
+            extract=stated.extract,
+            opened_by=opened_by,
+        )
 
     def remembered(
         self,

@@ -12,6 +12,7 @@ from runner.daemon.board import Board
 from runner.daemon.context import Context
 from runner.daemon.devices import Devices
 from runner.daemon.gpu_use import process_name
+from runner.daemon.make import Maker
 from runner.daemon.prepare import Preparer
 from runner.daemon.save import Saver
 from runner.executors.cgroups import CgroupRoots
@@ -23,11 +24,14 @@ from schedulers.placement import short
 from schedulers.resources import Device
 
 
-def live_facts(context: Context, devices: Devices, preparer: Preparer, saver: Saver, cgroups: CgroupRoots) -> LiveFacts:
+def live_facts(
+    context: Context, devices: Devices, *, preparer: Preparer, saver: Saver, maker: Maker, cgroups: CgroupRoots
+) -> LiveFacts:
     """Bind the questions to the daemon's parts."""
     return LiveFacts(
         preparing=preparer.reason,
         saving=saver.reason,
+        making=maker.reason,
         explain=lambda job_id: why_waiting(context.board, context.clock.now_us(), job_id, devices.absent),
         inventory=context.board.inventory,
         devices=lambda: _devices(context, devices),

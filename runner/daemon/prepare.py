@@ -18,7 +18,7 @@ from functools import partial
 
 from runner.core.job import PLAIN, Ref
 from runner.core.lifecycle import Event, State
-from runner.core.reasons import Ending, WaitReason
+from runner.core.reasons import Ending, Waiting, WaitReason
 from runner.daemon import cache
 from runner.daemon.board import WaitingJob
 from runner.daemon.context import Context
@@ -27,6 +27,7 @@ from runner.daemon.guard import safely
 from runner.daemon.handout import may_copy
 from runner.daemon.launch import COPIED, JobFacts
 from runner.daemon.loop import Loop
+from runner.daemon.shelf import NotReady, once_made
 from runner.daemon.stage import Failed, Preparation, Staged, Stager
 from runner.executors.environments import BuildCancelled
 from runner.service.desk import Change, Enqueue, Salvage
@@ -173,6 +174,9 @@ class Preparer:
                 return work(preparation, self._facts(preparation), lease)
         except (Cancelled, BuildCancelled):
             return False
+        except NotReady as error:
+            self.stager.tell(preparation, WaitReason(Waiting.STAGING, f"{error.label} is still being fetched"))
+            once_made(self.context, error.artifact_id, partial(self._queue_up, preparation))
         except (NoRoom, DiskFull) as error:
             self._wait_for_room(preparation, error)
         except Exception as error:  # whatever it is, the job must hear of it
@@ -258,6 +262,8 @@ class Preparer:
                 way=each.way,
                 notice=each.notice,
             )
+            if key is None:
+                continue
             jobs.set_source(
                 change.connection,
                 key,

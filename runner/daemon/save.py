@@ -227,6 +227,8 @@ class Saver:
         attempt = saving.attempt
         self._saving.pop(attempt.ref, None)
         self._stored(change, attempt, published)
+        if saving.becomes is Becomes.SUCCEEDED:
+            self._keep(change, attempt)
         finished_us = change.now_us if saving.salvaged else jobs.ended_us(change.connection, attempt.id)
         settle(change, attempt.ref, saving.ended, saving.becomes, finished_us)
         self.context.step(Step.PUBLISH_WRITTEN)
@@ -236,7 +238,7 @@ class Saver:
         if published is None:
             return
         if published.tree_digest is not None:
-            _enter(change, attempt, published.tree_digest, published)
+            self._enter(change, attempt, published.tree_digest, published)
         if published.skipped:
             left_out = [{"path": printable(each.path), "why": each.why} for each in published.skipped[:SKIPPED_KEPT]]
             data = {"attempt": attempt.number, "count": len(published.skipped), "left_out": left_out}
@@ -248,6 +250,46 @@ class Saver:
         data = {"uri": where, "files": pushed.files, "bytes": pushed.size_bytes, "sentence": sentence}
         jobs.note(change.connection, change.now_us, "output_written", saving.attempt.ref, data)
         self._saved(change, saving, None)
+
+    def _enter(self, change: Change, attempt: Attempt, digest: str, published: Published) -> None:
+        """Write down the artifact that an attempt's output became."""
+        facts = self.context.facts(attempt.ref.job_id)
+        size_bytes, files = published.size_bytes, published.files
+        jobs.set_output(change.connection, attempt.id, digest, size_bytes, files)
+        artifacts.add(
+            change.connection,
+            owner_uid=facts.owner_uid,
+            account=facts.account,
+            kind=artifacts.OUTPUT,
+            name=f"job-{attempt.ref.label}",
+            tree_digest=digest,
+            size_bytes=size_bytes,
+            files=files,
+            ref=attempt.ref,
+            attempt_id=attempt.id,
+            now_us=change.now_us,
+        )
+
+    def _keep(self, change: Change, attempt: Attempt) -> None:
+        """Make what a success left the next version of the model that its job names."""
+        facts = self.context.facts(attempt.ref.job_id)
+        if facts.spec.keep_model is None:
+            return
+        for output in artifacts.of_job(change.connection, attempt.ref.job_id):
+            if output.attempt_id == attempt.id:
+                artifacts.add(
+                    change.connection,
+                    owner_uid=facts.owner_uid,
+                    account=facts.account,
+                    kind="model",
+                    name=facts.spec.keep_model,
+                    tree_digest=output.tree_digest,
+                    size_bytes=output.size_bytes,
+                    files=output.files,
+                    ref=attempt.ref,
+                    attempt_id=attempt.id,
+                    now_us=change.now_us,
+                )
 
     def _discard(self, effect: Discard) -> None:
         remove_logs(self.context.paths, effect.attempt_ids)
@@ -309,24 +351,6 @@ def has_files(directory: Path) -> bool:
         return False
     except OSError:
         return True
-
-
-def _enter(change: Change, attempt: Attempt, digest: str, published: Published) -> None:
-    """Write down the artifact that an attempt's output became."""
-    size_bytes, files = published.size_bytes, published.files
-    jobs.set_output(change.connection, attempt.id, digest, size_bytes, files)
-    artifacts.add(
-        change.connection,
-        owner_uid=jobs.owner_of(change.connection, attempt.ref.job_id),
-        kind="output",
-        name=f"job-{attempt.ref.label}",
-        tree_digest=digest,
-        size_bytes=size_bytes,
-        files=files,
-        ref=attempt.ref,
-        attempt_id=attempt.id,
-        now_us=change.now_us,
-    )
 
 
 def _size(directory: Path) -> int:

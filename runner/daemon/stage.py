@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from runner.core.errors import StokerError
 from runner.core.job import Ref
@@ -17,6 +17,7 @@ from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, NoRoom, Wanted
 from runner.daemon.handout import handed_out, notice
 from runner.daemon.launch import COPIED, Handed, JobFacts, attempt_dir
+from runner.daemon.shelf import NotReady, named, take
 from runner.executors.environments import Builder, EnvironmentFailed, probe
 from runner.service.desk import Enqueue
 from runner.service.submit import interpreter_of
@@ -26,7 +27,6 @@ from storage.checkout import Way, checkout
 from storage.download import Fetched
 from storage.errors import Cancelled, DiskFull, SourceFailed, StorageError
 from storage.leases import Lease
-from storage.uri import parse
 
 
 @dataclass(slots=True)
@@ -57,21 +57,25 @@ class Preparation:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One input of a job: where it comes from, and the tree it was found to be for an earlier attempt."""
+    """One input of a job: where it comes from, and the tree it was found to be for an earlier attempt.
+
+    One that names an artifact has its id, and nothing to be fetched.
+    """
 
     name: str
     wanted: Wanted
     pinned: Fetched | None
+    artifact_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """An input in the store; `key` is the name under which its address is remembered.
+    """An input in the store; `key` is the name under which its address is remembered, None for none.
 
     `way` is how the job gets it, `notice` what the job is told about that.
     """
 
-    key: str
+    key: str | None
     fetched: Fetched
     way: Way
     notice: str | None = None
@@ -98,20 +102,14 @@ class Stager:
         """Return the inputs of a job, by name."""
         found = []
         rows = jobs.staged(self.context.database.reader(), facts.job_id)
-        for name, address, key_name, digest, size_bytes, files, pins in rows:
+        for name, address, artifact_id, key_name, digest, size_bytes, files, pins in rows:
             pinned = Fetched(digest, size_bytes, files, json.loads(pins)) if digest else None
-            stated = facts.spec.inputs[name]
+            if artifact_id is not None:
+                found.append(Source(name, named(address), pinned, artifact_id))
+                continue
+            stated, secret = facts.spec.inputs[name], facts.secret_sources.get(name, address)
             opened_by = (facts.owner_uid, key_name) if key_name is not None else None
-            uri = parse(facts.secret_sources.get(name, address), PurePath("/"), stated.source_kind)
-            wanted = Wanted(
-                uri,
-                self.fetcher.remembered(uri, endpoint=stated.endpoint, extract=stated.extract, opened_by=opened_by),
-                home=facts.variables.get("HOME"),
-                refresh=stated.refresh,
-                endpoint=stated.endpoint,
-                extract=stated.extract,
-                opened_by=opened_by,
-            )
+            wanted = self.fetcher.wanted(stated, secret, home=facts.variables.get("HOME"), opened_by=opened_by)
             found.append(Source(name, wanted, pinned))
         return found
 
@@ -132,7 +130,7 @@ class Stager:
                 fetched = self._known(source, lease) or self._fetch(preparation, source, base)
                 found[source.name] = source, fetched
                 handed = handed_out(self.context, facts, {name: each.tree_digest for name, (_, each) in found.items()})
-            except (Cancelled, DiskFull):
+            except (Cancelled, DiskFull, NotReady):
                 raise
             except (StorageError, OSError) as error:
                 raise Failed(Ending.INPUT_FAILED, _sentence(source, error), name=source.name) from error
@@ -199,7 +197,7 @@ class Stager:
         part = facts.spec.inputs[source.name].path or ""
         digest, size_bytes = fetched.tree_digest, fetched.size_bytes
         told = notice(self.context, source.name, way, digest=digest, part=part, size_bytes=size_bytes)
-        return Staged(source.wanted.key, fetched, way, told)
+        return Staged(source.wanted.key if source.artifact_id is None else None, fetched, way, told)
 
     def tell(self, preparation: Preparation, reason: WaitReason) -> None:
         """Let everybody see what a job is being prepared with."""
@@ -210,10 +208,14 @@ class Stager:
         """Return what an input is already known to be, kept by the lease: for this job, or for any."""
         if source.pinned is not None and self.context.store.keep(lease, source.pinned.tree_digest):
             return source.pinned
+        if source.artifact_id is not None:
+            return None
         return self.fetcher.known(source.wanted, lease)
 
     def _fetch(self, preparation: Preparation, source: Source, base: int) -> Fetched:
         what = f"input {source.name}"
+        if source.artifact_id is not None:
+            return take(self.context, source.artifact_id, source.wanted.uri.path)
         self.tell(preparation, WaitReason(Waiting.STAGING, what))
 
         def progress(done: int, total: int | None) -> None:

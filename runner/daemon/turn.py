@@ -18,13 +18,27 @@ from runner.daemon.finish import Finisher
 from runner.daemon.guard import backoff_s, safely
 from runner.daemon.launch import Order
 from runner.daemon.loop import Loop
+from runner.daemon.make import Maker
 from runner.daemon.measure import Measurer
 from runner.daemon.meter import Meter
 from runner.daemon.prepare import Preparer
 from runner.daemon.save import Saver
 from runner.daemon.start import Starter
 from runner.daemon.steps import Step
-from runner.service.desk import AbortSaving, Change, Discard, Effect, Enqueue, Halt, Item, Leave, Salvage, Withdraw
+from runner.service.desk import (
+    Abandon,
+    AbortSaving,
+    Change,
+    Discard,
+    Effect,
+    Enqueue,
+    Halt,
+    Item,
+    Leave,
+    Make,
+    Salvage,
+    Withdraw,
+)
 from runner.state.engine import savepoint
 from schedulers.decide import decide
 from schedulers.decision import Start
@@ -61,6 +75,7 @@ class Turn:
         meter: Meter,
         expirer: Expirer,
         measurer: Measurer,
+        maker: Maker,
     ) -> None:
         self.context = context
         self.loop = loop
@@ -72,6 +87,7 @@ class Turn:
         self.meter = meter
         self.expirer = expirer
         self.measurer = measurer
+        self.maker = maker
         self.leaving: Leave | None = None
         self._looks_for_room = False
         self._put_off: dict[int, int] = {}
@@ -222,6 +238,10 @@ class Turn:
                 self.saver.abort(effect.ref)
             case Discard():
                 self.saver.discard(effect)
+            case Make():
+                self.maker.make(effect.artifact_id)
+            case Abandon():
+                self.maker.abandon(effect.artifact_id)
             case Leave():
                 self._leave(effect)
 

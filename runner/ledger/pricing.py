@@ -14,6 +14,15 @@ from runner.core.money import CREDITS_MAX, MICRO
 _WORD = re.compile(r"[a-z0-9]+")
 
 
+# An account pays for each distinct artifact that it names, once, past the first 50 GB.
+STORAGE_FREE_BYTES = 50 * 10**9
+
+
+def paid_storage(stored_bytes: int) -> int:
+    """Return how many of an account's stored bytes are paid for."""
+    return max(0, stored_bytes - STORAGE_FREE_BYTES)
+
+
 class PriceKind(StrEnum):
     """What is paid for."""
 

@@ -16,12 +16,13 @@ from runner.core.money import format_credits
 from runner.core.units import format_size
 from runner.identity.users import user_name
 from runner.ledger.accounts import AccountKind
+from runner.ledger.pricing import STORAGE_FREE_BYTES, paid_storage
 from runner.paths import Paths
 from runner.service.facts import LiveFacts
 from runner.service.intake import absolute_path
 from runner.service.outputs import printable
 from runner.service.views import iso
-from runner.state import books, jobs, listing
+from runner.state import artifacts, books, listing
 from runner.state.engine import Database
 from runner.state.verify import verify
 
@@ -29,6 +30,7 @@ from runner.state.verify import verify
 def balance(connection: sqlite3.Connection, account_name: str) -> dict[str, Any]:
     """Return how an account stands. A metered account only counts: its balance is what was used, below zero."""
     account = books.find_account(connection, account_name, AccountKind.USER)
+    stored = artifacts.stored_bytes(connection, account_name)
     standing = books.balance(connection, account.id) if account is not None else books.balance(connection, -1)
     return {
         "version": 1,
@@ -37,6 +39,11 @@ def balance(connection: sqlite3.Connection, account_name: str) -> dict[str, Any]
         "posted_micro": standing.posted_micro,
         "held_micro": standing.held_micro,
         "posted": format_credits(standing.posted_micro),
+        "storage": {
+            "stored_bytes": stored,
+            "free_bytes": STORAGE_FREE_BYTES,
+            "paid_bytes": paid_storage(stored),
+        },
     }
 
 
@@ -66,7 +73,7 @@ def devices(connection: sqlite3.Connection, live: LiveFacts) -> dict[str, Any]:
     """Return the devices of the box, what holds each, and whose job that is."""
     document = {"version": 1} | live.devices()
     for device in document["devices"]:
-        uid = jobs.owner_of(connection, int(device["job"].partition("[")[0])) if device["job"] else None
+        uid = listing.owner_of(connection, int(device["job"].partition("[")[0]))[0] if device["job"] else None
         device |= {"owner": uid, "owner_name": None if uid is None else user_name(uid)}
     return document
 
@@ -139,6 +146,12 @@ def backup(database: Database, paths: Paths, named: str | None, now_us: int, *, 
             hint="name a file on another disk: stoker backup /elsewhere/stoker.db",
         )
     return {"path": printable(str(path)), "bytes": database.backup(path), "verified": True}
+
+
+def complete_name(connection: sqlite3.Connection, word: str, owner_uid: int, kind: str) -> list[str]:
+    """Return names of a user's artifacts of a kind that begin with a word, newest first."""
+    found = artifacts.listing(connection, owner_uid, kind)
+    return [name for name in dict.fromkeys(each.name for each in found) if name.startswith(word)][:50]
 
 
 def complete(connection: sqlite3.Connection, word: str, owner_uid: int) -> list[str]:

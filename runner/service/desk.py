@@ -68,13 +68,27 @@ class Discard:
 
 
 @dataclass(frozen=True, slots=True)
+class Make:
+    """Fetch an artifact that was named, or make it of what is in the store."""
+
+    artifact_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """End the fetch of an artifact that was removed meanwhile."""
+
+    artifact_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """The runner ends; jobs keep running. With `for_good` nothing starts it again by need."""
 
     for_good: bool
 
 
-Effect = Enqueue | Withdraw | Halt | Salvage | AbortSaving | Discard | Leave
+Effect = Enqueue | Withdraw | Halt | Salvage | AbortSaving | Discard | Make | Abandon | Leave
 
 
 @dataclass(slots=True)

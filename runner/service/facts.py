@@ -17,6 +17,7 @@ class LiveFacts:
 
     preparing: Callable[[int], WaitReason | None]
     saving: Callable[[Ref], WaitReason | None]
+    making: Callable[[int], WaitReason | None]
     explain: Callable[[int], WaitReason | None]
     inventory: Callable[[], Inventory]
     devices: Callable[[], dict[str, Any]]

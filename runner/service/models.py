@@ -1,66 +1,164 @@
-"""Artifacts by name: list, show with lineage, remove when nothing uses them."""
+"""Artifacts by name: list, show with lineage, rename, pin, verify, copy out, remove when nothing uses them."""
 
 from __future__ import annotations
 
-import re
+import json
 import sqlite3
+from pathlib import Path
 from typing import Any
 
-from runner.core.errors import Conflict, NotFound
-from runner.service.desk import Change, Discard
-from runner.service.outputs import document, entries_of
+from runner.core.errors import Conflict, NotFound, Unavailable
+from runner.core.spec import read_name
+from runner.service.desk import Abandon, Change, Discard
+from runner.service.facts import LiveFacts
+from runner.service.outputs import document, entries_of, exported
+from runner.service.references import Which, contents, named, tree_of
 from runner.service.remove import NotConfirmed
 from runner.service.views import iso
-from runner.state import artifacts
+from runner.state import artifacts, jobs
 from runner.state.artifacts import Artifact
+from storage.errors import DiskFull, StorageError
 from storage.store import Store
 
 
-def listed(connection: sqlite3.Connection, owner_uid: int) -> dict[str, Any]:
-    """Return a user's artifacts, newest first."""
-    found = artifacts.listing(connection, owner_uid)
-    return {"version": 1, "models": [document(each) | {"created_at": iso(each.created_us)} for each in found]}
+def listed(
+    connection: sqlite3.Connection, owner_uid: int, kind: str, live: LiveFacts, *, everything: bool
+) -> dict[str, Any]:
+    """Return a user's artifacts of a kind, or of every kind, newest first."""
+    found = artifacts.listing(connection, owner_uid, None if everything else kind)
+    key = "models" if kind == "model" else kind
+    return {"version": 1, key: [_document(each, live) for each in found]}
 
 
-def shown(connection: sqlite3.Connection, store: Store, owner_uid: int, name: str) -> dict[str, Any]:
+def shown(connection: sqlite3.Connection, store: Store, which: Which, live: LiveFacts) -> dict[str, Any]:
     """Return one artifact with its files and its lineage both ways."""
-    found = _find(connection, owner_uid, name)
-    sources = []
-    if found.ref is not None:
-        rows = connection.execute(
-            "SELECT name, uri, tree_digest FROM inputs WHERE job_id = ? ORDER BY name", (found.ref.job_id,)
-        )
-        sources = [{"name": source, "uri": uri, "digest": digest} for source, uri, digest in rows]
-    return document(found) | {
-        "created_at": iso(found.created_us),
-        "made_from": sources,
-        "used_by": artifacts.users(connection, found.tree_digest),
-        "entries": entries_of(store, found),
+    found = named(connection, which)
+    parent = artifacts.get(connection, found.parent_id) if found.parent_id is not None else None
+    entries = []
+    if found.tree_digest is not None and store.has_tree(found.tree_digest):
+        entries = entries_of(contents(store, found))
+    return _document(found, live) | {
+        "made_by": _made_by(connection, found),
+        "parent": {"label": parent.label, "digest": parent.tree_digest} if parent is not None else None,
+        "made_from": _made_from(connection, found),
+        "used_by": [str(each) for each in artifacts.users(connection, found, unfinished=False)],
+        "in_use_by": [str(each) for each in artifacts.users(connection, found)],
+        "led_to": [
+            {"label": each.label, "digest": each.tree_digest} for each in artifacts.descendants(connection, found)
+        ],
+        "entries": entries,
     }
 
 
-def removed(change: Change, owner_uid: int, name: str, *, confirmed: bool) -> dict[str, Any]:
-    """Take an artifact away; refused while a job that has not finished uses it."""
-    found = _find(change.connection, owner_uid, name)
-    users = artifacts.users(change.connection, found.tree_digest)
+def followed(connection: sqlite3.Connection, artifact_id: int, live: LiveFacts) -> dict[str, Any]:
+    """Return how far an artifact is; one that was removed meanwhile is `NotFound`."""
+    found = artifacts.get(connection, artifact_id)
+    if found is None or found.removed_us is not None:
+        raise NotFound("it was removed meanwhile", hint="create it again")
+    return _document(found, live)
+
+
+def removed(change: Change, which: Which, *, confirmed: bool) -> dict[str, Any]:
+    """Take an artifact away; refused while it is pinned, or while a job that has not finished uses it."""
+    found = named(change.connection, which)
+    users = artifacts.users(change.connection, found)
     if users:
-        raise Conflict(f"{name} is in use by job {', '.join(map(str, users))}", hint="wait for it, or stop it")
-    if not confirmed:
+        raise Conflict(f"{which.name} is in use by job {', '.join(map(str, users))}", hint="wait for it, or stop it")
+    waiting = artifacts.waiting_for(change.connection, found.id)
+    if waiting:
+        raise Conflict(f"{', '.join(waiting)} is being made of {which.name}", hint="wait for it, or remove that first")
+    if found.pinned:
+        raise Conflict(f"{which.name} is pinned", hint=f"stoker {which.kind} unpin {which.name}")
+    if not confirmed and found.state == "ready":
         raise NotConfirmed(
             f"{found.name}@{found.version} holds {'1 file' if found.files == 1 else f'{found.files} files'}",
             hint="-y removes it",
-            outputs=[found.name],
+            outputs=[f"{found.name}@{found.version}"],
             bytes=found.size_bytes,
         )
     artifacts.remove(change.connection, found.id, change.now_us)
-    change.effects.append(Discard((), ()))
+    change.effects.append(Abandon(found.id) if found.state == "downloading" else Discard((), ()))
     return {"removed": f"{found.name}@{found.version}", "bytes": found.size_bytes}
 
 
-def _find(connection: sqlite3.Connection, owner_uid: int, text: str) -> Artifact:
-    name, at, version = text.rpartition("@")
-    numbered = bool(at) and re.fullmatch("[0-9]{1,9}", version, re.ASCII) is not None
-    found = artifacts.find(connection, owner_uid, name if numbered else text, int(version) if numbered else None)
-    if found is None:
-        raise NotFound(f"there is no model {text[:80]!r}", hint="`stoker model ls` lists them")
-    return found
+def renamed(change: Change, which: Which, new: str) -> dict[str, Any]:
+    """Give a name, with all its versions, another that was never one."""
+    found = named(change.connection, which)
+    if "@" in which.name or found.kind != which.kind:
+        hint = f"stoker {which.kind} rename NAME NEW: with all its versions"
+        raise Conflict(f"{which.name} alone cannot be renamed", hint=hint)
+    read_name(new, which.kind)
+    if not artifacts.rename(change.connection, found, new):
+        raise Conflict(f"{new} is or was the name of another {which.kind}", hint="names are given once; choose another")
+    return {"renamed": found.name, "name": new}
+
+
+def pinned(change: Change, which: Which, *, pinned: bool) -> dict[str, Any]:
+    """Protect an artifact from removal and pruning, or protect it no more."""
+    found = named(change.connection, which)
+    artifacts.set_pinned(change.connection, found.id, pinned=pinned)
+    return {"name": found.name, "version": found.version, "pinned": pinned}
+
+
+def verified(connection: sqlite3.Connection, store: Store, which: Which) -> dict[str, Any]:
+    """Hash every file of an artifact again; say which are not what they were."""
+    found = named(connection, which)
+    try:
+        bad = store.verify(tree_of(found))
+    except DiskFull as error:
+        raise Unavailable(error.message, hint=error.hint) from None
+    except StorageError as error:
+        raise Conflict(f"{found.label}: {error.message}", hint=error.hint or "create it again") from None
+    return {
+        "name": found.name,
+        "version": found.version,
+        "files": found.files,
+        "bytes": found.size_bytes,
+        "ok": not bad,
+        "bad": [{"path": each.path, "digest": each.digest, "why": each.why} for each in bad],
+    }
+
+
+def pulled(
+    connection: sqlite3.Connection, store: Store, which: Which, destination: Path, *, overwrite: bool
+) -> dict[str, Any]:
+    """Write an artifact into a directory; files that are there stay, unless told."""
+    found = named(connection, which)
+    return exported(store, contents(store, found), destination, overwrite=overwrite)
+
+
+def _document(artifact: Artifact, live: LiveFacts) -> dict[str, Any]:
+    reason = live.making(artifact.id) if artifact.state == "downloading" else None
+    return document(artifact) | {
+        "state": artifact.state,
+        "reason": {"sentence": reason.sentence, "data": reason.data} if reason is not None else None,
+        "fault": artifact.fault,
+        "source": artifact.source,
+        "pins": artifact.pins,
+        "description": artifact.description,
+        "tags": list(artifact.tags),
+        "pinned": artifact.pinned,
+        "created_at": iso(artifact.created_us),
+    }
+
+
+def _made_by(connection: sqlite3.Connection, artifact: Artifact) -> dict[str, Any] | None:
+    """Return the job that an artifact came out of: its command and where it ran."""
+    if artifact.ref is None:
+        return None
+    row = jobs.job_facts(connection, artifact.ref.job_id)
+    spec = json.loads(row[1]) if row is not None else {}
+    return {
+        "job": artifact.ref.label,
+        "name": row[0] if row is not None else None,
+        "command": spec.get("command"),
+        "directory": spec.get("cwd"),
+    }
+
+
+def _made_from(connection: sqlite3.Connection, artifact: Artifact) -> list[dict[str, Any]]:
+    """Return the inputs of the job that an artifact came out of, each with the digest of what it was."""
+    if artifact.ref is None:
+        return []
+    rows = jobs.staged(connection, artifact.ref.job_id)
+    return [{"name": name, "uri": uri, "digest": digest} for name, uri, _, _, digest, *_ in rows]

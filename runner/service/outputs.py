@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from runner.core.errors import Conflict, NotFound, Unavailable, UsageError
+from runner.service.references import contents
 from runner.service.refs import Target
 from runner.state import artifacts
 from runner.state.artifacts import Artifact
-from storage.errors import DiskFull, Exists
+from storage.errors import DiskFull, Exists, NotStored
+from storage.manifest import Manifest
 from storage.publish import export
 from storage.store import Store
 
@@ -23,7 +25,9 @@ _ELSEWHERE = f"{_ANOTHER}, or --overwrite"
 def listed(connection: sqlite3.Connection, store: Store, target: Target) -> dict[str, Any]:
     """Return the outputs of a job and the files of the newest."""
     found = _found(connection, target)
-    entries = [entry for label, newest in _newest(found, target) for entry in entries_of(store, newest, label)]
+    entries = [
+        entry for label, newest in _newest(found, target) for entry in entries_of(contents(store, newest), label)
+    ]
     return {"version": 1, "outputs": [document(each) for each in found], "entries": entries[:ENTRIES_MAX]}
 
 
@@ -40,29 +44,42 @@ def pulled(
     for label, _ in found:
         if label and not overwrite and os.path.lexists(destination / label):
             raise Conflict(f"{destination / label} is already there", hint=_ELSEWHERE)
-    files = 0
+    pulls = [
+        exported(store, contents(store, newest), destination / label, overwrite=overwrite) for label, newest in found
+    ]
+    return {
+        "path": printable(str(destination)),
+        "files": sum(each["files"] for each in pulls),
+        "bytes": sum(each["bytes"] for each in pulls),
+        "digest": pulls[0]["digest"] if len(pulls) == 1 else None,
+    }
+
+
+def exported(store: Store, manifest: Manifest, destination: Path, *, overwrite: bool) -> dict[str, Any]:
+    """Write a tree into a directory; files that are there stay, unless told."""
     try:
-        for label, newest in found:
-            files += export(store, newest.tree_digest, destination / label, overwrite=overwrite)
+        files = export(store, manifest, destination, overwrite=overwrite)
     except Exists as error:
         raise Conflict(printable(error.message), hint=_ANOTHER if overwrite else _ELSEWHERE) from None
     except DiskFull as error:
         raise Unavailable(error.message, hint=error.hint) from None
+    except NotStored as error:
+        raise Conflict(printable(error.message), hint=error.hint) from None
     except OSError as error:
         raise UsageError(f"{destination} cannot be written: {error.strerror}", hint="give another directory") from None
     return {
         "path": printable(str(destination)),
         "files": files,
-        "bytes": sum(newest.size_bytes for _, newest in found),
-        "digest": found[0][1].tree_digest if len(found) == 1 else None,
+        "bytes": manifest.size_bytes,
+        "digest": manifest.digest,
     }
 
 
-def entries_of(store: Store, artifact: Artifact, label: str = "") -> list[dict[str, Any]]:
-    """Return the files of an artifact for readers, below the directory `label`."""
+def entries_of(manifest: Manifest, label: str = "") -> list[dict[str, Any]]:
+    """Return the files of a tree for readers, below the directory `label`."""
     return [
         {"path": printable(os.path.join(label, each.path)), "size_bytes": each.size, "digest": each.digest}
-        for each in store.manifest(artifact.tree_digest).entries[:ENTRIES_MAX]
+        for each in manifest.entries[:ENTRIES_MAX]
     ]
 
 
@@ -74,6 +91,7 @@ def printable(name: str) -> str:
 def document(artifact: Artifact) -> dict[str, Any]:
     """Return an artifact for readers."""
     return {
+        "id": f"{artifact.name}@{artifact.version}",
         "name": artifact.name,
         "version": artifact.version,
         "kind": artifact.kind,

@@ -20,6 +20,12 @@ def remove(change: Change, document: dict[str, Any], owner_uid: int) -> dict[str
     job_ids = _meant(change.connection, document, owner_uid, change.now_us)
     keep = bool(document.get("keep_outputs"))
     going = [] if keep else [each for job_id in job_ids for each in artifacts.of_job(change.connection, job_id)]
+    for each in going:
+        users = artifacts.users(change.connection, each)
+        waiting = [f"job {user}" for user in users] or artifacts.waiting_for(change.connection, each.id)
+        if waiting:
+            hint = "wait for it, or --keep-outputs"
+            raise Conflict(f"the output {each.name} is in use by {', '.join(waiting)}", hint=hint)
     if going and not document.get("confirmed"):
         raise NotConfirmed(
             f"{'1 output' if len(going) == 1 else f'{len(going)} outputs'} would go with the jobs",

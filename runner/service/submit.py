@@ -7,19 +7,21 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from runner.core import addresses, documents, environment, names
+from runner.core import documents, environment, names, references
 from runner.core.errors import NeverFits, StokerError, Unavailable, UsageError
 from runner.core.job import PLAIN, Ref
-from runner.core.spec import Input, JobSpec, Upload, is_text, parse_array, validate
+from runner.core.spec import JobSpec, Upload, is_text, parse_array, validate
 from runner.identity.sealing import Sealer
 from runner.ledger.pricing import rate_for
 from runner.service import keys, places
 from runner.service.desk import Change, Enqueue
 from runner.service.intake import Caller, flags_of
+from runner.service.references import Meant, meant, tie
+from runner.service.sources import destination_of, part_of, source_of
 from runner.state import jobs, listing
 from runner.state.books import list_prices
 from runner.telemetry.metrics import compile_patterns
@@ -28,12 +30,7 @@ from schedulers.decision import Start, Wait
 from schedulers.placement import never_fits
 from schedulers.resources import Inventory, ResourceRequest
 from schedulers.snapshot import Candidate, Entry, Snapshot
-from storage import uri as uris
 from storage.credentials import kind_for
-from storage.destinations import check_destination
-from storage.errors import StorageError
-from storage.filesystems import check_package
-from storage.manifest import check_path
 
 # Beside the names of inputs, which cannot be this: the address of the output, where it holds a secret.
 UPLOAD = "=upload"
@@ -95,9 +92,13 @@ class Envelope:
             raise UsageError(f"{missing[0]} is not set in your environment", hint=hint)
         variables, left_out = environment.inherit(env, stated=spec.env, passed=[*spec.pass_env, *self._pass_env])
         document = {"umask": self.caller.umask, "env": variables, **({"sources": dict(sources)} if sources else {})}
-        payload = json.dumps(document, sort_keys=True).encode()
-        digest = self._sealer.keyed_hash(b"%d:" % self.caller.uid + payload)
-        return digest, self._sealer.seal(self.caller.uid, "environment", "variables", payload), tuple(left_out)
+        return *seal_environment(self._sealer, self.caller.uid, document), tuple(left_out)
+
+
+def seal_environment(sealer: Sealer, uid: int, document: dict[str, Any]) -> tuple[bytes, bytes]:
+    """Return (digest, sealed) of what a user's job or artifact is to find in its environment."""
+    payload = json.dumps(document, sort_keys=True).encode()
+    return sealer.keyed_hash(b"%d:" % uid + payload), sealer.seal(uid, "environment", "variables", payload)
 
 
 def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelope) -> Prepared:
@@ -106,9 +107,13 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
     cwd = envelope.directory(spec)
     if spec.metrics:
         compile_patterns(spec.metrics)
-    sources = {name: _source(name, each, cwd, envelope.caller.env) for name, each in sorted(spec.inputs.items())}
-    upload = _destination(spec.upload.uri if spec.upload is not None else envelope.outputs, cwd)
-    parts = {name: _part(name, each.path, sources[name]) for name, each in spec.inputs.items()}
+    sources = {
+        name: source_of(f"--input {name}", each, str(cwd), envelope.caller.env)
+        for name, each in sorted(spec.inputs.items())
+        if references.parse(each.uri) is None
+    }
+    upload = destination_of(spec.upload.uri if spec.upload is not None else envelope.outputs, cwd)
+    parts = {name: part_of(name, each.path, sources.get(name)) for name, each in spec.inputs.items()}
     secret = {name: each for name, each in sources.items() if each.text != each.shown}
     kept = {name: each.text for name, each in secret.items()}
     if upload is not None and upload.text != upload.shown:
@@ -139,9 +144,14 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
         variables_digest=digest,
         variables_sealed=sealed,
         left_out=left_out,
-        input_uris=tuple((name, each.shown, spec.inputs[name].rw) for name, each in sources.items()),
+        input_uris=tuple(
+            (name, sources[name].shown if name in sources else each.uri, each.rw)
+            for name, each in sorted(spec.inputs.items())
+        ),
         key_kinds={
-            name: kind_for(each) for name, each in (sources | ({} if upload is None else {UPLOAD: upload})).items()
+            **dict.fromkeys(spec.inputs),
+            **{name: kind_for(each) for name, each in sources.items()},
+            **({} if upload is None else {UPLOAD: kind_for(upload)}),
         },
     )
 
@@ -162,6 +172,7 @@ def prepare_batch(head: dict[str, Any], lines: Sequence[dict[str, Any]], envelop
 
 def dry_run(change: Change, prepared: Prepared, uid: int) -> dict[str, Any]:
     """Say what a job would be: its spec with the origin of each value, what it would hold and whether it would wait."""
+    prepared, _ = pin(change.connection, prepared, uid)
     key_names = keys.of_job(change.connection, uid, prepared.spec, prepared.key_kinds, output=UPLOAD)
     request = request_of(prepared.spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
@@ -229,6 +240,7 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
     """Write a job down and let it wait; `number` is random and picks a name where none was given."""
     if change.admission:
         raise Unavailable(change.admission, hint="free some disk space; it goes on by itself")
+    prepared, pinned = pin(change.connection, prepared, caller.uid)
     spec = prepared.spec
     request = request_of(spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
@@ -264,6 +276,8 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         )
     for input_name, address, writable in prepared.input_uris:
         jobs.insert_input(change.connection, (job_id, input_name, address, writable, key_names[input_name]))
+        if input_name in pinned:
+            tie(change.connection, job_id, input_name, pinned[input_name])
     jobs.note(change.connection, change.now_us, "submitted", Ref(job_id, PLAIN), {"name": name})
     prepares = bool(prepared.input_uris or spec.requirements)
     change.effects.append(Enqueue(job_id, indices, request, spec.priority, change.now_us, limit, prepares))
@@ -320,48 +334,18 @@ def _requirements(file: str | None, cwd: Path) -> str | None:
     return str(path)
 
 
-def _source(name: str, wanted: Input, cwd: Path, env: Mapping[str, str]) -> uris.Uri:
-    try:
-        text = uris.of_type(wanted.uri, wanted.source_kind, wanted.source_type)
-        parsed = uris.parse(text, cwd, wanted.source_kind, env)
-        uris.check_endpoint(parsed, wanted.endpoint)
-        check_package(parsed)
-    except StorageError as error:
-        raise UsageError(f"--input {name}: {error.message}", hint=error.hint) from None
-    if parsed.is_local and not os.path.exists(parsed.path):
-        raise UsageError(
-            f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory"
-        )
-    return parsed
-
-
-def _destination(text: str, cwd: Path) -> uris.Uri | None:
-    """Return where an output is written to; its places are still open."""
-    if not text:
-        return None
-    addresses.check(text, "--output")
-    try:
-        parsed = uris.parse(text, cwd)
-        check_destination(parsed)
-    except StorageError as error:
-        raise UsageError(f"--output: {error.message}", hint=error.hint) from None
-    return parsed
-
-
-def _part(name: str, path: str | None, source: uris.Uri) -> str | None:
-    """Return what of an artifact an input is, as trees have it; of a local directory it must be there."""
-    if path is None:
-        return None
-    part = path.removesuffix("/")
-    try:
-        check_path(part)
-    except StorageError as error:
-        raise UsageError(f"--input {name}: {error.message}", hint="name a part of it: ,path=sub/dir") from None
-    if source.scheme == "file" and os.path.isdir(source.path) and not os.path.lexists(os.path.join(source.path, part)):
-        raise UsageError(
-            f"--input {name}: there is no {part!r} in {source.shown!r}", hint="`,path=` names a directory or file of it"
-        )
-    return part
+def pin(connection: sqlite3.Connection, prepared: Prepared, uid: int) -> tuple[Prepared, dict[str, Meant]]:
+    """Say of each input that names an artifact which version it is of, for ever; return these by input."""
+    pinned = meant(connection, uid, prepared.spec.inputs)
+    if not pinned:
+        return prepared, {}
+    inputs = {
+        name: each.model_copy(update={"uri": pinned[name].text}) if name in pinned else each
+        for name, each in prepared.spec.inputs.items()
+    }
+    spec = prepared.spec.model_copy(update={"inputs": inputs})
+    addresses_ = tuple((name, inputs[name].uri if name in pinned else uri, rw) for name, uri, rw in prepared.input_uris)
+    return replace(prepared, spec=spec, stored=json.dumps(spec.document()), input_uris=addresses_), pinned
 
 
 def interpreter_of(env: Mapping[str, str], cwd: str) -> str:

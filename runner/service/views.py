@@ -113,7 +113,8 @@ def show(connection: sqlite3.Connection, live: LiveFacts, target: Target, now_us
         "account": facts[4],
         "env_names": sorted(spec.get("env", {})),
         "inputs": _inputs(connection, target.job_id, spec),
-        "outputs": [_output(each) for each in artifacts.of_job(connection, target.job_id) if _meant(each.ref, target)],
+        "outputs": _artifacts(artifacts.of_job(connection, target.job_id), target),
+        "kept": _artifacts(artifacts.kept_of_job(connection, target.job_id), target),
         "output_left_out": _left_out(connection, target),
         "attempts": [_attempt(each) for each in attempts],
         "limits_enforced": {name: enforced.get(name, False) for name, is_stated in stated.items() if is_stated},
@@ -172,7 +173,8 @@ def outcome(connection: sqlite3.Connection, target: Target) -> dict[str, Any] | 
         "code": code,
         "summary": _summary(connection, target, groups),
         "hint": _hint(row),
-        "outputs": [_output(each) for each in artifacts.of_job(connection, target.job_id) if _meant(each.ref, target)],
+        "outputs": _artifacts(artifacts.of_job(connection, target.job_id), target),
+        "kept": _artifacts(artifacts.kept_of_job(connection, target.job_id), target),
         "output_left_out": _left_out(connection, target),
     }
 
@@ -349,8 +351,13 @@ def _left_out(connection: sqlite3.Connection, target: Target) -> dict[str, Any] 
     return {"count": count, "files": files[:LEFT_OUT_SHOWN]} if count else None
 
 
-def _output(artifact: artifacts.Artifact) -> dict[str, Any]:
-    return outputs.document(artifact) | {"created_at": iso(artifact.created_us)}
+def _artifacts(found: list[artifacts.Artifact], target: Target) -> list[dict[str, Any]]:
+    """Return artifacts of the elements that are meant, for readers."""
+    return [
+        outputs.document(each) | {"created_at": iso(each.created_us)}
+        for each in found
+        if each.ref is not None and target.index in (None, each.ref.idx)
+    ]
 
 
 def _attempt(found: dict[str, Any]) -> dict[str, Any]:
@@ -383,7 +390,3 @@ def _seconds(from_us: int | None, to_us: int | None) -> float | None:
 
 def _index(index: int | None) -> int | None:
     return None if index in (None, PLAIN) else index
-
-
-def _meant(ref: Ref | None, target: Target) -> bool:
-    return ref is not None and target.index in (None, ref.idx)

@@ -342,10 +342,11 @@ def inputs(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, int, 
     ).fetchall()
 
 
-def staged(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, str, str | None, str | None, int, int, str]]:
-    """Return (name, URI, its key, tree digest, bytes, files, pins) of a job's inputs; the last count with a digest."""
+def staged(connection: sqlite3.Connection, job_id: int) -> list[tuple[Any, ...]]:
+    """Return (name, URI, artifact, key, tree digest, bytes, files, pins) of a job's inputs; the last with a digest."""
     return connection.execute(
-        "SELECT name, uri, key_name, tree_digest, size_bytes, files, pins FROM inputs WHERE job_id = ? ORDER BY name",
+        "SELECT name, uri, artifact_id, key_name, tree_digest, size_bytes, files, pins FROM inputs"
+        " WHERE job_id = ? ORDER BY name",
         (job_id,),
     ).fetchall()
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runner.core.job import Ref
+
 ROWS_MAX = 1000
 
 _COLUMNS = (
@@ -60,6 +62,22 @@ class Group:
     started_us: int | None
     finished_us: int | None
     attempted: bool
+
+
+def refs_of(connection: sqlite3.Connection, owner_uid: int) -> list[tuple[Ref, str]]:
+    """Return every element of a user's jobs with the job's name, those of the newest job first."""
+    rows = connection.execute(
+        "SELECT e.job_id, e.idx, j.name FROM jobs j JOIN elements e ON e.job_id = j.id"
+        " WHERE j.owner_uid = ? AND j.removed_us IS NULL ORDER BY e.job_id DESC, e.idx",
+        (owner_uid,),
+    )
+    return [(Ref(job_id, index), name) for job_id, index, name in rows]
+
+
+def owner_of(connection: sqlite3.Connection, job_id: int) -> tuple[int, str]:
+    """Return whose job it is, and the account that pays for it."""
+    owner_uid, account = connection.execute("SELECT owner_uid, account FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    return owner_uid, account
 
 
 def groups(connection: sqlite3.Connection, job_ids: Sequence[int], index: int | None = None) -> dict[int, list[Group]]:

@@ -22,24 +22,9 @@ from sqlalchemy import (
 )
 from sqlmodel import Field, SQLModel
 
+from runner.state.tables_books import Account, Balance, LedgerHead, Price, Transfer
 
-class Account(SQLModel, table=True):
-    """One row of `accounts`."""
-
-    __tablename__: ClassVar[str] = "accounts"
-    __table_args__: ClassVar[tuple[object, ...]] = (
-        UniqueConstraint("kind", "name"),
-        CheckConstraint("kind IN ('user', 'project', 'system')"),
-        CheckConstraint("length(name) BETWEEN 1 AND 200"),
-        CheckConstraint("mode IN ('metered', 'prepaid') AND (kind <> 'system' OR mode = 'metered')"),
-        {"sqlite_strict": True},
-    )
-
-    id: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, nullable=False))
-    kind: str = Field(sa_column=Column(Text, nullable=False))
-    name: str = Field(sa_column=Column(Text, nullable=False))
-    mode: str = Field(sa_column=Column(Text, nullable=False))
-    created_us: int = Field(sa_column=Column(Integer, nullable=False))
+__all__ = ["Account", "Balance", "LedgerHead", "Price", "Transfer"]
 
 
 class Allocation(SQLModel, table=True):
@@ -64,25 +49,59 @@ class Artifact(SQLModel, table=True):
     __table_args__: ClassVar[tuple[object, ...]] = (
         Index("artifacts_by_digest", "tree_digest"),
         Index("artifacts_of_job", "job_id", "idx"),
+        Index("artifacts_under_way", "id", sqlite_where=text("state = 'downloading'")),
         UniqueConstraint("owner_uid", "kind", "name", "version"),
+        CheckConstraint("owner_uid >= 0"),
         CheckConstraint("kind IN ('model', 'data', 'checkpoint', 'package', 'output')"),
         CheckConstraint("version > 0"),
+        CheckConstraint("state IN ('downloading', 'ready', 'failed')"),
+        CheckConstraint("pinned IN (0, 1)"),
+        CheckConstraint("(state = 'ready') = (tree_digest IS NOT NULL)"),
+        CheckConstraint("(state = 'failed') = (fault IS NOT NULL)"),
         {"sqlite_strict": True, "sqlite_autoincrement": True},
     )
 
     id: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, nullable=False))
     owner_uid: int = Field(sa_column=Column(Integer, nullable=False))
+    account: str = Field(sa_column=Column(Text, nullable=False))
     kind: str = Field(sa_column=Column(Text, nullable=False))
     name: str = Field(sa_column=Column(Text, nullable=False))
     version: int = Field(sa_column=Column(Integer, nullable=False))
-    tree_digest: str = Field(sa_column=Column(Text, nullable=False))
-    size_bytes: int = Field(sa_column=Column(Integer, nullable=False))
-    files: int = Field(sa_column=Column(Integer, nullable=False))
+    state: str = Field(sa_column=Column(Text, nullable=False))
+    tree_digest: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    size_bytes: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
+    files: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
     job_id: int | None = Field(default=None, sa_column=Column(Integer, ForeignKey("jobs.id"), nullable=True))
     idx: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
     attempt_id: int | None = Field(default=None, sa_column=Column(Integer, ForeignKey("attempts.id"), nullable=True))
+    parent_id: int | None = Field(default=None, sa_column=Column(Integer, ForeignKey("artifacts.id"), nullable=True))
+    source: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    stated: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    variables: bytes | None = Field(
+        default=None, sa_column=Column(LargeBinary, ForeignKey("variables.digest"), nullable=True)
+    )
+    pins: str = Field(sa_column=Column(Text, nullable=False, server_default=text("'{}'")))
+    fault: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    description: str = Field(sa_column=Column(Text, nullable=False, server_default=text("''")))
+    tags: str = Field(sa_column=Column(Text, nullable=False, server_default=text("'[]'")))
+    pinned: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
     created_us: int = Field(sa_column=Column(Integer, nullable=False))
     removed_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+
+
+class ArtifactName(SQLModel, table=True):
+    """One row of `artifact_names`."""
+
+    __tablename__: ClassVar[str] = "artifact_names"
+    __table_args__: ClassVar[tuple[object, ...]] = (
+        CheckConstraint("last_version > 0"),
+        {"sqlite_strict": True, "sqlite_with_rowid": False},
+    )
+
+    owner_uid: int = Field(sa_column=Column(Integer, primary_key=True, nullable=False))
+    kind: str = Field(sa_column=Column(Text, primary_key=True, nullable=False))
+    name: str = Field(sa_column=Column(Text, primary_key=True, nullable=False))
+    last_version: int = Field(sa_column=Column(Integer, nullable=False))
 
 
 class Attempt(SQLModel, table=True):
@@ -130,23 +149,6 @@ class Attempt(SQLModel, table=True):
     output_digest: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
     output_bytes: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
     output_files: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
-
-
-class Balance(SQLModel, table=True):
-    """One row of `balances`."""
-
-    __tablename__: ClassVar[str] = "balances"
-    __table_args__: ClassVar[tuple[object, ...]] = (
-        CheckConstraint("posted_micro = CAST(posted_micro AS INTEGER)"),
-        CheckConstraint("held_micro = CAST(held_micro AS INTEGER) AND held_micro >= 0"),
-        {"sqlite_strict": True},
-    )
-
-    account_id: int | None = Field(
-        default=None, sa_column=Column(Integer, ForeignKey("accounts.id"), primary_key=True, nullable=False)
-    )
-    posted_micro: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
-    held_micro: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
 
 
 class Device(SQLModel, table=True):
@@ -236,6 +238,7 @@ class Input(SQLModel, table=True):
 
     __tablename__: ClassVar[str] = "inputs"
     __table_args__: ClassVar[tuple[object, ...]] = (
+        Index("inputs_of_artifact", "artifact_id", sqlite_where=text("artifact_id IS NOT NULL")),
         CheckConstraint("writable IN (0, 1)"),
         {"sqlite_strict": True, "sqlite_with_rowid": False},
     )
@@ -252,6 +255,7 @@ class Input(SQLModel, table=True):
     way: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
     notice: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
     key_name: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    artifact_id: int | None = Field(default=None, sa_column=Column(Integer, ForeignKey("artifacts.id"), nullable=True))
 
 
 class Job(SQLModel, table=True):
@@ -303,21 +307,6 @@ class Key(SQLModel, table=True):
     used_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
 
 
-class LedgerHead(SQLModel, table=True):
-    """One row of `ledger_head`."""
-
-    __tablename__: ClassVar[str] = "ledger_head"
-    __table_args__: ClassVar[tuple[object, ...]] = (
-        CheckConstraint("id = 1"),
-        CheckConstraint("length(hash) = 32"),
-        {"sqlite_strict": True},
-    )
-
-    id: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, nullable=False))
-    seq: int = Field(sa_column=Column(Integer, nullable=False))
-    hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-
-
 class Metric(SQLModel, table=True):
     """One row of `metrics`."""
 
@@ -329,27 +318,6 @@ class Metric(SQLModel, table=True):
     step: int = Field(sa_column=Column(Integer, primary_key=True, nullable=False))
     value: float = Field(sa_column=Column(REAL, nullable=False))
     at_us: int = Field(sa_column=Column(Integer, nullable=False))
-
-
-class Price(SQLModel, table=True):
-    """One row of `prices`."""
-
-    __tablename__: ClassVar[str] = "prices"
-    __table_args__: ClassVar[tuple[object, ...]] = (
-        CheckConstraint("kind IN ('gpu', 'cpu', 'storage')"),
-        CheckConstraint("rate_micro = CAST(rate_micro AS INTEGER) AND rate_micro BETWEEN 0 AND 1000000000000000"),
-        CheckConstraint("length(hash) = 32"),
-        {"sqlite_strict": True},
-    )
-
-    seq: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, nullable=False))
-    kind: str = Field(sa_column=Column(Text, nullable=False))
-    model: str = Field(sa_column=Column(Text, nullable=False))
-    rate_micro: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
-    starts_us: int = Field(sa_column=Column(Integer, nullable=False))
-    actor: str = Field(sa_column=Column(Text, nullable=False))
-    created_us: int = Field(sa_column=Column(Integer, nullable=False))
-    hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
 
 class Request(SQLModel, table=True):
@@ -392,55 +360,6 @@ class Source(SQLModel, table=True):
     files: int = Field(sa_column=Column(Integer, nullable=False))
     pins: str = Field(sa_column=Column(Text, nullable=False))
     fetched_us: int = Field(sa_column=Column(Integer, nullable=False))
-
-
-class Transfer(SQLModel, table=True):
-    """One row of `transfers`."""
-
-    __tablename__: ClassVar[str] = "transfers"
-    __table_args__: ClassVar[tuple[object, ...]] = (
-        Index("transfers_resolved", "linked_seq", unique=True, sqlite_where=text("phase IN ('posted', 'voided')")),
-        Index("transfers_linked", "linked_seq", sqlite_where=text("linked_seq IS NOT NULL")),
-        Index("transfers_attempt", "attempt_id", sqlite_where=text("attempt_total_micro IS NOT NULL")),
-        Index("transfers_credit", "credit_account_id"),
-        Index("transfers_debit", "debit_account_id"),
-        UniqueConstraint("key"),
-        CheckConstraint("length(key) BETWEEN 1 AND 500"),
-        CheckConstraint("kind IN ('charge', 'correction', 'storage', 'grant', 'topup', 'refund', 'adjustment')"),
-        CheckConstraint("phase IN ('single', 'pending', 'posted', 'voided')"),
-        CheckConstraint(
-            "amount_micro = CAST(amount_micro AS INTEGER) AND amount_micro BETWEEN 1 AND 1000000000000000000"
-        ),
-        CheckConstraint("from_ns >= 0"),
-        CheckConstraint("to_ns > from_ns"),
-        CheckConstraint("attempt_total_micro >= 0"),
-        CheckConstraint("length(hash) = 32"),
-        CheckConstraint("debit_account_id <> credit_account_id"),
-        CheckConstraint(
-            "phase NOT IN ('posted', 'voided') AND kind NOT IN ('refund', 'correction') OR linked_seq IS NOT NULL"
-        ),
-        CheckConstraint("phase = 'single' OR kind = 'charge'"),
-        CheckConstraint("(attempt_total_micro IS NULL) = (from_ns IS NULL) AND (from_ns IS NULL) = (to_ns IS NULL)"),
-        CheckConstraint("attempt_total_micro IS NULL OR attempt_id IS NOT NULL AND kind IN ('charge', 'correction')"),
-        {"sqlite_strict": True},
-    )
-
-    seq: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, nullable=False))
-    key: str = Field(sa_column=Column(Text, nullable=False))
-    kind: str = Field(sa_column=Column(Text, nullable=False))
-    phase: str = Field(sa_column=Column(Text, nullable=False))
-    debit_account_id: int = Field(sa_column=Column(Integer, ForeignKey("accounts.id"), nullable=False))
-    credit_account_id: int = Field(sa_column=Column(Integer, ForeignKey("accounts.id"), nullable=False))
-    amount_micro: int = Field(sa_column=Column(Integer, nullable=False))
-    linked_seq: int | None = Field(default=None, sa_column=Column(Integer, ForeignKey("transfers.seq"), nullable=True))
-    attempt_id: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
-    from_ns: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
-    to_ns: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
-    attempt_total_micro: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
-    reason: str = Field(sa_column=Column(Text, nullable=False))
-    actor: str = Field(sa_column=Column(Text, nullable=False))
-    created_us: int = Field(sa_column=Column(Integer, nullable=False))
-    hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
 
 class Variables(SQLModel, table=True):

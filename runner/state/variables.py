@@ -8,7 +8,8 @@ import sqlite3
 def owners(connection: sqlite3.Connection) -> list[tuple[bytes, int]]:
     """Return (digest, owner uid) of every sealed environment; a digest has its owner's uid in it."""
     rows = connection.execute(
-        "SELECT variables, MIN(owner_uid) FROM jobs WHERE variables IS NOT NULL GROUP BY variables"
+        "SELECT variables, MIN(owner_uid) FROM (SELECT variables, owner_uid FROM jobs"
+        " UNION ALL SELECT variables, owner_uid FROM artifacts) WHERE variables IS NOT NULL GROUP BY variables"
     )
     return [(bytes(digest), owner_uid) for digest, owner_uid in rows]
 

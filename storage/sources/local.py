@@ -52,6 +52,7 @@ class LocalSource:
                 real = os.path.basename(os.path.realpath(path))
                 fd, facts = files.open_regular(root_fd, real)
                 os.close(fd)
+                _check_kind(uri, {facts.st_dev})
                 return [Found(uri.name, real, facts)], False
             found, skipped = walk(root_fd, cancelled, whole=True)
         except FileNotFoundError as error:

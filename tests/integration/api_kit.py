@@ -69,11 +69,13 @@ class Box:
             database=self.database,
             desk=self.desk,
             hub=self.hub,
+            shelf=Hub(),
             sealer=Sealer.open(Path(self.paths.key_file), create=True),
             store=Store(Path(self.paths.store_dir)),
             live=LiveFacts(
                 preparing=lambda job_id: None,
                 saving=lambda ref: None,
+                making=lambda artifact_id: None,
                 explain=self._explain,
                 inventory=lambda: INVENTORY,
                 devices=lambda: {"devices": [], "driver": "", "error": ""},

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from runner.core.errors import NoRunner, Unavailable
+from runner.state import artifacts
 from runner.state.ballast import Ballast
 from runner.state.engine import (
     NETWORK_FILESYSTEMS,
@@ -143,7 +144,8 @@ def test_every_released_schema_opens(tmp_path: Path, golden: Path) -> None:
     """A database that a released version left is brought to this schema, whole, with its books in order (D10)."""
     connection = sqlite3.connect(tmp_path / "stoker.db")
     connection.executescript(golden.read_text())
-    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    query = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    tables = [name for (name,) in connection.execute(query)]
     before = {name: connection.execute(f"SELECT COUNT(*) FROM {name}").fetchone()[0] for name in tables}
     assert before["jobs"] == 2
     connection.close()
@@ -378,3 +380,30 @@ def test_no_ballast_where_there_is_no_room(tmp_path: Path) -> None:
     """Where as much again is not free the ballast is not taken, and nothing is left of the attempt."""
     assert not Ballast(str(tmp_path / "ballast"), 1 << 60).take()
     assert not (tmp_path / "ballast").exists()
+
+
+def test_artifacts_of_an_older_version_keep_their_names() -> None:
+    """What was saved before artifacts could be named is ready, its account's, and its name goes on counting."""
+    connection = sqlite3.connect(":memory:")
+    old, new = migrations()[:2], migrations()[2:]
+    for _, sql in old:
+        connection.executescript(sql)
+    connection.execute(
+        "INSERT INTO jobs (id, owner_uid, account, name, spec, request, priority, created_us)"
+        " VALUES (4, 7, 'eve', 'first', '{}', '[]', 0, 1)"
+    )
+    connection.executemany(
+        "INSERT INTO artifacts (id, owner_uid, kind, name, version, tree_digest, size_bytes, files, job_id, idx,"
+        " created_us, removed_us) VALUES (?, 7, 'output', 'job-4', ?, ?, 5, 1, 4, -1, 1, ?)",
+        [(11, 1, "a" * 64, None), (12, 2, "b" * 64, 9)],
+    )
+    for _, sql in new:
+        connection.executescript(sql)
+    (found,) = artifacts.of_job(connection, 4)
+    assert (found.id, found.state, found.version, found.label) == (11, "ready", 1, "job:4")
+    assert artifacts.stored_bytes(connection, "eve") == 5
+    named = {"owner_uid": 7, "account": "eve", "kind": "output", "name": "job-4", "now_us": 2}
+    added = artifacts.get(connection, artifacts.add(connection, **named))
+    assert added is not None
+    assert (added.id, added.version, added.state) == (13, 3, "downloading")
+    connection.close()

@@ -30,8 +30,8 @@ def objects(runner: Box) -> int:
 
 
 def models(runner: Box) -> list[dict[str, Any]]:
-    """Return what `model ls` lists."""
-    found: list[dict[str, Any]] = json.loads(runner.ok("model", "ls", "--json"))["models"]
+    """Return what `model ls --all` lists."""
+    found: list[dict[str, Any]] = json.loads(runner.ok("model", "ls", "--all", "--json"))["models"]
     return found
 
 

@@ -55,6 +55,7 @@ DOCUMENTS = st.fixed_dictionaries(
         "cwd": PATHS,
         "output": PATHS,
         "checkpoint": PATHS,
+        "keep_model": st.from_regex(r"[A-Za-z][A-Za-z._-]{0,10}", fullmatch=True),
         "requirements": PATHS,
         "input": st.dictionaries(KEYS, INPUTS, max_size=2),
         "metric": st.dictionaries(KEYS, WORDS.filter(bool), max_size=2),
@@ -94,9 +95,13 @@ def flags(document: dict[str, Any]) -> list[tuple[str, str]]:
                 pairs.append((f"--{key}", f"{name}={text}"))
         else:
             pairs.append(
-                (f"--{key}", f"{int(value)}B" if key == "mem" else f"{value:.0f}s" if key in _TIMES else str(value))
+                (_flag(key), f"{int(value)}B" if key == "mem" else f"{value:.0f}s" if key in _TIMES else str(value))
             )
     return pairs
+
+
+def _flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
 
 
 def item_text(item: dict[str, Any]) -> str:

@@ -40,7 +40,7 @@ HOMES = {
     "re2": ("runner/telemetry/", "runner/service/"),
     "rich": ("runner/cli/",),
     "s3fs": ("storage/",),
-    "sqlmodel": ("runner/state/tables.py",),
+    "sqlmodel": ("runner/state/tables.py", "runner/state/tables_books.py"),
     "starlette": ("runner/api/",),
     "typer": ("runner/cli/",),
     "uvicorn": ("runner/api/",),

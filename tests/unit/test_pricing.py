@@ -6,7 +6,7 @@ import pytest
 
 from runner.core.errors import UsageError
 from runner.core.money import CREDITS_MAX, MICRO
-from runner.ledger.pricing import Price, PriceKind, Rate, rate_for
+from runner.ledger.pricing import Price, PriceKind, Rate, paid_storage, rate_for
 
 
 def gpu(model: str, rate_micro_per_hour: int) -> Price:
@@ -73,3 +73,9 @@ def test_a_price_that_cannot_be_charged_is_refused(kind: PriceKind, model: str, 
     """Out of bounds, a model without a word, a model for cores: `UsageError`."""
     with pytest.raises(UsageError):
         Price(kind, model, rate)
+
+
+@pytest.mark.parametrize(("stored", "paid"), [(0, 0), (50 * 10**9, 0), (50 * 10**9 + 1, 1), (2 * 10**12, 195 * 10**10)])
+def test_the_first_50_gb_are_free(stored: int, paid: int) -> None:
+    """Past them every byte is paid for."""
+    assert paid_storage(stored) == paid

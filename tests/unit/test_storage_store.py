@@ -409,7 +409,7 @@ def test_a_full_disk_leaves_no_debris_and_heals(tmp_path: Path) -> None:
         with pytest.raises(DiskFull):
             checkout(store, published.tree_digest, tmp_path / "small" / "copy", writable=True)
         with pytest.raises(DiskFull):
-            export(store, published.tree_digest, tmp_path / "small" / "copy")
+            export(store, store.manifest(published.tree_digest or ""), tmp_path / "small" / "copy")
         assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["store"]
         assert store.verify(published.tree_digest) == []
 
@@ -417,7 +417,7 @@ def test_a_full_disk_leaves_no_debris_and_heals(tmp_path: Path) -> None:
 def test_export_makes_a_new_directory_whole(store: Store, tmp_path: Path) -> None:
     """A pull into a place that is not there creates it, parents included."""
     published = made(store, tmp_path / "out", a__b=b"1", c=b"2")
-    assert export(store, published.tree_digest, tmp_path / "new" / "place") == 2
+    assert export(store, store.manifest(published.tree_digest or ""), tmp_path / "new" / "place") == 2
     assert read(tmp_path / "new" / "place") == {"a/b": b"1", "c": b"2"}
 
 
@@ -429,9 +429,9 @@ def test_export_overwrites_only_when_told(store: Store, tmp_path: Path) -> None:
     (dest / "z").write_bytes(b"old")
     (dest / "mine").write_bytes(b"mine")
     with pytest.raises(Exists):
-        export(store, published.tree_digest, dest)
+        export(store, store.manifest(published.tree_digest or ""), dest)
     assert read(dest) == {"z": b"old", "mine": b"mine"}
-    export(store, published.tree_digest, dest, overwrite=True)
+    export(store, store.manifest(published.tree_digest or ""), dest, overwrite=True)
     assert read(dest) == {"a": b"new", "z": b"zed", "mine": b"mine"}
 
 
@@ -442,12 +442,12 @@ def test_export_follows_no_link_below_the_destination(store: Store, tmp_path: Pa
     (tmp_path / "dest").mkdir()
     (tmp_path / "dest" / "sub").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(Exists):
-        export(store, published.tree_digest, tmp_path / "dest", overwrite=True)
+        export(store, store.manifest(published.tree_digest or ""), tmp_path / "dest", overwrite=True)
     (tmp_path / "dest" / "sub").unlink()
     (tmp_path / "dest" / "sub").mkdir()
     (tmp_path / "elsewhere" / "f").write_bytes(b"untouched")
     (tmp_path / "dest" / "sub" / "f").symlink_to(tmp_path / "elsewhere" / "f")
-    export(store, published.tree_digest, tmp_path / "dest", overwrite=True)
+    export(store, store.manifest(published.tree_digest or ""), tmp_path / "dest", overwrite=True)
     assert (tmp_path / "elsewhere" / "f").read_bytes() == b"untouched"
     assert (tmp_path / "dest" / "sub" / "f").read_bytes() == b"f"
 
@@ -459,7 +459,7 @@ def test_names_that_are_not_utf8_survive(store: Store, tmp_path: Path) -> None:
     (tmp_path / "out" / os.fsdecode(raw)).write_bytes(b"x")
     published = publish(store, tmp_path / "out")
     assert published is not None
-    export(store, published.tree_digest, tmp_path / "back")
+    export(store, store.manifest(published.tree_digest or ""), tmp_path / "back")
     assert os.listdir(os.fsencode(tmp_path / "back")) == [raw]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runner.cli.detail import tree_text
-from runner.cli.text import credit, duration, when
+from runner.cli.text import credit, duration, size, when
 from runner.client import query
 
 TYPE_CHECKING = False
@@ -27,11 +27,16 @@ def run(args: Args, client: Client, out: Out) -> int:
 
 
 def _balance(document: dict[str, Any]) -> str:
-    posted = document["posted_micro"]
+    posted, storage = document["posted_micro"], document.get("storage")
     if document["mode"] == "metered":
-        return f"{document['account']} has used {credit(-posted)} credits (metered: it only counts, nothing is stopped)"
-    held = f", {credit(document['held_micro'])} of it held" if document["held_micro"] else ""
-    return f"{document['account']} has {credit(posted)} credits{held}"
+        said = f"{document['account']} has used {credit(-posted)} credits (metered: it only counts, nothing is stopped)"
+    else:
+        held = f", {credit(document['held_micro'])} of it held" if document["held_micro"] else ""
+        said = f"{document['account']} has {credit(posted)} credits{held}"
+    if not storage:
+        return said
+    paid = f"; {size(storage['paid_bytes'])} are paid for" if storage["paid_bytes"] else ""
+    return f"{said}\nit stores {size(storage['stored_bytes'])}; the first {size(storage['free_bytes'])} are free{paid}"
 
 
 def _ran(row: dict[str, Any]) -> str:

@@ -1,13 +1,15 @@
-"""`stoker model ls|show|rm`: the models in the store."""
+"""`stoker model …` and `stoker data …`: what users name in the store."""
 
 from __future__ import annotations
 
 import os
 
-from runner.cli.commands.outputs import ENTRY_COLUMNS
-from runner.cli.commands.rm import asks, confirmed
-from runner.cli.detail import rows_of, tree_text
-from runner.cli.text import size, when
+from runner.cli.commands.rm import removed
+from runner.cli.making import watch
+from runner.cli.parse import nearest
+from runner.cli.shelf import COLUMNS, FIELDS, WIDE, page
+from runner.cli.text import counted, plain, size
+from runner.cli.verbs import SHELF_ACTIONS
 from runner.client import query, quote
 from runner.core.errors import StokerError, UsageError
 
@@ -19,56 +21,100 @@ if TYPE_CHECKING:
     from runner.cli.parse import Args
     from runner.client import Client
 
+_NEEDS = {"ls": (0, ""), "create": (2, "NAME SOURCE"), "pull": (2, "NAME DEST"), "rename": (2, "NAME NEW")}
+
 
 def run(args: Args, client: Client, out: Out) -> int:
-    """List all, show one or remove one."""
+    """Do what the second word says."""
+    kind = args.verb.name if args.verb else "model"
+    count, needs = _NEEDS.get(args.action, (1, "NAME"))
+    if len(args.words) != count:
+        said = f"needs {needs}" if len(args.words) < count else f"does not take {args.words[count][:60]!r}"
+        hint = f"`stoker {kind} ls` lists them" if needs == "NAME" else f"`stoker {kind} --help` shows how"
+        if args.action == "ls":
+            hint = nearest(args.words[0], SHELF_ACTIONS, hint)
+        raise UsageError(f"`stoker {kind} {args.action}` {said}", hint=hint)
+    routes = "/v1/models" if kind == "model" else f"/v1/{kind}"
     if args.action == "ls":
-        document = client.get("/v1/models")
-        fields = ("name", "version", "digest", "size_bytes", "files", "job", "created_at")
-        out.listing(document, document["models"], _COLUMNS, more=_WIDE, fields=fields)
-        return 0
-    if not args.words:
-        raise UsageError(f"`stoker model {args.action}` needs NAME", hint="`stoker model ls` lists them")
-    path = f"/v1/models/{quote(args.words[0])}"
+        return _list(routes, args, client, out)
+    if args.action == "create":
+        return _create(kind, routes, args, client, out)
+    path = f"{routes}/{quote(args.words[0])}"
     if args.action == "show":
-        out.document(client.get(path), lambda model: _model(model, out.fits))
+        out.document(client.get(path), lambda found: page(found, out.state, out.fits))
         return 0
-    return _remove(path, args, client, out)
+    if args.action == "rm":
+        return removed(path, args.words[0], args, client, out)
+    return _act(path, args, client, out)
 
 
-def _model(model: dict[str, Any], fits: int | None) -> str:
-    lines = [tree_text({name: value for name, value in model.items() if name not in {"entries", "made_from"}}, 0)]
-    for title, columns, name in (("made from", _SOURCES, "made_from"), ("files", ENTRY_COLUMNS, "entries")):
-        if model.get(name):
-            lines += ["", title, *rows_of(columns, model[name], fits)]
-    return "\n".join(lines)
-
-
-def _remove(path: str, args: Args, client: Client, out: Out) -> int:
-    key = args.get("idempotency_key") or os.urandom(16).hex()
-    try:
-        client.request("DELETE", query(path, confirmed=1 if args.get("yes") else None), None, {"Idempotency-Key": key})
-    except StokerError as refusal:
-        if not asks(refusal):
-            raise
-        if not confirmed(refusal, out):
-            return 1
-        client.request("DELETE", query(path, confirmed=1), None, {"Idempotency-Key": key + ".yes"})
-    out.note(f"removed {args.words[0]}")
+def _list(routes: str, args: Args, client: Client, out: Out) -> int:
+    document = client.get(query(routes, all=1 if args.get("all") else None))
+    rows = document["models" if routes == "/v1/models" else "data"]
+    more = (("KIND", lambda row: str(row["kind"])), *WIDE) if args.get("all") else WIDE
+    columns = COLUMNS if not args.get("all") else (COLUMNS[0], more[0], *COLUMNS[1:])
+    out.listing(document, rows, columns, more=more[1:] if args.get("all") else more, name="id", fields=FIELDS)
     return 0
 
 
-_COLUMNS = (
-    ("NAME", lambda row: str(row["name"])),
-    ("VERSION", lambda row: str(row.get("version") or "-")),
-    ("SIZE", lambda row: size(row.get("size_bytes"))),
-    ("FILES", lambda row: str(row.get("files", "-"))),
-    ("JOB", lambda row: str(row.get("job") or "-")),
-    ("CREATED", lambda row: when(row.get("created_at"))),
-)
-_SOURCES = (
-    ("NAME", lambda row: str(row["name"])),
-    ("DIGEST", lambda row: str(row.get("digest") or "-")[:12]),
-    ("FROM", lambda row: str(row.get("uri"))),
-)
-_WIDE = (("DIGEST", lambda row: str(row.get("digest") or "-")),)
+def _create(kind: str, routes: str, args: Args, client: Client, out: Out) -> int:
+    name, source = args.words
+    env = {"HOME": os.environ["HOME"]} if "HOME" in os.environ else {}
+    stated: dict[str, Any] = {key: args.get(key) for key in ("from", "endpoint", "key") if args.get(key)}
+    stated |= ({"refresh": True} if args.get("refresh") else {}) | (
+        {"extract": False} if args.get("no_extract") else {}
+    )
+    body = {
+        "name": name,
+        "source": source,
+        "caller": {"cwd": os.getcwd(), "env": env},
+        "input": stated,
+        "description": args.get("description"),
+        "tags": args.get("tag") or [],
+        "checkpoint": bool(args.get("checkpoint")),
+    }
+    answer = client.post(routes, body, key=args.get("idempotency_key") or "")
+    label = f"{answer['name']}@{answer['version']}"
+    document = answer
+    if not args.get("no_wait"):
+        document = watch(f"{routes}/{quote(label)}", f"{kind} {label}", client, out)
+    if document["state"] == "failed":
+        again = f"stoker {kind} rm {label} removes it; create it again once that is mended"
+        raise StokerError(f"{label} could not be made: {document['fault']}", hint=again)
+    out.document(document, lambda _: plain(label))
+    if document["state"] == "ready":
+        out.note(f"{counted(document['files'], 'file')}, {size(document['size_bytes'])}, {document['digest']}")
+    else:
+        out.note(f"it is being fetched · `stoker {kind} show {label}` says how far it is")
+    return 0
+
+
+def _act(path: str, args: Args, client: Client, out: Out) -> int:
+    """Pull, rename, verify, pin or unpin."""
+    body: dict[str, Any] | None = None
+    if args.action == "pull":
+        body = {"destination": os.path.abspath(args.words[1]), "overwrite": bool(args.get("overwrite"))}
+    elif args.action == "rename":
+        body = {"name": args.words[1]}
+    answer = client.post(f"{path}/{args.action}", body or {}, key=args.get("idempotency_key") or "", timeout_s=None)
+    if args.action == "pull":
+        out.document(answer, lambda _: plain(answer["path"]))
+        out.note(f"{counted(answer['files'], 'file')}, {size(answer['bytes'])}")
+        return 0
+    if args.action == "verify":
+        out.document(answer, _verdict)
+        return 0 if answer["ok"] else 1
+    done = {"rename": f"{args.words[0]} is {args.words[-1]} now", "pin": "pinned", "unpin": "not pinned any more"}
+    said = done[args.action]
+    out.document(answer, lambda _: plain(said if args.action == "rename" else f"{answer['name']}@{answer['version']}"))
+    if args.action != "rename":
+        out.note(said)
+    return 0
+
+
+def _verdict(answer: dict[str, Any]) -> str:
+    label = f"{answer['name']}@{answer['version']}"
+    if answer["ok"]:
+        return plain(f"{label} is whole: {counted(answer['files'], 'file')}, {size(answer['bytes'])}")
+    lines = [f"{label} is damaged; what is bad was set aside: create it again"]
+    return "\n".join(plain(line) for line in lines + [f"  {each['path']}: {each['why']}" for each in answer["bad"]])

@@ -1,11 +1,13 @@
-"""`stoker outputs ls|pull`: what a job made, and a copy of it."""
+"""`stoker outputs ls|cat|pull`: what a job made, a file of it, and a copy of it."""
 
 from __future__ import annotations
 
 import os
 
 from runner.cli.jobs import job_path
+from runner.cli.shelf import ENTRY_COLUMNS
 from runner.cli.text import counted, plain, size
+from runner.client import query
 from runner.core.errors import UsageError
 
 TYPE_CHECKING = False
@@ -14,15 +16,12 @@ if TYPE_CHECKING:
     from runner.cli.parse import Args
     from runner.client import Client
 
-ENTRY_COLUMNS = (
-    ("SIZE", lambda entry: size(entry["size_bytes"])),
-    ("PATH", lambda entry: str(entry["path"])),
-)
-
 
 def run(args: Args, client: Client, out: Out) -> int:
     """List, or copy into a directory; one named after the job where none is given."""
     ref = args.words[0]
+    if args.action == "cat":
+        return _cat(args, client, out)
     if args.action == "pull":
         destination = os.path.abspath(args.words[1] if len(args.words) > 1 else f"output-{ref.strip('@')}")
         body = {"destination": destination, "overwrite": bool(args.get("overwrite"))}
@@ -41,4 +40,14 @@ def run(args: Args, client: Client, out: Out) -> int:
     wide = (("DIGEST", lambda entry: str(entry["digest"])),)
     fields = ("path", "size_bytes", "digest")
     out.listing(document, document["entries"], ENTRY_COLUMNS, more=wide, name="path", fields=fields)
+    return 0
+
+
+def _cat(args: Args, client: Client, out: Out) -> int:
+    """Print one file of an output, byte for byte."""
+    if len(args.words) > 1:
+        raise UsageError("`stoker outputs cat` takes one file", hint="stoker outputs cat 42:path/of/it")
+    job, _, path = args.words[0].partition(":")
+    for piece in client.read(query(job_path(job, "/outputs/file"), file=path)):
+        out.raw(piece)
     return 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 from runner.cli.text import size
+from runner.client import query
 from runner.core.errors import StokerError, UsageError
 
 TYPE_CHECKING = False
@@ -54,3 +57,18 @@ def confirmed(refusal: StokerError, out: Out) -> bool:
     if len(outputs) > 20:
         out.say(f"  … and {len(outputs) - 20} more")
     return out.ask(f"{refusal.message}: remove for good ({size(lost.get('bytes'))})?")
+
+
+def removed(path: str, what: str, args: Args, client: Client, out: Out) -> int:
+    """Delete what has a path of its own, asking first where something would be lost."""
+    key = args.get("idempotency_key") or os.urandom(16).hex()
+    try:
+        client.request("DELETE", query(path, confirmed=1 if args.get("yes") else None), None, {"Idempotency-Key": key})
+    except StokerError as refusal:
+        if not asks(refusal):
+            raise
+        if not confirmed(refusal, out):
+            return 1
+        client.request("DELETE", query(path, confirmed=1), None, {"Idempotency-Key": key + ".yes"})
+    out.note(f"removed {what}")
+    return 0

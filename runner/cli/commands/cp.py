@@ -1,0 +1,31 @@
+"""`stoker cp SOURCE DEST`: out of the store, one file or many."""
+
+from __future__ import annotations
+
+import os
+
+from runner.cli.text import counted, plain, size
+from runner.core.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runner.cli.out import Out
+    from runner.cli.parse import Args
+    from runner.client import Client
+
+
+def run(args: Args, client: Client, out: Out) -> int:
+    """Copy, and print where it went."""
+    if len(args.words) != 2:
+        raise UsageError("`stoker cp` needs SOURCE DEST", hint="stoker cp 42:best.pt .")
+    source, destination = args.words
+    slash = "/" if destination.endswith("/") else ""
+    body = {
+        "source": source,
+        "destination": os.path.abspath(destination) + slash,
+        "overwrite": bool(args.get("overwrite")),
+    }
+    answer = client.post("/v1/copy", body, key=args.get("idempotency_key") or "", timeout_s=None)
+    out.document(answer, lambda _: plain(answer["path"]))
+    out.note(f"{counted(answer['files'], 'file')}, {size(answer['bytes'])}")
+    return 0

@@ -1,0 +1,65 @@
+"""Addresses that a user names: where inputs come from, where outputs go, as far as text and disk tell."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+
+from runner.core import addresses
+from runner.core.errors import UsageError
+from runner.core.spec import Input
+from storage import uri as uris
+from storage.destinations import check_destination
+from storage.errors import StorageError
+from storage.filesystems import check_package
+from storage.manifest import check_path
+
+
+def source_of(what: str, stated: Input, cwd: str, env: Mapping[str, str]) -> uris.Uri:
+    """Return the address of a source, a relative path being relative to `cwd`; a local one must be there."""
+    try:
+        text = uris.of_type(stated.uri, stated.source_kind, stated.source_type)
+        parsed = uris.parse(text, PurePath(cwd), stated.source_kind, env)
+        uris.check_endpoint(parsed, stated.endpoint)
+        check_package(parsed)
+    except StorageError as error:
+        raise UsageError(f"{what}: {error.message}", hint=error.hint) from None
+    if parsed.is_local and not os.path.exists(parsed.path):
+        raise UsageError(
+            f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory"
+        )
+    return parsed
+
+
+def destination_of(text: str, cwd: Path) -> uris.Uri | None:
+    """Return where an output is written to, None for nowhere; its places are still open."""
+    if not text:
+        return None
+    addresses.check(text, "--output")
+    try:
+        parsed = uris.parse(text, cwd)
+        check_destination(parsed)
+    except StorageError as error:
+        raise UsageError(f"--output: {error.message}", hint=error.hint) from None
+    return parsed
+
+
+def part_of(name: str, path: str | None, source: uris.Uri | None) -> str | None:
+    """Return what of an artifact an input is, as trees have it; of a local directory it must be there.
+
+    `source` is None for an artifact that is here already.
+    """
+    if path is None:
+        return None
+    part = path.removesuffix("/")
+    try:
+        check_path(part)
+    except StorageError as error:
+        raise UsageError(f"--input {name}: {error.message}", hint="name a part of it: ,path=sub/dir") from None
+    local = source is not None and source.scheme == "file" and os.path.isdir(source.path)
+    if source is not None and local and not os.path.lexists(os.path.join(source.path, part)):
+        raise UsageError(
+            f"--input {name}: there is no {part!r} in {source.shown!r}", hint="`,path=` names a directory or file of it"
+        )
+    return part
