@@ -355,8 +355,8 @@ def _failure(error: BaseException, shown: str) -> SourceFailed | SourceMissing |
     said = "".join(each for each in _text(str(error)) if each.isprintable())[:200]
     if isinstance(error, ftplib.error_perm):
         if said.startswith("550") and not _REFUSED.search(said):
-            return SourceMissing(f"{shown} does not exist ({said})", "check the path")
-        return SourceRefused(f"{shown} may not be read ({said})", "check user, password and permissions")
+            return SourceMissing(f"{shown} does not exist: {said}", "check the path")
+        return SourceRefused(f"{shown} may not be read: {said}", "check user, password and permissions")
     return SourceFailed(f"{shown} cannot be read: {said}")
 
 

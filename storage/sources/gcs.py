@@ -16,7 +16,7 @@ from storage.manifest import MAX_FILES, check_path
 from storage.sources.base import Item, Listing, SourceOptions, Stream
 from storage.sources.google import google_signer
 from storage.sources.ranges import Checksum, decoded, open_range
-from storage.sources.wire import Wire
+from storage.sources.wire import CHECK, Wire
 from storage.uri import Uri
 
 GOOGLE = "https://storage.googleapis.com"
@@ -31,7 +31,8 @@ class GcsSource:
         """Read the credentials; connect lazily. A listing is asked for by so many names at a time."""
         self._page = page
         self._tokens = Wire(options)
-        self._wire = Wire(options, sign=google_signer(options, self._tokens))
+        sign = google_signer(options, self._tokens)
+        self._wire = Wire(options, sign=sign, refused=CHECK if sign else "no key was used: `stoker key add gcp`")
         self._base = (options.endpoint or GOOGLE).rstrip("/")
         self.server = options.endpoint or ""
 
