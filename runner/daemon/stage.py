@@ -105,7 +105,13 @@ class Stager:
             uri = parse(facts.secret_sources.get(name, address), PurePath("/"), stated.source_kind)
             wanted = Wanted(
                 uri,
-                self.fetcher.remembered(uri, endpoint=stated.endpoint, extract=stated.extract, opened_by=opened_by),
+                self.fetcher.remembered(
+                    uri,
+                    endpoint=stated.endpoint,
+                    extract=stated.extract,
+                    opened_by=opened_by,
+                    owner_uid=facts.owner_uid,
+                ),
                 home=facts.variables.get("HOME"),
                 refresh=stated.refresh,
                 endpoint=stated.endpoint,

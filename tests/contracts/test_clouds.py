@@ -30,7 +30,7 @@ from storage.sources.base import SourceOptions
 from storage.sources.ftp import human_line, machine_line
 from storage.sources.gcs import GcsSource
 from storage.sources.reasons import reason
-from storage.sources.registry import open_source
+from storage.sources.registry import open_source, server_of
 from storage.store import Store
 from storage.uri import Uri, parse
 from tests.clouds import (
@@ -460,6 +460,30 @@ def test_an_unknown_ssh_host_is_refused_and_no_other_key_is_tried(store: Store, 
         (tmp_path / ".ssh/id_ed25519").unlink()
         with pytest.raises(SourceRefused, match="no ssh key"):
             take(store, address, mine)
+
+
+def test_wasabi_is_where_nothing_else_is_named(s3_keys: Path) -> None:
+    """The box's own S3 server is no Wasabi; a key's, a profile's and the input's endpoint go before."""
+    box = SourceOptions(s3_endpoint="http://box")
+    wanted = parse("s3://bucket/f", PurePath("/"), "wasabi")
+
+    def server(options: SourceOptions) -> str:
+        source = open_source(wanted, options)
+        source.close()
+        return server_of(source)
+
+    assert server(box) == "https://s3.wasabisys.com"
+    assert server(replace(box, endpoint="http://said")) == "http://said"
+    assert server(replace(box, aws_dir=s3_keys)) == "http://profile"
+    values = {"access_key_id": "a", "secret_access_key": "b", "endpoint": "http://key"}
+    assert server(replace(box, credential=Credential("wasabi", values))) == "http://key"
+
+
+@pytest.fixture
+def s3_keys(tmp_path: Path) -> Path:
+    """A user's AWS files that name a server."""
+    (tmp_path / "config").write_text("[default]\nendpoint_url = http://profile\n")
+    return tmp_path
 
 
 def test_a_package_that_is_missing_is_named() -> None:
