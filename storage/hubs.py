@@ -125,7 +125,7 @@ def git_remote(url: str, ref: str | None = None) -> GitAddress:
         login = None if user is None else (unquote(user), unquote(password or ""))
         return GitAddress(protocol, f"{protocol}://{place}{parts.path}", ref, login)
     if password is not None:
-        raise BadUri("ssh takes no password", "store the key: stoker key add git-ssh")
+        raise BadUri("ssh takes no password", "store the key: `stoker key add git-ssh`")
     if user is not None and not _USER.fullmatch(user):
         raise BadUri("the user of the ssh address is no valid one", _GIT_HINT)
     return GitAddress("ssh", f"ssh://{f'{user}@' if user else ''}{place}{parts.path}", ref)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from storage import files
 from storage.errors import Cancelled, DiskFull, SourceChanged, SourceFailed, StorageError, WrongBytes, disk_errors
@@ -208,20 +208,43 @@ class _Hashes:
 
     def __init__(self, checksum: tuple[str, str] | None) -> None:
         self.sha256 = hashlib.sha256()
-        self._md5 = hashlib.md5(usedforsecurity=False) if checksum and checksum[0] == "md5" else None
+        self._stated = _hasher(checksum[0]) if checksum else None
 
     def update(self, data: memoryview) -> None:
         self.sha256.update(data)
-        if self._md5 is not None:
-            self._md5.update(data)
+        if self._stated is not None:
+            self._stated.update(data)
 
     def compare(self, checksum: tuple[str, str] | None, shown: str) -> None:
         """Raise `WrongBytes` unless the bytes are those that were stated."""
         if checksum is None:
             return
-        own = self._md5 if checksum[0] == "md5" else self.sha256
-        if own is not None and own.hexdigest() != checksum[1]:
+        own = self._stated or self.sha256
+        if own.hexdigest() != checksum[1]:
             raise WrongBytes(f"{shown}: the bytes that arrived are not those the server states", "try again later")
+
+
+class _Crc32c:
+    """The checksum of objects that Google composed of parts; it takes no view of memory, so a copy is made."""
+
+    def __init__(self) -> None:
+        # Heavy, and needed only for such objects.
+        import google_crc32c
+
+        self._crc: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
+
+    def update(self, data: memoryview) -> None:
+        self._crc.update(bytes(data))
+
+    def hexdigest(self) -> str:
+        return bytes(self._crc.digest()).hex()
+
+
+def _hasher(algorithm: str) -> Any:
+    """Return what computes a checksum that a source states; None for the one that every file has anyway."""
+    if algorithm == "crc32c":
+        return _Crc32c()
+    return hashlib.md5(usedforsecurity=False) if algorithm == "md5" else None
 
 
 class _One:

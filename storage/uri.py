@@ -266,7 +266,7 @@ def _in(scheme: str, text: str, bucket: str, rest: str) -> Uri:
     """Return the source `bucket/key`, where `rest` has the slash between them only if it was given."""
     key = rest.partition("/")[2]
     if not key and "/" not in rest:
-        raise BadUri(f"{bucket} is all that is named", "add a trailing / for all of it, or the path of one file")
+        raise BadUri(f"{text.rstrip('/')} names no file", "add a trailing / for all that is there, or the path of one")
     return Uri(
         scheme, text, text, f"{bucket}/{key}", is_tree=not key or key.endswith("/"), name=file_name(key or bucket)
     )

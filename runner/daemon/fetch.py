@@ -28,6 +28,8 @@ from storage.upload import Pushed, push
 from storage.uri import Uri, parse
 
 QUIET_NS = 200_000_000
+# Kinds whose addresses hold all that opens them.
+OPEN_TO_ALL = frozenset({"web", "ftp", "local"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +67,19 @@ class Fetcher:
         self.context = context
         self.options = options
 
-    def wanted(
-        self, stated: Input, address: str, *, home: str | None, opened_by: tuple[int, str] | None = None
-    ) -> Wanted:
-        """Return what is fetched for a source as it was stated; `address` is its own, secrets and all."""
+    def wanted(self, stated: Input, address: str, *, owner_uid: int, home: str | None, key_name: str | None) -> Wanted:
+        """Return what is fetched for a source as it was stated; `address` is its own, secrets and all.
+
+        `key_name` is the key that opens it, `home` where its user keeps credentials of their own.
+        """
         uri = parse(address, PurePath("/"), stated.source_kind)
+        opened_by = (owner_uid, key_name) if key_name is not None else None
+        name = self.remembered(
+            uri, endpoint=stated.endpoint, extract=stated.extract, opened_by=opened_by, owner_uid=owner_uid
+        )
         return Wanted(
             uri,
-            self.remembered(uri, endpoint=stated.endpoint, extract=stated.extract, opened_by=opened_by),
+            name,
             home=home,
             refresh=stated.refresh,
             endpoint=stated.endpoint,
@@ -87,12 +94,13 @@ class Fetcher:
         endpoint: str | None = None,
         extract: bool = True,
         opened_by: tuple[int, str] | None = None,
+        owner_uid: int | None = None,
     ) -> str:
         """Return the name under which an address is remembered: one that holds a secret by a keyed hash of it.
 
         The same address may be something else at another server, or for another kind of source, and an archive that
         is unpacked is another thing than the file. What was fetched with a key is remembered for that key alone, and
-        for the account and server that it names.
+        for the account and server that it names; what was opened with what a user keeps at home for that user alone.
         """
         name = address.text
         if address.text != address.shown:
@@ -103,6 +111,8 @@ class Fetcher:
             name += f" endpoint={endpoint}"
         if opened_by is not None:
             name += f" {keys.mark(self.context, opened_by)}"
+        elif owner_uid is not None and address.kind not in OPEN_TO_ALL:
+            name += f" for={owner_uid}"
         return f"{name} unpacked" if extract and not address.is_tree and is_archive(address.name) else name
 
     def known(self, wanted: Wanted, lease: Lease) -> Fetched | None:

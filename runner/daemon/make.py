@@ -107,9 +107,8 @@ class Maker:
         assert found.variables is not None
         sealed = variables.sealed(self.context.database.reader(), found.variables)
         _, environment, secret = self.context.unsealed(found.owner_uid, sealed)
-        opened_by = (found.owner_uid, stated.key) if stated.key is not None else None
-        address = secret.get(SOURCE, stated.uri)
-        return self.fetcher.wanted(stated, address, home=environment.get("HOME"), opened_by=opened_by)
+        address, home = secret.get(SOURCE, stated.uri), environment.get("HOME")
+        return self.fetcher.wanted(stated, address, owner_uid=found.owner_uid, home=home, key_name=stated.key)
 
     def _fetch(self, making: Making, wanted: Wanted) -> Fetched:
         def progress(done: int, total: int | None) -> None:

@@ -108,8 +108,8 @@ class Stager:
                 found.append(Source(name, named(address), pinned, artifact_id))
                 continue
             stated, secret = facts.spec.inputs[name], facts.secret_sources.get(name, address)
-            opened_by = (facts.owner_uid, key_name) if key_name is not None else None
-            wanted = self.fetcher.wanted(stated, secret, home=facts.variables.get("HOME"), opened_by=opened_by)
+            home = facts.variables.get("HOME")
+            wanted = self.fetcher.wanted(stated, secret, owner_uid=facts.owner_uid, home=home, key_name=key_name)
             found.append(Source(name, wanted, pinned))
         return found
 

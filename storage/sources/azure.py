@@ -21,7 +21,7 @@ from storage.filesystems import section_of, values_of
 from storage.manifest import MAX_FILES, check_path
 from storage.sources.base import Item, Listing, SourceOptions, Stream
 from storage.sources.ranges import Checksum, decoded, open_range, strong_etag, total_size
-from storage.sources.wire import Signer, Wire
+from storage.sources.wire import CHECK, Signer, Wire
 from storage.uri import Uri
 
 VERSION = "2023-11-03"
@@ -70,7 +70,8 @@ class AzureSource:
         self._access = azure_access(options)
         self._stated = options.endpoint
         self.server = self._access.endpoint or ""
-        self._wire = Wire(options, sign=_signer(self._access))
+        sign = _signer(self._access)
+        self._wire = Wire(options, sign=sign, refused=CHECK if sign else "no key was used: `stoker key add azure`")
         # A signature in the address is all the permission there is: a key beside it would be refused.
         self._plain = Wire(options)
 

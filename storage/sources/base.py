@@ -48,8 +48,8 @@ class Item:
     """One file of a source, as far as the source describes it before its bytes are read.
 
     `locator` is what the source opens. `etag` is a strong tag: equal tag, equal bytes. `checksum` is (algorithm, hex)
-    with algorithm `sha256` or `md5`. `ranged` says that any part can be asked for. `version` is the source's own name
-    of this state of the file, where it has one.
+    with algorithm `sha256`, `md5` or `crc32c`. `ranged` says that any part can be asked for. `version` is the source's
+    own name of this state of the file, where it has one.
     """
 
     path: str

@@ -26,6 +26,7 @@ from storage.uri import Uri
 MAX_LISTED = 100_000
 MAX_CONNECTIONS = 4  # many servers allow one address no more than five
 IMPLICIT_TLS_PORT = 990
+_CROWDED = frozenset({"421", "425"})  # no more connections; no more data connections
 _UNIX = re.compile(r"([-dl])\S{9,10}\s+\d+\s+\S+\s+\S+\s+(\d+)\s+\w{3}\s+\d{1,2}\s+[\d:]{4,5} (.+)")
 _DOS = re.compile(r"\d\d-\d\d-\d{2,4}\s+\d\d:\d\d(?:[AP]M)?\s+(<DIR>|\d+)\s+(.+)")
 _REFUSED = re.compile(r"denied|permi|not allowed|access|login|log in", re.IGNORECASE)
@@ -193,6 +194,8 @@ class FtpSource:
             yield
         except BaseException as error:
             self._drop(session)
+            if isinstance(error, ftplib.error_temp) and str(error)[:3] in _CROWDED:
+                self._yield_room()
             if isinstance(error, (ftplib.Error, OSError, EOFError, ValueError)):
                 raise _failure(error, shown) from error
             raise
@@ -206,16 +209,17 @@ class FtpSource:
             session = self._idle.pop() if self._idle else _Session(_Client(self._options, uri))
             self._busy.add(session)
         if session.ftp.sock is None:
-            try:
-                with self._told(session, uri.shown):
-                    session.ftp.begin()
-            except SourceFailed:
-                with self._free:
-                    # The server may allow fewer of us at once: who is in goes on, the others wait for them.
-                    others = len(self._busy) + len(self._idle)
-                    self._room = min(self._room, others) or self._room
-                raise
+            with self._told(session, uri.shown):
+                session.ftp.begin()
         return session
+
+    def _yield_room(self) -> None:
+        """Be fewer from now on: who is in goes on, the others wait for them."""
+        with self._free:
+            self._room = max(1, min(self._room, len(self._busy)))
+            idle, self._idle = self._idle, []
+        for each in idle:
+            each.ftp.close()
 
     def _give(self, session: _Session) -> None:
         with self._free:
@@ -355,8 +359,8 @@ def _failure(error: BaseException, shown: str) -> SourceFailed | SourceMissing |
     said = "".join(each for each in _text(str(error)) if each.isprintable())[:200]
     if isinstance(error, ftplib.error_perm):
         if said.startswith("550") and not _REFUSED.search(said):
-            return SourceMissing(f"{shown} does not exist ({said})", "check the path")
-        return SourceRefused(f"{shown} may not be read ({said})", "check user, password and permissions")
+            return SourceMissing(f"{shown} does not exist: {said}", "check the path")
+        return SourceRefused(f"{shown} may not be read: {said}", "check user, password and permissions")
     return SourceFailed(f"{shown} cannot be read: {said}")
 
 

@@ -16,12 +16,12 @@ from storage.manifest import MAX_FILES, check_path
 from storage.sources.base import Item, Listing, SourceOptions, Stream
 from storage.sources.google import google_signer
 from storage.sources.ranges import Checksum, decoded, open_range
-from storage.sources.wire import Wire
+from storage.sources.wire import CHECK, Wire
 from storage.uri import Uri
 
 GOOGLE = "https://storage.googleapis.com"
 MAX_PAGE_BYTES = 32 << 20
-_FACTS = "name,size,md5Hash,generation"
+_FACTS = "name,size,md5Hash,crc32c,generation"
 
 
 class GcsSource:
@@ -31,7 +31,8 @@ class GcsSource:
         """Read the credentials; connect lazily. A listing is asked for by so many names at a time."""
         self._page = page
         self._tokens = Wire(options)
-        self._wire = Wire(options, sign=google_signer(options, self._tokens))
+        sign = google_signer(options, self._tokens)
+        self._wire = Wire(options, sign=sign, refused=CHECK if sign else "no key was used: `stoker key add gcp`")
         self._base = (options.endpoint or GOOGLE).rstrip("/")
         self.server = options.endpoint or ""
 
@@ -134,7 +135,7 @@ def _item(path: str, locator: str, facts: Mapping[str, Any]) -> Item:
         locator,
         int(size) if size.isascii() and size.isdigit() and len(size) < 19 else None,
         f'"{generation}"' if known else None,
-        decoded("md5", str(facts.get("md5Hash", ""))),
+        decoded("md5", str(facts.get("md5Hash", ""))) or decoded("crc32c", str(facts.get("crc32c", ""))),
         ranged=True,
         version=generation if known else None,
     )
@@ -146,9 +147,9 @@ def _tag(headers: Mapping[str, str]) -> str | None:
 
 
 def _checksum(headers: Mapping[str, str], whole: bool) -> Checksum | None:
-    """Return the md5 of the whole object; one that was composed of parts has none."""
+    """Return what is stated about the whole object; one that was composed of parts has no md5."""
     stated = dict(each.strip().partition("=")[::2] for each in headers.get("x-goog-hash", "").split(","))
-    return decoded("md5", stated.get("md5", ""))
+    return decoded("md5", stated.get("md5", "")) or decoded("crc32c", stated.get("crc32c", ""))
 
 
 def _shown(uri: Uri, item: Item) -> str:

@@ -37,7 +37,7 @@ class GitSource:
     def __init__(self, options: SourceOptions) -> None:
         """Take the options; the first listing makes the private directory."""
         self._options = options
-        self._wire = Wire(options)
+        self._wire = Wire(options, refused="a private one opens with https://USER:TOKEN@host/…, or by ssh and a key")
         self._fetch: _Fetch | None = None
 
     def list(self, uri: Uri, cancelled: Callable[[], bool] = never) -> Listing:

@@ -20,12 +20,12 @@ from storage.files import never
 from storage.hubs import HubAddress, hub_address
 from storage.sources.base import Item, Listing, SourceOptions, Stream
 from storage.sources.ranges import open_range, stated_checksum, total_size
-from storage.sources.wire import Wire
+from storage.sources.wire import CHECK, Wire
 from storage.uri import Uri
 
 ENDPOINT = "https://huggingface.co"
 _MISSING = {
-    "RepositoryNotFoundError": "check the name; a private one needs a key: stoker key add hf",
+    "RepositoryNotFoundError": "check the name; a private one needs a key: `stoker key add hf`",
     "RevisionNotFoundError": "check the revision after @",
     "RemoteEntryNotFoundError": "check the path; a trailing / takes a directory",
     "EntryNotFoundError": "check the path; a trailing / takes a directory",
@@ -38,14 +38,15 @@ class HubSource:
 
     def __init__(self, options: SourceOptions) -> None:
         """Take the key and the endpoint; connect lazily."""
+        key = options.credential
         self._options = options
-        self._wire = Wire(options)
+        self._token = key.values["token"] if key is not None and key.kind == "hf" else None
+        self._refused = CHECK if self._token else "no key was used: `stoker key add hf`"
+        self._wire = Wire(options, refused=self._refused)
         self._closed = False
         self._commit = ""
         self.server = (options.endpoint or "").rstrip("/")
         self._endpoint = self.server or ENDPOINT
-        key = options.credential
-        self._token = key.values["token"] if key is not None and key.kind == "hf" else None
 
     def list(self, uri: Uri, cancelled: Callable[[], bool] = never) -> Listing:
         """Ask for the commit and its files."""
@@ -120,7 +121,7 @@ class HubSource:
         except ValueError:
             raise SourceFailed(f"{uri.shown} cannot be listed: its library ended with {ended.code}") from None
         if "error" in found:
-            raise _failure(uri, found)
+            raise _failure(uri, found, self._refused)
         return found
 
     def _url(self, uri: Uri, item: Item) -> str:
@@ -147,7 +148,7 @@ def _item(address: HubAddress, path: str, size: int, oid: str, digest: str | Non
     return Item(name, path, size, f'"{digest or oid}"', ("sha256", digest) if digest else None, ranged=bool(digest))
 
 
-def _failure(uri: Uri, found: Mapping[str, Any]) -> Exception:
+def _failure(uri: Uri, found: Mapping[str, Any], refused: str) -> Exception:
     """Return what the library's failure means."""
     name, status, said = str(found["error"]), found.get("status"), str(found.get("said") or "")[:200]
     more = f": {said}" if said.isprintable() and said else ""
@@ -157,10 +158,10 @@ def _failure(uri: Uri, found: Mapping[str, Any]) -> Exception:
         return SourceMissing(f"{uri.shown} does not exist{more}", _MISSING[name])
     if name == "GatedRepoError":
         return SourceRefused(
-            f"{uri.shown} may not be read{more}", "ask for access on its page, and use a key: stoker key add hf"
+            f"{uri.shown} may not be read{more}", "ask for access on its page, and use a key: `stoker key add hf`"
         )
     if status in {401, 403}:
-        return SourceRefused(f"{uri.shown} may not be read ({status}){more}", "check the key: stoker key test")
+        return SourceRefused(f"{uri.shown} may not be read ({status}){more}", refused)
     if name == "PermissionError":
         return SourceRefused(f"{uri.shown}: the hub leads to another server", "check the endpoint")
     wait = str(found.get("retry_after") or "")

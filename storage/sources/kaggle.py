@@ -15,7 +15,7 @@ from storage.files import never
 from storage.hubs import KaggleAddress, kaggle_address
 from storage.sources.base import Item, Listing, SourceOptions, Stream
 from storage.sources.ranges import Checksum, decoded, is_whole, open_range, stated_checksum, strong_etag, total_size
-from storage.sources.wire import Wire
+from storage.sources.wire import CHECK, Wire
 from storage.uri import Uri
 
 ENDPOINT = "https://api.kaggle.com"
@@ -27,11 +27,12 @@ class KaggleSource:
 
     def __init__(self, options: SourceOptions) -> None:
         """Take the key and the endpoint; connect lazily."""
-        self._wire = Wire(options)
+        signed = _authorization(options)
+        self._wire = Wire(options, refused=CHECK if signed else "no key was used: `stoker key add kaggle`")
         # Only the public server has its API at the root.
         self.server = (options.endpoint or "").rstrip("/")
         self._base = f"{self.server}/api" if self.server else ENDPOINT
-        self._headers = {"Content-Type": "application/json", **_authorization(options)}
+        self._headers = {"Content-Type": "application/json", **signed}
 
     def list(self, uri: Uri, cancelled: Callable[[], bool] = never) -> Listing:
         """Ask which version is the newest where none is named, then for the first byte of its archive."""

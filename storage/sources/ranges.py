@@ -100,7 +100,7 @@ def decoded(algorithm: str, text: str) -> Checksum | None:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return None
-    return (algorithm, raw.hex()) if len(raw) == {"sha256": 32, "md5": 16}[algorithm] else None
+    return (algorithm, raw.hex()) if len(raw) == {"sha256": 32, "md5": 16, "crc32c": 4}[algorithm] else None
 
 
 def _extent(response: Response, start: int, *, ranged: bool) -> tuple[int, int | None]:

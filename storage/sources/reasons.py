@@ -22,7 +22,7 @@ def reason(headers: Mapping[str, str], body: bytes, secrets: Iterable[str] = ())
     else:
         found = [each[1] for pattern in _XML.values() if (each := pattern.search(text))]
         said = ": ".join(found) or headers.get("x-ms-error-code", "")
-    line = said.strip().partition("\n")[0]
+    line = said.strip().partition("\n")[0].partition(". ")[0]
     line = "".join(character for character in line if unicodedata.category(character)[0] != "C")
     for secret in secrets:
         line = line.replace(secret, "***")

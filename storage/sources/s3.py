@@ -53,7 +53,8 @@ class S3Source:
             raise SourceMissing(f"{uri.shown} does not exist", "check bucket and key") from error
         except PermissionError as error:
             raise SourceRefused(
-                f"{uri.shown} may not be listed", "check the credentials and their permissions"
+                f"{uri.shown} may not be listed ({filesystems.code_of(error)})",
+                "check the credentials and their permissions",
             ) from error
         except (SourceMissing, SourceRefused):
             raise

@@ -20,6 +20,7 @@ from storage.sources.dial import dial, why
 from storage.sources.reasons import reason, secrets_of
 
 MAX_REDIRECTS = 5
+CHECK = "check the credentials and their permissions"
 MAX_DRAINED_BYTES = 64 << 10
 MAX_REASON_BYTES = 8 << 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -65,14 +66,18 @@ class Response:
 class Wire:
     """All connections of one fetch; any thread may use it."""
 
-    def __init__(self, options: SourceOptions, *, sign: Signer | None = None) -> None:
-        """`sign(method, url, headers)` returns the headers to send to the first origin."""
+    def __init__(self, options: SourceOptions, *, sign: Signer | None = None, refused: str = CHECK) -> None:
+        """`sign(method, url, headers)` returns the headers to send to the first origin.
+
+        `refused` is the hint for whoever may not read what is there.
+        """
         self._options = options
         self._sign = sign
         self._idle: dict[tuple[str, str], list[Connection]] = {}
         self._busy: set[Connection] = set()
         self._guard = threading.Lock()
         self._tls: ssl.SSLContext | None = None
+        self._refused = refused
         self._secrets = secrets_of(options.credential)
 
     def get(
@@ -101,7 +106,7 @@ class Wire:
             was_public = was_public or public
             target = response.headers.get("location")
             if response.status not in _REDIRECTS or target is None:
-                _check(response, shown, self._secrets)
+                _check(response, shown, self._secrets, self._refused)
                 return replace(response, public=was_public)
             response.close()
             if self._sign is not None:
@@ -272,7 +277,7 @@ def basic_credentials(url: str) -> tuple[str, str] | None:
     return None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))
 
 
-def _check(response: Response, shown: str, secrets: Iterable[str]) -> None:
+def _check(response: Response, shown: str, secrets: Iterable[str], refused: str) -> None:
     status = response.status
     if 200 <= status < 300 or status in {304, 416}:
         return
@@ -281,9 +286,7 @@ def _check(response: Response, shown: str, secrets: Iterable[str]) -> None:
         more = f": {said}" if said.lower() not in {"", "not found"} else ""
         raise SourceMissing(f"{shown} does not exist{more}", "check the address")
     if status in {401, 403, 407}:
-        raise SourceRefused(
-            f"{shown} may not be read ({status}{said and f', {said}'})", "check the credentials and their permissions"
-        )
+        raise SourceRefused(f"{shown} may not be read ({status}{said and f', {said}'})", refused)
     if status == 412:
         raise SourceChanged(f"{shown} changed while it was read")
     region = response.headers.get("x-amz-bucket-region")

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from storage.credentials import Credential
-from storage.errors import BadUri, Cancelled, SourceChanged, SourceFailed, SourceRefused, StorageError
+from storage.errors import BadUri, Cancelled, SourceChanged, SourceFailed, SourceRefused, StorageError, WrongBytes
 from storage.filesystems import check_package
 from storage.sources import google
 from storage.sources.azure import VERSION, AzureSource, to_sign
@@ -30,7 +30,7 @@ from storage.sources.base import SourceOptions
 from storage.sources.ftp import human_line, machine_line
 from storage.sources.gcs import GcsSource
 from storage.sources.reasons import reason
-from storage.sources.registry import open_source
+from storage.sources.registry import open_source, server_of
 from storage.store import Store
 from storage.uri import Uri, parse
 from tests.clouds import (
@@ -286,6 +286,7 @@ class Google:
     def __init__(self) -> None:
         self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         self.given: list[dict[str, str]] = []
+        self.data, self.stated = b"", {"md5Hash": "1B2M2Y8AsgTpgAmY7PhCfg=="}
         state = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -307,10 +308,11 @@ class Google:
                 if self.headers.get("Authorization") != "Bearer let-me-in":
                     self.answer(401, {"error": {"message": "Invalid Credentials for canary=x"}})
                 else:
-                    self.answer(200, {"items": [{"name": "set/f", "size": "0", "md5Hash": "1B2M2Y8AsgTpgAmY7PhCfg=="}]})
+                    item = {"name": "set/f", "size": str(len(state.data)), **state.stated}
+                    self.answer(200, item if "/o/" in self.path else {"items": [item]})
 
             def answer(self, status: int, document: dict[str, object]) -> None:
-                body = json.dumps(document).encode() if "alt=media" not in self.path else b""
+                body = json.dumps(document).encode() if "alt=media" not in self.path else state.data
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -353,6 +355,17 @@ def test_a_service_account_signs_for_a_token(stand_in: Google, store: Store) -> 
     assert stated["scope"].endswith("devstorage.read_only")
     with pytest.raises(SourceRefused, match="Invalid Credentials"):
         take(store, uri("gs://bucket/set/"), SourceOptions(endpoint=stand_in.url))
+
+
+def test_the_checksum_of_a_composed_object_is_compared(stand_in: Google, store: Store) -> None:
+    """Google states no md5 of it, only a crc32c; other bytes are refused."""
+    credential = Credential("gcp", {"service_account_json": stand_in.account()})
+    options = SourceOptions(endpoint=stand_in.url, credential=credential)
+    stand_in.data, stand_in.stated = b"123456789", {"crc32c": "4waSgw=="}
+    assert contents(store, take(store, uri("gs://bucket/set/"), options)) == {"f": b"123456789"}
+    stand_in.data = b"123456780"
+    with pytest.raises(WrongBytes):
+        take(store, uri("gs://bucket/set/"), options)
 
 
 def test_the_users_own_login_is_used_where_it_is_named(
@@ -460,6 +473,30 @@ def test_an_unknown_ssh_host_is_refused_and_no_other_key_is_tried(store: Store, 
         (tmp_path / ".ssh/id_ed25519").unlink()
         with pytest.raises(SourceRefused, match="no ssh key"):
             take(store, address, mine)
+
+
+def test_wasabi_is_where_nothing_else_is_named(s3_keys: Path) -> None:
+    """The box's own S3 server is no Wasabi; a key's, a profile's and the input's endpoint go before."""
+    box = SourceOptions(s3_endpoint="http://box")
+    wanted = parse("s3://bucket/f", PurePath("/"), "wasabi")
+
+    def server(options: SourceOptions) -> str:
+        source = open_source(wanted, options)
+        source.close()
+        return server_of(source)
+
+    assert server(box) == "https://s3.wasabisys.com"
+    assert server(replace(box, endpoint="http://said")) == "http://said"
+    assert server(replace(box, aws_dir=s3_keys)) == "http://profile"
+    values = {"access_key_id": "a", "secret_access_key": "b", "endpoint": "http://key"}
+    assert server(replace(box, credential=Credential("wasabi", values))) == "http://key"
+
+
+@pytest.fixture
+def s3_keys(tmp_path: Path) -> Path:
+    """A user's AWS files that name a server."""
+    (tmp_path / "config").write_text("[default]\nendpoint_url = http://profile\n")
+    return tmp_path
 
 
 def test_a_package_that_is_missing_is_named() -> None:

@@ -605,6 +605,10 @@ def test_s3_with_a_wrong_secret_is_refused(s3: S3, store: Store, tmp_path: Path)
     aws.mkdir()
     (aws / "credentials").write_text("[default]\naws_access_key_id=stokertest\naws_secret_access_key=wrongsecret\n")
     with pytest.raises(SourceRefused) as caught:
+        take(store, parse("s3://locked/", PurePath("/")), SourceOptions(s3_endpoint=s3.endpoint, aws_dir=aws))
+    assert "SignatureDoesNotMatch" in str(caught.value)
+    assert "wrongsecret" not in str(caught.value) + caught.value.hint
+    with pytest.raises(SourceRefused) as caught:
         take(store, parse("s3://locked/f", PurePath("/")), SourceOptions(s3_endpoint=s3.endpoint, aws_dir=aws))
     assert "wrongsecret" not in str(caught.value) + caught.value.hint
 

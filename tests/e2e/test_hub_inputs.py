@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.gits import Repository, git_web
+from tests.gits import Repository, git_web, ssh_server
 from tests.hub import Repo, commit_id, hub_server, zipped
 from tests.kit import Box
 
@@ -23,10 +23,11 @@ def test_code_model_and_data_come_from_three_hubs(tmp_path: Path) -> None:
             "run", "--gpus", "0", "--input", f"code={place}@main",
             "--input", f"model=team/model,from=hf,endpoint={hub.url}",
             "--input", f"data=titanic,from=kaggle,type=competition,endpoint={hub.url}",
-            "--", "sh", "-c", "python3 $STOKER_INPUT_code/train.py; cat $STOKER_INPUT_model/config.json",
+            "--", "sh", "-c",
+            "python3 $STOKER_INPUT_code/train.py; cat $STOKER_INPUT_model/config.json; ls $STOKER_INPUT_data",
         )  # fmt: skip
         done = box.cli(*command)
-        assert (done.returncode, done.stdout) == (0, "trained\n{}"), done.stderr
+        assert (done.returncode, done.stdout) == (0, "trained\n{}a.csv\n"), done.stderr
         inputs = {each["name"]: each for each in json.loads(box.cli("show", "1", "--json").stdout)["inputs"]}
         assert inputs["code"]["pins"]["commit"] == commit
         assert inputs["model"]["pins"]["commit"] == commit_id(files)
@@ -37,3 +38,35 @@ def test_code_model_and_data_come_from_three_hubs(tmp_path: Path) -> None:
         assert (web.asked, hub.asked) == ([], [])
         failed = box.cli("run", "--gpus", "0", "--input", f"code={place}@gone", "--", "true")
         assert "has no branch, tag or commit 'gone'" in failed.stderr
+
+
+def test_a_private_repository_and_model_open_with_stored_keys(tmp_path: Path) -> None:
+    """A deploy key and a token, each the user's only one of its kind, open what nobody else may read; none is shown."""
+    repository = Repository(tmp_path / "repository")
+    repository.commit(**{"train.py": "print('trained')"})
+    with ssh_server(tmp_path / "sshd") as ssh, hub_server(tmp_path / "cdn") as hub, Box(tmp_path / "box") as box:
+        hub.repos["models/team/private"] = Repo([{"config.json": b"{}"}], token="hf_c4nary")
+        hub.login = ("me", "k4ggle-c4nary")
+        hub.archives["datasets/o/d"] = [zipped({"a.csv": b"1"})]
+        inputs = (
+            "--input", f"code={ssh.prefix}{repository.path}@main",
+            "--input", f"model=hf://team/private,endpoint={hub.url}",
+            "--input", f"data=o/d,from=kaggle,endpoint={hub.url}",
+        )  # fmt: skip
+        command = ("run", "--gpus", "0", *inputs, "--", "sh", "-c", "python3 $STOKER_INPUT_code/train.py")
+        refused = box.cli(*command)
+        assert refused.returncode == 125
+        key = json.dumps({"private_key": ssh.private_key, "known_hosts": ssh.known_hosts})
+        values = {
+            "git-ssh": key,
+            "hf": "hf_c4nary",
+            "kaggle": json.dumps({"username": "me", "key": "k4ggle-c4nary"}),
+        }
+        for kind, text in values.items():
+            added = box.cli("key", "add", kind, f"my-{kind}", "--stdin", input=text)
+            assert added.returncode == 0, added.stderr
+        done = box.cli(*command)
+        assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr
+        told = box.cli("show", "2", "--json").stdout + done.stderr + refused.stderr
+        assert "c4nary" not in told
+        assert ssh.private_key.splitlines()[1] not in told

@@ -33,6 +33,7 @@ HOMES = {
     "fastapi": ("runner/api/",),
     "fsspec": ("storage/",),
     "gcsfs": ("storage/",),
+    "google_crc32c": ("storage/",),
     "httptools": ("runner/api/",),
     "paramiko": ("storage/",),
     "psutil": ("runner/telemetry/", "runner/service/"),
