@@ -476,12 +476,35 @@ def test_what_real_tools_bear_is_borne(store: Store, tmp_path: Path) -> None:
         "g.zip": zipped(("a", b"1")) + b"garbage" * 100,
         "h.zip": b"#!/bin/sh\n" * 50 + zipped(("a", b"1")),
         "i.zip": zipped(("a", b"1"), method=zipfile.ZIP_BZIP2),
+        "streamed.zip": _streamed(),
         "misnamed.tar.bz2": gzip.compress(whole),
         "j.tgz": gzip.compress(tarred(("./a", b"1"), pax=False)),
         "K.TAR": tarred(info("sub", type=tarfile.DIRTYPE), ("a", b"1")),
     }
     for name, data in good.items():
         assert contents(store, take(store, written(tmp_path, name, data))) == {"a": b"1"}, name
+
+
+def _streamed() -> bytes:
+    """Return a zip as a program writes it to a pipe: sizes after the bytes, in 64 bits."""
+
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+        def seek(self, *_: int) -> int:
+            raise io.UnsupportedOperation
+
+        def tell(self) -> int:
+            raise io.UnsupportedOperation
+
+    target = Pipe()
+    with (
+        zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a", "w", force_zip64=True) as file,
+    ):
+        file.write(b"1")
+    return target.getvalue()
 
 
 def test_only_what_its_name_calls_an_archive_is_unpacked(store: Store, tmp_path: Path) -> None:
