@@ -209,6 +209,13 @@ VERBS: dict[str, Verb] = {
         Verb("gpu", "List devices and who holds them.", actions=("ls",)),
         Verb("model", "List, show or remove models.", "[NAME]", (_YES, _KEY), actions=("ls", "show", "rm")),
         Verb(
+            "cache",
+            "Show what the store holds, give up what nothing needs, or check its bytes.",
+            "",
+            (Flag("--dry-run", "Prune: show what would go; give up nothing."), _KEY),
+            actions=("df", "prune"),
+        ),
+        Verb(
             "credit",
             "Show the balance, its history, or check the books.",
             "",

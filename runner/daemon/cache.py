@@ -12,7 +12,7 @@ from runner.daemon.context import Context
 from runner.daemon.guard import safely
 from runner.executors import retired
 from runner.service.desk import Change, Discard
-from runner.state import artifacts, expiry
+from runner.state import artifacts, expiry, staged
 
 LOOK_S = 1.0
 LOOKS_MAX = 60
@@ -57,15 +57,19 @@ def await_room(
 
 
 def trim(change: Change) -> None:
-    """Forget what is over `[storage] cache_limit`; the bytes go after the commit."""
-    over = artifacts.cached_bytes(change.connection) - change.config.storage.cache_limit_bytes
-    if over > 0 and artifacts.forget_sources(change.connection, over):
+    """Past `[storage] cache_limit` forget what nothing needs, down to `cache_low_water`; bytes go after the commit."""
+    settings = change.config.storage
+    stored = staged.stored_bytes(change.connection)
+    if stored <= settings.cache_limit_bytes:
+        return
+    over = stored - int(settings.cache_limit_bytes * settings.cache_low_water)
+    if staged.forget_unused(change.connection, over):
         change.effects.append(Discard((), ()))
 
 
 def _make_room(context: Context, wanted_bytes: int) -> None:
     given: list[int] = []
-    context.desk.insist(lambda change: given.append(artifacts.forget_sources(change.connection, wanted_bytes)))
+    context.desk.insist(lambda change: given.append(staged.forget_unused(change.connection, wanted_bytes)))
     if given and given[-1]:
         sweep(context)
 

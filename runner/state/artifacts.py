@@ -118,27 +118,6 @@ def roots(connection: sqlite3.Connection) -> list[str]:
     return [row[0] for row in rows]
 
 
-def cached_bytes(connection: sqlite3.Connection) -> int:
-    """Return how much of what was staged is kept, each tree counted once."""
-    row = connection.execute("SELECT SUM(size) FROM (SELECT MAX(size_bytes) AS size FROM sources GROUP BY tree_digest)")
-    return int(row.fetchone()[0] or 0)
-
-
-def forget_sources(connection: sqlite3.Connection, wanted_bytes: int) -> int:
-    """Forget staged trees that no unfinished job needs, those used longest ago first; return their bytes."""
-    rows = connection.execute(
-        "SELECT tree_digest, MAX(size_bytes) FROM sources GROUP BY tree_digest"  # noqa: S608 - the text is our own
-        f" HAVING tree_digest NOT IN ({_NEEDED}) ORDER BY MAX(fetched_us)"
-    ).fetchall()
-    given = 0
-    for digest, size_bytes in rows:
-        if given >= wanted_bytes:
-            break
-        connection.execute("DELETE FROM sources WHERE tree_digest = ?", (digest,))
-        given += size_bytes
-    return given
-
-
 def _artifact(row: tuple[Any, ...]) -> Artifact:
     ref = Ref(row[7], row[8]) if row[7] is not None else None
     return Artifact(row[0], row[1], row[2], row[3], row[4], row[5], row[6], ref, row[9], row[10])

@@ -1,0 +1,41 @@
+"""What lies in a store besides its trees, and what would be won by giving some of them up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from storage.errors import Corrupt, NotStored
+from storage.journal import set_aside
+from storage.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Scraps:
+    """Downloads under way or broken off, and objects that were set aside because their bytes had changed."""
+
+    partial: int
+    partial_bytes: int
+    damaged: int
+    damaged_bytes: int
+
+
+def scraps(store: Store) -> Scraps:
+    """Count what is no part of any artifact."""
+    partial, damaged = store.root / "partial", store.root / "damaged"
+    downloads = sum(1 for each in partial.iterdir() if each.suffix == ".data")
+    return Scraps(downloads, set_aside(partial), sum(1 for _ in damaged.iterdir()), set_aside(damaged))
+
+
+def held_alone(store: Store, digests: Iterable[str]) -> int:
+    """Return the bytes of the objects that these trees hold and no other tree does."""
+    going, alone, shared = set(digests), dict[str, int](), set[str]()
+    for path in (store.root / "trees").glob("*.json"):
+        with suppress(NotStored, Corrupt):
+            entries = store.manifest(path.stem).entries
+            if path.stem in going:
+                alone |= {entry.digest: entry.size for entry in entries}
+            else:
+                shared |= {entry.digest for entry in entries}
+    return sum(size for digest, size in alone.items() if digest not in shared)
