@@ -142,7 +142,7 @@ class _Decider:
         for other in reversed(self.line):
             if short <= 0 or other is each:
                 return
-            going = other.trees - self._kept_from(other)
+            going = (other.trees & self.sizes.keys()) - self._kept_from(other)
             if other.need_bytes == 0 and going:
                 self.decisions.append(TakeBack(other.job, going))
                 short -= self._bytes(going)

@@ -28,6 +28,13 @@ def room_on_disk(context: Context) -> int:
     return room.f_bavail * room.f_frsize
 
 
+def after(delay_s: float, work: Callable[[], object]) -> None:
+    """Call `work` after a while, in a thread of its own that keeps nobody."""
+    timer = threading.Timer(delay_s, work)
+    timer.daemon = True
+    timer.start()
+
+
 def await_room(
     context: Context, *, need_bytes: int, free_bytes: int, wanted: Callable[[], bool], then: Callable[[], object]
 ) -> None:
@@ -48,9 +55,7 @@ def await_room(
             arm()
 
     def arm() -> None:
-        timer = threading.Timer(LOOK_S, look)
-        timer.daemon = True
-        timer.start()
+        after(LOOK_S, look)
 
     arm()
     safely("make room", _make_room, context, need_bytes)
@@ -74,14 +79,14 @@ def _make_room(context: Context, wanted_bytes: int) -> None:
         sweep(context)
 
 
-def sweep(context: Context) -> None:
-    """Remove from the store, and of the environments, what no row leads to any more."""
+def sweep(context: Context, *, scraps: bool = False) -> None:
+    """Remove from the store, and of the environments, what no row leads to any more; `scraps` as in `Store.sweep`."""
 
     def roots() -> Iterator[str]:
         # Read when the sweep asks: what is committed by then is seen, what is not is kept by its lease.
         yield from artifacts.roots(context.database.reader())
 
-    swept = context.store.sweep(roots())
+    swept = context.store.sweep(roots(), scraps=scraps)
     if swept.objects:
         log.info("the store gave back %d bytes in %d objects", swept.size_bytes, swept.objects)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -33,7 +33,8 @@ class Preparation:
     """One job being prepared.
 
     `waiting` and `attempts` (elements and how often each was tried) are the turn's; `needs`, what it has to fetch or
-    build, and the rest are its worker's and only shown by others.
+    build, and the rest are its worker's and only shown by others: the bytes that it has still to fetch as far as is
+    known, the trees of those inputs that are here, and since when it may be tried again after it found no room.
     """
 
     enqueue: Enqueue
@@ -41,6 +42,12 @@ class Preparation:
     attempts: dict[int, int] = field(default_factory=dict)
     needs: frozenset[str] = frozenset()
     reason: WaitReason = WaitReason(Waiting.STAGING, "waiting for its turn to be staged")
+    need_bytes: int | None = None
+    trees: frozenset[str] = frozenset()
+    staging: bool = False
+    begun: bool = False
+    returns: bool = False
+    rests_until_ns: int = 0
     cancelled: bool = False
 
     @property
@@ -49,9 +56,9 @@ class Preparation:
         return self.enqueue.job_id
 
     @property
-    def order(self) -> tuple[int, int, int]:
+    def order(self) -> tuple[bool, int, int, int]:
         """Where it stands: as the scheduler would start it."""
-        return -self.enqueue.priority, self.enqueue.queued_us, self.job_id
+        return False, -self.enqueue.priority, self.enqueue.queued_us, self.job_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +86,21 @@ class Failed(Exception):
         self.ending, self.sentence, self.name, self.lines = ending, sentence, name, lines
 
 
+class PutOff(Exception):
+    """What a job lacks turned out to be more than may be staged now; `reason` says why."""
+
+    def __init__(self, reason: WaitReason) -> None:
+        super().__init__(reason.sentence)
+        self.reason = reason
+
+
 class Stager:
-    """The work itself; used by several threads, each with a preparation of its own."""
+    """The work itself; used by several threads, each with a preparation of its own.
+
+    `admits` is asked once the size of an input is known, and says why it may not be fetched now.
+    """
+
+    admits: Callable[[Preparation], WaitReason | None]
 
     def __init__(self, context: Context, fetcher: Fetcher, tail: LogTail) -> None:
         self.context = context
@@ -106,12 +126,16 @@ class Stager:
             found.append(Source(name, wanted, pinned))
         return found
 
-    def needs(self, facts: JobFacts, lease: Lease) -> frozenset[str]:
-        """Return what must be read, fetched or built for a job: empty where everything is there."""
-        needs = {source.wanted.key for source in self.sources(facts) if self._known(source, lease) is None}
+    def look(self, preparation: Preparation, facts: JobFacts, lease: Lease) -> None:
+        """Find what must be read, fetched or built for a job, `needs`, and what is here, `trees`."""
+        known = {source.wanted.key: self._known(source, lease) for source in self.sources(facts)}
+        needs = {key for key, fetched in known.items() if fetched is None}
+        preparation.trees = frozenset(fetched.tree_digest for fetched in known.values() if fetched is not None)
+        if not needs:
+            preparation.need_bytes = 0
         if facts.spec.requirements is not None and not self._is_built(facts):
             needs.add(f"requirements {facts.spec.requirements}")
-        return frozenset(needs)
+        preparation.needs = frozenset(needs)
 
     def stage(self, preparation: Preparation, facts: JobFacts, lease: Lease) -> dict[str, Staged]:
         """Bring every input into the store, its read-only view with it."""
@@ -199,7 +223,17 @@ class Stager:
         what = f"input {source.name}"
         self.tell(preparation, WaitReason(Waiting.STAGING, what))
 
+        put_off: WaitReason | None = None
+        admitted = preparation.need_bytes or 0
+
         def progress(done: int, total: int | None) -> None:
+            nonlocal put_off, admitted
+            preparation.begun = True
+            if total is not None:
+                preparation.need_bytes = max(1, total - done)
+                if preparation.need_bytes > admitted:
+                    admitted = preparation.need_bytes
+                    put_off = put_off or self.admits(preparation)
             whole = None if total is None else base + total
             self.tell(preparation, progress_reason(Waiting.STAGING, what, base + done, whole))
 
@@ -207,9 +241,15 @@ class Stager:
             again = f"{_sentence(source, error)}; tried again in {format_duration(wait_s)}"
             self.tell(preparation, WaitReason(Waiting.STAGING, again))
 
-        return self.fetcher.fetch(
-            source.wanted, what, progress=progress, failed=failed, cancelled=lambda: preparation.cancelled
-        )
+        def cancelled() -> bool:
+            return preparation.cancelled or put_off is not None
+
+        try:
+            return self.fetcher.fetch(source.wanted, what, progress=progress, failed=failed, cancelled=cancelled)
+        except Cancelled:
+            if put_off is None or preparation.cancelled:
+                raise
+            raise PutOff(put_off) from None
 
     def _is_built(self, facts: JobFacts) -> bool:
         built = facts.environment_dir

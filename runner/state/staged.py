@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -37,15 +38,15 @@ class ReadyJob:
     """A pending job whose inputs are in the store, as the queue orders it."""
 
     job_id: int
+    held: bool
     priority: int
     queued_us: int
-    attempted: bool
     trees: frozenset[str]
 
     @property
-    def order(self) -> tuple[int, int, int]:
-        """Where it stands: as the scheduler would start it."""
-        return -self.priority, self.queued_us, self.job_id
+    def order(self) -> tuple[bool, int, int, int]:
+        """Where it stands: as the scheduler would start it, what is held behind all others."""
+        return self.held, -self.priority, self.queued_us, self.job_id
 
 
 def trees(connection: sqlite3.Connection, owner_uid: int | None = None) -> list[Tree]:
@@ -104,18 +105,19 @@ def held_by_running(connection: sqlite3.Connection) -> frozenset[str]:
     )
 
 
-def ready(connection: sqlite3.Connection) -> list[ReadyJob]:
-    """Return the pending jobs that have inputs in the store, held ones too, as the queue orders them."""
+def ready(connection: sqlite3.Connection, most: int) -> list[ReadyJob]:
+    """Return the first pending jobs that have inputs in the store, as the queue orders them."""
     rows = connection.execute(
-        "SELECT e.job_id, j.priority, MIN(e.queued_us), MAX(e.attempts), json_group_array(DISTINCT i.tree_digest)"
+        "SELECT e.job_id, MIN(e.held), j.priority, MIN(e.queued_us), json_group_array(DISTINCT i.tree_digest)"
         " FROM elements e JOIN jobs j ON j.id = e.job_id JOIN inputs i ON i.job_id = e.job_id"
-        " WHERE e.finished_us IS NULL AND e.state = 'pending' AND i.tree_digest IS NOT NULL GROUP BY e.job_id"
+        " WHERE e.finished_us IS NULL AND e.state = 'pending' AND i.tree_digest IS NOT NULL"
+        " GROUP BY e.job_id ORDER BY 2, 3 DESC, 4, 1 LIMIT ?",
+        (most,),
     )
-    found = [
-        ReadyJob(job_id, priority, queued_us, attempts > 0, frozenset(digests.strip('[]"').split('","')))
-        for job_id, priority, queued_us, attempts, digests in rows
+    return [
+        ReadyJob(job_id, bool(held), priority, queued_us, frozenset(json.loads(digests)))
+        for job_id, held, priority, queued_us, digests in rows
     ]
-    return sorted(found, key=lambda each: each.order)
 
 
 def sizes(connection: sqlite3.Connection) -> dict[str, int]:
