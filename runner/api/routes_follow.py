@@ -109,7 +109,7 @@ def follow_events(
 async def _first_outcome(request: Request, refs: Sequence[str], timeout_s: float | None) -> JSONResponse:
     room, uid = room_of(request), uid_of(request)
     targets = await run_in_threadpool(lambda: [room.target(ref, uid) for ref in refs])
-    with Ear(room, {target.job_id for target in targets}) as ear:
+    with Ear(room.hub, {target.job_id for target in targets}) as ear:
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
@@ -125,7 +125,7 @@ async def _first_outcome(request: Request, refs: Sequence[str], timeout_s: float
 
 
 async def _events(room: Room, after: int) -> AsyncIterator[bytes]:
-    with Ear(room, None) as ear:
+    with Ear(room.hub, None) as ear:
         while True:
             found = await run_in_threadpool(_shown_events, room, after)
             for event in found:

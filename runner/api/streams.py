@@ -16,7 +16,9 @@ from runner.api.room import Room
 from runner.core.errors import NotFound
 from runner.core.reasons import Waiting
 from runner.service import logs, views
+from runner.service.desk import Hub
 from runner.service.logs import LogOf
+from runner.service.operations import Operation
 from runner.service.refs import Target
 from runner.state import listing
 from runner.telemetry.follow import follow
@@ -32,12 +34,12 @@ _FRAMES_AHEAD = 64
 class Ear:
     """Hears of changes to some jobs, or to any, on the event loop; changes while nobody listens are not lost."""
 
-    def __init__(self, room: Room, job_ids: Iterable[int] | None) -> None:
+    def __init__(self, hub: Hub, job_ids: Iterable[int] | None) -> None:
         self._event = asyncio.Event()
         loop = asyncio.get_running_loop()
         ring = lambda: loop.call_soon_threadsafe(self._event.set)  # noqa: E731
         meant: Iterable[int | None] = (None,) if job_ids is None else set(job_ids)
-        self._forget: list[Callable[[], None]] = [room.hub.listen(job_id, ring) for job_id in meant]
+        self._forget: list[Callable[[], None]] = [hub.listen(job_id, ring) for job_id in meant]
 
     def __enter__(self) -> Self:
         return self
@@ -91,7 +93,7 @@ async def follow_job(room: Room, target: Target, mask: Mask, asked: Asked) -> As
     """
     told = ""
     built = bool(asked.place.attempt) or asked.tail is not None or asked.attempt is not None
-    with Ear(room, [target.job_id]) as ear:
+    with Ear(room.hub, [target.job_id]) as ear:
         attempts = _Attempts(room, target, mask, asked)
         while True:
             # The outcome is looked up before the logs: what begins and ends between the two looks is not missed.
@@ -113,6 +115,18 @@ async def follow_job(room: Room, target: Target, mask: Mask, asked: Asked) -> As
             if outcome is not None:
                 yield frame("end", outcome)
                 return
+            await ear.hear()
+
+
+async def follow_operation(hub: Hub, operation: Operation) -> AsyncIterator[bytes]:
+    """Tell how far a piece of long work is, and its result at last."""
+    with Ear(hub, [operation.number]) as ear:
+        while True:
+            document = operation.document()
+            if document["state"] != "running":
+                yield frame("end", document)
+                return
+            yield frame("progress", document)
             await ear.hear()
 
 
@@ -158,7 +172,7 @@ class _Herd:
 
     async def run(self) -> None:
         try:
-            with Ear(self._room, [self._target.job_id]) as ear:
+            with Ear(self._room.hub, [self._target.job_id]) as ear:
                 async with asyncio.TaskGroup() as group:
                     await self._watch(ear, group)
         except asyncio.CancelledError:  # nobody reads any more
@@ -224,7 +238,7 @@ class _Herd:
 
 async def _follow_log(room: Room, target: Target, mask: Mask, asked: Asked) -> AsyncIterator[bytes]:
     """Tell the log of one element that has begun, attempt after attempt, and its outcome."""
-    with Ear(room, [target.job_id]) as ear:
+    with Ear(room.hub, [target.job_id]) as ear:
         attempts = _Attempts(room, target, mask, asked)
         while True:
             outcome = await run_in_threadpool(lambda: views.outcome(room.reader(), target))

@@ -212,8 +212,12 @@ VERBS: dict[str, Verb] = {
             "cache",
             "Show what the store holds, give up what nothing needs, or check its bytes.",
             "",
-            (Flag("--dry-run", "Prune: show what would go; give up nothing."), _KEY),
-            actions=("df", "prune"),
+            (
+                Flag("--dry-run", "Prune: show what would go; give up nothing."),
+                Flag("--all", "Verify: models, data and outputs too, not only staged inputs."),
+                _KEY,
+            ),
+            actions=("df", "prune", "verify"),
         ),
         Verb(
             "credit",

@@ -11,11 +11,12 @@ from pathlib import Path, PurePath
 from runner.core.errors import StokerError
 from runner.core.job import Ref
 from runner.core.reasons import Ending, Waiting, WaitReason
-from runner.core.units import format_duration, format_size
+from runner.core.units import format_duration
 from runner.daemon import cache
 from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, NoRoom, Wanted
 from runner.daemon.launch import JobFacts, attempt_dir
+from runner.daemon.pace import Pace
 from runner.executors.environments import Builder, EnvironmentFailed, probe
 from runner.service.desk import Enqueue
 from runner.service.submit import interpreter_of
@@ -225,6 +226,7 @@ class Stager:
 
         put_off: WaitReason | None = None
         admitted = preparation.need_bytes or 0
+        pace = Pace(self.context.clock, Waiting.STAGING, what)
 
         def progress(done: int, total: int | None) -> None:
             nonlocal put_off, admitted
@@ -234,8 +236,7 @@ class Stager:
                 if preparation.need_bytes > admitted:
                     admitted = preparation.need_bytes
                     put_off = put_off or self.admits(preparation)
-            whole = None if total is None else base + total
-            self.tell(preparation, progress_reason(Waiting.STAGING, what, base + done, whole))
+            self.tell(preparation, pace.reason(base + done, None if total is None else base + total))
 
         def failed(error: SourceFailed, wait_s: float) -> None:
             again = f"{_sentence(source, error)}; tried again in {format_duration(wait_s)}"
@@ -254,14 +255,6 @@ class Stager:
     def _is_built(self, facts: JobFacts) -> bool:
         built = facts.environment_dir
         return built is not None and self._builder.find(Path(built).name) is not None
-
-
-def progress_reason(kind: Waiting, what: str, done: int, total: int | None) -> WaitReason:
-    """Say how far a transfer is, in bytes."""
-    sentence = f"{what}: {format_size(done)}"
-    if total:
-        sentence = f"{what}: {100 * done // total}% of {format_size(total)}"
-    return WaitReason(kind, sentence, {"done_bytes": done, "total_bytes": total})
 
 
 def _sentence(source: Source, error: StorageError | OSError) -> str:

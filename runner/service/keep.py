@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from runner.config import Storage
 from runner.service.desk import Change, Desk
+from runner.service.operations import Operation, Operations
 from runner.service.views import iso
 from runner.state import artifacts, staged
 from runner.state.staged import Tree
 from storage.store import Store
-from storage.usage import held_alone, scraps
+from storage.upkeep import held_alone, scraps
+
+# How the daemon hashes trees again and mends them: which, with whose credentials, and for which operation.
+Verify = Callable[[Sequence[str], int | None, Operation], dict[str, Any]]
 
 
 def scope(uid: int) -> int | None:
@@ -90,6 +94,22 @@ def prune(desk: Desk, store: Store, reader: Callable[[], sqlite3.Connection], ui
         "damaged_bytes": max(0, damaged),
         "freed_bytes": swept.size_bytes + max(0, partial) + max(0, damaged),
     }
+
+
+def verify(
+    connection: sqlite3.Connection, operations: Operations, check: Verify, uid: int, *, everything: bool
+) -> dict[str, Any]:
+    """Begin to hash all staged inputs of a user again, with `everything` all artifacts too; return the operation."""
+    own = scope(uid)
+    digests = [each.digest for each in staged.trees(connection, own)]
+    if everything:
+        digests += [digest for _, digest, _ in staged.named(connection, own)]
+    return verify_trees(operations, check, uid, digests)
+
+
+def verify_trees(operations: Operations, check: Verify, uid: int, digests: Sequence[str]) -> dict[str, Any]:
+    """Begin to hash trees again, and to mend them where their source is known; return the operation."""
+    return operations.begin("verify", uid, lambda operation: check(digests, scope(uid), operation)).document()
 
 
 def _part(what: str, sizes: list[int]) -> dict[str, Any]:

@@ -148,7 +148,8 @@ def inputs_of(connection: sqlite3.Connection, digest: str, owner_uid: int | None
     """Return (job, name) of the inputs that were found to be a tree, the newest first: ways to fetch it again."""
     rows = connection.execute(
         "SELECT i.job_id, i.name FROM inputs i JOIN jobs j ON j.id = i.job_id"
-        " WHERE i.tree_digest = ?2 AND (?1 IS NULL OR j.owner_uid = ?1) ORDER BY i.job_id DESC LIMIT 5",
+        " WHERE i.tree_digest = ?2 AND j.removed_us IS NULL AND (?1 IS NULL OR j.owner_uid = ?1)"
+        " ORDER BY i.job_id DESC LIMIT 5",
         (owner_uid, digest),
     )
     return rows.fetchall()

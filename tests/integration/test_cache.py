@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from runner.core.errors import NotFound
 from tests.kit import Box
 from tests.servers import Web, http_server
 
@@ -111,4 +113,63 @@ def test_bad_words_and_flags_are_refused(runner: Box) -> None:
         except Exception as error:
             refused = error
         assert getattr(refused, "exit_code", None) == 2, body
+    client.close()
+
+
+def spoil(box: Box, data: bytes) -> None:
+    """Change one byte of the object that holds these bytes, as a job of a private runner could."""
+    path = Path(box.paths.store_dir, "objects", hashlib.sha256(data).hexdigest()[:2], hashlib.sha256(data).hexdigest())
+    path.chmod(0o644)
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    path.chmod(0o444)
+
+
+def test_verify_finds_damage_and_fetches_it_again(runner: Box, web: Web) -> None:
+    """Both trees that share the bad object are whole again; all others were never touched."""
+    data = os.urandom(3 << 20)
+    for name in ("one", "two"):
+        (web.root / name).mkdir()
+        (web.root / name / "shared").write_bytes(data)
+        (web.root / name / "own").write_text(name)
+        ran(runner, web, f"{name}/")
+    assert "checked 2 artifacts: all whole" in runner.ok("cache", "verify")
+    spoil(runner, data)
+    done = runner.cli("cache", "verify", "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["bad_count"], len(found["mended"]), found["lost"]) == (0, 2, 2, [])
+    assert {each["path"] for each in found["bad"]} == {"shared"}
+    assert "all whole" in runner.ok("cache", "verify", "--all")
+    asked = len(web.requests)
+    ran(runner, web, "one/")
+    assert len(web.requests) == asked, "it is warm again"
+
+
+def test_verify_says_what_is_lost(runner: Box, web: Web) -> None:
+    """A source that has changed cannot mend what it was, an output has none; the exit code says that bytes are gone."""
+    put(web, data=50_000)
+    before = (web.root / "data").read_bytes()
+    ran(runner, web, "data")
+    saves = runner.submit("--", "sh", "-c", "echo model > $STOKER_OUTPUT_DIR/model")
+    assert runner.wait(saves)["state"] == "succeeded"
+    spoil(runner, before)
+    spoil(runner, b"model\n")
+    put(web, data=60_000)
+    done = runner.cli("cache", "verify", "--all")
+    assert done.returncode == 1
+    assert "has changed: it is" in done.stdout and "nothing says where it came from" in done.stdout
+    assert "0 mended, 2 lost" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 200
+
+
+def test_an_operation_is_its_owners_and_can_be_cancelled(runner: Box, web: Web) -> None:
+    """It is found by its number alone; cancelling one that is over changes nothing; a number nobody gave is no work."""
+    put(web, data=50_000)
+    ran(runner, web, "data")
+    client = runner.api()
+    begun = client.post("/v1/cache/verify", {})
+    ended = [document for event, document in client.events(f"/v1/operations/{begun['operation']}?follow=1")][-1]
+    assert (ended["state"], ended["result"]["trees"]) == ("done", 1)
+    assert client.post(f"/v1/operations/{begun['operation']}/cancel", {})["state"] == "done"
+    with pytest.raises(NotFound):
+        client.get("/v1/operations/1")
     client.close()

@@ -1,7 +1,8 @@
-"""`stoker cache df|prune`: what the store holds, and giving up what nothing needs."""
+"""`stoker cache df|prune|verify`: what the store holds, giving up what nothing needs, checking its bytes."""
 
 from __future__ import annotations
 
+from runner.cli.operations import verify
 from runner.cli.text import counted, size, when
 from runner.core.errors import UsageError
 
@@ -15,11 +16,15 @@ if TYPE_CHECKING:
 
 
 def run(args: Args, client: Client, out: Out) -> int:
-    """Print what is held, or give up what nothing needs."""
+    """Print what is held, give up what nothing needs, or check it."""
+    for flag, action in (("dry_run", "prune"), ("all", "verify")):
+        if args.get(flag) and args.action != action:
+            name = flag.replace("_", "-")
+            raise UsageError(f"--{name} is for `stoker cache {action}`", hint=f"`stoker cache {args.action}` alone")
     if args.action == "prune":
         return _prune(args, client, out)
-    if args.get("dry_run"):
-        raise UsageError("--dry-run is for `stoker cache prune`", hint="`stoker cache df` changes nothing")
+    if args.action == "verify":
+        return verify("/v1/cache/verify", {"all": bool(args.get("all"))}, args, client, out)
     document = client.get("/v1/cache", timeout_s=None)
     out.listing(document, document["parts"], _PARTS, name="what", fields=("what", "count", "size_bytes"))
     if out.format in {"table", "wide"} and not out.quiet:

@@ -1,4 +1,4 @@
-"""What lies in a store besides its trees, and what would be won by giving some of them up."""
+"""What lies in a store besides its trees, what would be won by giving some up, and taking back what is whole again."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from storage.errors import Corrupt, NotStored
 from storage.journal import set_aside
+from storage.manifest import decode
 from storage.store import Store
 
 
@@ -39,3 +40,10 @@ def held_alone(store: Store, digests: Iterable[str]) -> int:
             else:
                 shared |= {entry.digest for entry in entries}
     return sum(size for digest, size in alone.items() if digest not in shared)
+
+
+def restore(store: Store) -> None:
+    """Let trees be there again that were set aside for an object which has come back since."""
+    for path in (store.root / "trees").glob("*.damaged"):
+        with suppress(Corrupt, NotStored, FileNotFoundError):
+            store.put_tree(decode(path.read_bytes()))
