@@ -28,7 +28,7 @@ def follow(operation: dict[str, Any], client: Client, out: Out) -> dict[str, Any
         while document["state"] == "running":
             try:
                 for _, document in client.events(f"{path}?follow=1"):
-                    out.status(str(document["sentence"]))
+                    out.progress("", str(document["sentence"]), document)
             except Lost:
                 time.sleep(PAUSE_S)  # a runner that comes back does not know it any more, and says so
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runner.core.units import format_size
+from runner.core.units import format_duration, format_size
 
 # The rate is that of the last while, so that a stall shows; over less time it would jump about.
 WINDOW_NS = 10_000_000_000
@@ -40,7 +40,9 @@ class Progress:
         if self.rate_bytes_s is not None:
             parts.append(f"{format_size(int(self.rate_bytes_s))}/s")
         if self.left_s is not None:
-            parts.append(f"{_left(self.left_s)} left")
+            parts.append(
+                f"{int(self.left_s + 0.5)} s left" if self.left_s < 59 else f"{format_duration(self.left_s)} left"
+            )
         return ", ".join(parts)
 
     def data(self) -> dict[str, Any]:
@@ -73,12 +75,3 @@ def progress(samples: Sequence[Sample], total_bytes: int | None, now_ns: int) ->
     rate = (last.done_bytes - first.done_bytes) * 1e9 / elapsed_ns
     left_s = (total_bytes - done) / rate if total_bytes is not None and rate >= 1 else None
     return Progress(done, total_bytes, rate, left_s)
-
-
-def _left(seconds: float) -> str:
-    whole = int(seconds + 0.5)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

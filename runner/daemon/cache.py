@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from runner.daemon.context import Context
-from runner.daemon.guard import safely
+from runner.daemon.guard import safely, when
 from runner.executors import retired
 from runner.service.desk import Change, Discard
 from runner.state import artifacts, expiry, staged
 
-LOOK_S = 1.0
 LOOKS_MAX = 60
 NOISE_BYTES = 1 << 20
 ENVIRONMENT_IDLE_S = 86400.0
@@ -28,13 +27,6 @@ def room_on_disk(context: Context) -> int:
     return room.f_bavail * room.f_frsize
 
 
-def after(delay_s: float, work: Callable[[], object]) -> None:
-    """Call `work` after a while, in a thread of its own that keeps nobody."""
-    timer = threading.Timer(delay_s, work)
-    timer.daemon = True
-    timer.start()
-
-
 def await_room(
     context: Context, *, need_bytes: int, free_bytes: int, wanted: Callable[[], bool], then: Callable[[], object]
 ) -> None:
@@ -43,21 +35,14 @@ def await_room(
     That is when there is as much room as it needs or more than it found, when it is wanted no more, and every minute.
     `then` is called from a thread of its own, whether anything could be given up or not.
     """
-    looks = 0
+    looks = itertools.count(1)
 
-    def look() -> None:
-        nonlocal looks
-        looks += 1
+    def worth_it() -> bool:
         free = room_on_disk(context)
-        if not wanted() or free >= need_bytes or free > free_bytes + NOISE_BYTES or looks >= LOOKS_MAX:
-            then()
-        else:
-            arm()
+        late = next(looks) >= LOOKS_MAX
+        return late or not wanted() or free >= need_bytes or free > free_bytes + NOISE_BYTES
 
-    def arm() -> None:
-        after(LOOK_S, look)
-
-    arm()
+    when(worth_it, then)
     safely("make room", _make_room, context, need_bytes)
 
 

@@ -21,7 +21,7 @@ from runner.daemon import cache
 from runner.daemon.board import WaitingJob
 from runner.daemon.context import Context
 from runner.daemon.fetch import NoRoom
-from runner.daemon.guard import safely
+from runner.daemon.guard import LOOK_S, safely, when
 from runner.daemon.launch import JobFacts
 from runner.daemon.loop import Loop
 from runner.daemon.queueing import Chosen, StagingQueue
@@ -167,7 +167,7 @@ class Preparer:
 
     def _look_later(self) -> None:
         if self._queue.arm():
-            cache.after(cache.LOOK_S, self._look_again)
+            when(lambda: True, self._look_again)
 
     def _look_again(self) -> None:
         self._queue.disarm()
@@ -257,7 +257,7 @@ class Preparer:
             need = preparation.need_bytes or 1
             error = NoRoom("it", need + least, cache.room_on_disk(self.context))
         preparation.need_bytes = max(1, error.need_bytes - least)
-        preparation.rests_until_ns = self.context.clock.monotonic_ns() + int(cache.LOOK_S * 1e9)
+        preparation.rests_until_ns = self.context.clock.monotonic_ns() + int(LOOK_S * 1e9)
         self._queue.put_back(preparation, error.reason)
 
     def _give_up(self, preparation: Preparation, error: Exception) -> None:

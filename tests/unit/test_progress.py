@@ -48,5 +48,5 @@ def test_bytes_that_have_to_come_again_begin_anew() -> None:
 
 def test_long_waits_are_told_in_two_units() -> None:
     """Minutes with seconds, hours with minutes."""
-    assert Progress(1, 2, 3, 125.0).sentence.endswith("2 min 5 s left")
-    assert Progress(1, 2, 3, 7260.0).sentence.endswith("2 h 1 min left")
+    assert Progress(1, 2, 3, 125.0).sentence.endswith("2m05s left")
+    assert Progress(1, 2, 3, 7260.0).sentence.endswith("2h01m left")
