@@ -182,14 +182,15 @@ class Preparer:
 
     def _give_way(self, chosen: Chosen) -> bool:
         """Give up what was decided to give way, in the database, then in the store; False where nothing did."""
-        gone: list[bool] = [chosen.scraps]
+        gone: list[bool] = []
+        before = self._queue.partial_bytes()
         try:
             self.context.desk.insist(lambda change: gone.append(self._forget(change, chosen)))
-            if any(gone):
+            if gone[-1] or chosen.scraps:
                 safely("sweep the store", partial(cache.sweep, self.context, scraps=chosen.scraps))
         finally:
             self._queue.given()
-        return any(gone)
+        return gone[-1] or self._queue.partial_bytes() < before
 
     def _forget(self, change: Change, chosen: Chosen) -> bool:
         """Write down what gives way; a job that was ready and gave up its inputs is prepared again."""
@@ -256,7 +257,7 @@ class Preparer:
         if not isinstance(error, NoRoom):
             need = preparation.need_bytes or 1
             error = NoRoom("it", need + least, cache.room_on_disk(self.context))
-        preparation.need_bytes = max(1, error.need_bytes - least)
+        preparation.need_bytes = max(preparation.need_bytes or 1, error.need_bytes - least)
         preparation.rests_until_ns = self.context.clock.monotonic_ns() + int(LOOK_S * 1e9)
         self._queue.put_back(preparation, error.reason)
 

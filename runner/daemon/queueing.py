@@ -64,10 +64,15 @@ class StagingQueue:
         self._tell(preparation, reason)
 
     def release(self, preparation: Preparation) -> None:
-        """Let others fetch what a job was fetching."""
+        """Let others fetch what a job was fetching; who waited for just that asks for no more."""
         with self._lock:
+            brought = preparation.needs if preparation.staging and not preparation.returns else frozenset[str]()
             preparation.staging = False
             self._staging = [each for each in self._staging if each is not preparation]
+            for each in self._waiting:
+                if each.needs & brought:
+                    each.needs -= brought
+                    each.need_bytes = None if each.needs else 0
         if preparation.returns:
             preparation.returns = False
             self.add(preparation)
@@ -91,12 +96,19 @@ class StagingQueue:
         self._armed = False
 
     def given(self) -> None:
-        """Let more give way, now that what was chosen to is gone."""
-        self._giving = False
+        """Let more give way, now that what was chosen to is gone, and let those try again that found no room."""
+        with self._lock:
+            self._giving = False
+            for each in self._waiting:
+                each.rests_until_ns = 0
+
+    def partial_bytes(self) -> int:
+        """Return what downloads under way or broken off hold."""
+        return set_aside(self.context.store.root / "partial")
 
     def take(self) -> Chosen:
         """Choose what a worker does next; tell the others why they wait. After what gives way it calls `given`."""
-        chosen, told = Chosen(), list[tuple[Preparation, WaitReason]]()
+        chosen, told, never = Chosen(), list[tuple[Preparation, WaitReason]](), set[int]()
         now_ns = self.context.clock.monotonic_ns()
         with self._lock:
             self._waiting = [each for each in self._waiting if not each.cancelled]
@@ -122,6 +134,7 @@ class StagingQueue:
                         chosen.take_back[job] = trees
                     case Wait(job):
                         chosen.looks_again |= decision.why != "ahead"
+                        never |= {job} if decision.why == "never" else set()
                         told.append((by_job[job], self._reason(decision)))
             if chosen.preparation is not None:
                 chosen.evict, chosen.take_back = set(), {}
@@ -129,10 +142,7 @@ class StagingQueue:
                 self._staging.append(chosen.preparation)
                 chosen.preparation.staging = True
             elif chosen.looks_again and not chosen.gives_way and not self._staging:
-                # What other downloads left that broke off is the last that can give way.
-                chosen.scraps = sum(each.begun for each in self._waiting) > 1 and self._partial_bytes() > 0
-                for each in self._waiting if chosen.scraps else ():
-                    each.begun = False
+                chosen.scraps = self._may_lose_scraps(never)
             if self._giving:
                 # What another worker gives up is not free yet: a decision now would give up as much again.
                 chosen.evict, chosen.take_back, chosen.scraps = set(), {}, False
@@ -159,12 +169,12 @@ class StagingQueue:
         preparing = sorted([*self._waiting, *self._staging], key=lambda each: each.order)
         known = {each.job_id for each in preparing}
         ready = [each for each in staged.ready(connection, LINE_MAX) if each.job_id not in known]
-        lacking = [(each.order, InLine(each.job_id, each.need_bytes, each.trees, each.staging)) for each in preparing]
+        lacking = [(each.order, self._in_line(each)) for each in preparing]
         having = [(each.order, InLine(each.job_id, 0, each.trees)) for each in ready]
         line = [each for _, each in islice(heapq.merge(lacking, having, key=lambda pair: pair[0]), LINE_MAX)]
         # What a download has set aside but not written yet is its own already.
         outstanding = sum(each.need_bytes or 0 for each in self._staging)
-        free = cache.room_on_disk(self.context) - settings.min_free_bytes + min(outstanding, self._partial_bytes())
+        free = cache.room_on_disk(self.context) - settings.min_free_bytes + min(outstanding, self.partial_bytes())
         return decide(
             line,
             staged.sizes(connection),
@@ -173,6 +183,13 @@ class StagingQueue:
             free_bytes=free,
             ahead_bytes=int(settings.cache_limit_bytes * settings.stage_ahead),
         )
+
+    def _in_line(self, each: Preparation) -> InLine:
+        """Return how a job stands: the only download that broke off goes on with the room that it holds."""
+        need = each.need_bytes
+        if need and each.begun and not self._staging and sum(other.begun for other in self._waiting) == 1:
+            need = max(1, need - self.partial_bytes())
+        return InLine(each.job_id, need, each.trees, each.staging)
 
     def _reason(self, wait: Wait) -> WaitReason:
         if wait.why == "ahead":
@@ -185,8 +202,18 @@ class StagingQueue:
             sentence += "; this disk cannot hold them"
         return WaitReason(Waiting.DISK, sentence, {"need_bytes": need, "free_bytes": free})
 
-    def _partial_bytes(self) -> int:
-        return set_aside(self.context.store.root / "partial")
+    def _may_lose_scraps(self, never: set[int]) -> bool:
+        """Say whether what broken-off downloads left is to give way, as the last of all that can.
+
+        Not where it is that of the first job in line, who goes on with it.
+        """
+        lacking = [each for each in self._waiting if each.job_id not in never]
+        begun = [each for each in self._waiting if each.begun]
+        if not lacking or begun == lacking[:1] or not self.partial_bytes():
+            return False
+        for each in begun:
+            each.begun = False
+        return True
 
     def _tell(self, preparation: Preparation, reason: WaitReason) -> None:
         if preparation.reason != reason:

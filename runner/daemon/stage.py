@@ -231,7 +231,10 @@ class Stager:
         def progress(done: int, total: int | None) -> None:
             nonlocal put_off, admitted
             preparation.begun = True
-            if total is not None:
+            if total is None:
+                # It needs more than this; how much more, only its end will tell.
+                preparation.need_bytes = max(admitted, done + 1)
+            else:
                 preparation.need_bytes = max(1, total - done)
                 if preparation.need_bytes > admitted:
                     admitted = preparation.need_bytes
