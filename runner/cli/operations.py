@@ -46,7 +46,7 @@ def verify(path: str, body: dict[str, Any], args: Args, client: Client, out: Out
     """Have something verified, tell what was bad, mended and lost; 1 where anything is lost."""
     begun = client.post(path, body, key=args.get("idempotency_key") or "")
     document = follow(begun, client, out)
-    result = document["result"] or {"trees": 0, "bad": [], "bad_count": 0, "mended": [], "lost": []}
+    result = document["result"] or {"trees": 0, "views": [], "bad": [], "bad_count": 0, "mended": [], "lost": []}
     out.document(result | {"state": document["state"]}, _verdict)
     return 1 if result["lost"] or document["state"] != "done" else 0
 
@@ -58,8 +58,13 @@ def _verdict(result: dict[str, Any]) -> str:
         f"{str(each['tree'])[:12]} {plain(each['path'] or 'the manifest')}: {plain(each['why'])}"
         for each in result["bad"][:BAD_SHOWN]
     ]
-    if result["bad_count"] > len(lines):
-        lines.append(f"and {result['bad_count'] - len(lines)} more")
+    if result["bad_count"] > BAD_SHOWN:
+        lines.append(f"and {result['bad_count'] - BAD_SHOWN} more")
+    lines += [
+        f"{str(each['tree'])[:12]} {plain(path)}: its view was changed, and is built anew"
+        for each in result["views"]
+        for path in each["paths"][:BAD_SHOWN]
+    ]
     lines += [f"{str(tree)[:12]} is whole again: it was fetched once more" for tree in result["mended"]]
     lines += [f"{str(each['tree'])[:12]} is lost: {plain(each['why'])}" for each in result["lost"]]
     return "\n".join([*lines, f"checked {counted(result['trees'], 'artifact')}: {_sum(result)}"])
@@ -67,5 +72,5 @@ def _verdict(result: dict[str, Any]) -> str:
 
 def _sum(result: dict[str, Any]) -> str:
     if not result["bad_count"]:
-        return "all whole"
+        return "all whole" if not result["views"] else "all whole, but for what was shown of them"
     return f"{len(result['mended'])} mended, {len(result['lost'])} lost"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from runner.core.units import format_duration
@@ -13,9 +14,10 @@ from runner.daemon.stage import Stager
 from runner.service.operations import Operation
 from runner.service.outputs import printable
 from runner.state import staged
-from storage.errors import Cancelled, SourceFailed, StorageError
+from storage.checkout import view
+from storage.errors import Cancelled, Corrupt, NotStored, SourceFailed, StorageError
 from storage.store import BadObject
-from storage.upkeep import restore
+from storage.upkeep import restore, spoiled
 
 BAD_SHOWN = 1000
 
@@ -44,6 +46,7 @@ class Verifier:
                 store.keep(lease, digest)
             operation.say("checking")
             bad = store.verify(*wanted, report=operation.report, cancelled=cancelled)
+            views = self._rebuild_views(wanted)
             mended, lost = list[str](), list[dict[str, Any]]()
             for tree in dict.fromkeys(each.tree for each in bad):
                 why = self._fetch_again(tree, owner_uid, operation)
@@ -54,11 +57,23 @@ class Verifier:
                     lost.append({"tree": tree, "why": why})
         return {
             "trees": len(wanted),
+            "views": views,
             "bad": [_told(each) for each in bad[:BAD_SHOWN]],
             "bad_count": len(bad),
             "mended": mended,
             "lost": lost,
         }
+
+    def _rebuild_views(self, trees: Sequence[str]) -> list[dict[str, Any]]:
+        """Build views anew that show something else than their trees, as one whose files a job's user changed."""
+        store, rebuilt = self.context.store, list[dict[str, Any]]()
+        for tree in trees:
+            with suppress(NotStored, Corrupt):
+                if changed := spoiled(store, tree):
+                    store.discard_view(tree)
+                    view(store, tree)
+                    rebuilt.append({"tree": tree, "paths": [printable(path) for path in changed[:BAD_SHOWN]]})
+        return rebuilt
 
     def _fetch_again(self, tree: str, owner_uid: int | None, operation: Operation) -> str:
         """Ask the sources that a tree is known from; return why it is not whole again, if it is not."""

@@ -161,6 +161,25 @@ def test_verify_says_what_is_lost(runner: Box, web: Web) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 200
 
 
+def test_verify_builds_a_view_anew_that_somebody_changed(runner: Box, web: Web, tmp_path: Path) -> None:
+    """The program of an input is a copy of its own in the view, which verify reads too; a file too many is found."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "run.sh").write_text("#!/bin/sh\necho honest\n")
+    (tree / "run.sh").chmod(0o755)
+    words = ("--input", f"code={tree}/", "--", "sh", "-c", "$STOKER_INPUT_code/run.sh")
+    assert runner.wait(runner.submit(*words))["state"] == "succeeded"
+    (shown,) = Path(runner.paths.store_dir, "views").iterdir()
+    shown.chmod(0o755)
+    (shown / "run.sh").chmod(0o755)
+    (shown / "run.sh").write_text("#!/bin/sh\necho forged\n")
+    (shown / "more").touch()
+    said = runner.ok("cache", "verify")
+    assert "run.sh: its view was changed" in said and "more: its view was changed" in said
+    assert (shown / "run.sh").read_text() == "#!/bin/sh\necho honest\n"
+    assert "artifact: all whole" in runner.ok("cache", "verify").splitlines()[-1]
+
+
 def test_an_operation_is_its_owners_and_can_be_cancelled(runner: Box, web: Web) -> None:
     """It is found by its number alone; cancelling one that is over changes nothing; a number nobody gave is no work."""
     put(web, data=50_000)
