@@ -51,10 +51,10 @@ def spoiled(store: Store, digest: str) -> list[str]:
     if not root.exists():
         return []
     entries = {entry.path: entry for entry in store.manifest(digest).entries}
-    found = {os.path.relpath(os.path.join(parent, name), root) for parent, _, names in os.walk(root) for name in names}
-    return sorted(
-        (found ^ entries.keys()) | {path for path in found & entries.keys() if _differs(store, root, entries[path])}
-    )
+    walked = (os.path.join(parent, name) for parent, _, names in os.walk(root) for name in names)
+    found = {os.path.relpath(path, root) for path in walked}
+    changed = {path for path in found & entries.keys() if _differs(store, root, entries[path])}
+    return sorted(changed | (found ^ entries.keys()))
 
 
 def _differs(store: Store, root: Path, entry: Entry) -> bool:

@@ -383,6 +383,11 @@ UNKNOWN = [
     ("POST", "/v1/runner/restart", {"now": True}, "there is no key"),
     ("POST", "/v1/runner/rotate-key", {"now": True}, "there is no key"),
     ("DELETE", "/v1/models/x", {"confirmed": True}, "there is no key"),
+    ("POST", "/v1/cache/prune", {"dryrun": True}, "dry_run"),
+    ("POST", "/v1/cache/verify", {"everything": True}, "all"),
+    ("POST", "/v1/operations/1/cancel", {"now": True}, "there is no key"),
+    ("GET", "/v1/operations/1?folow=1", None, "follow"),
+    ("GET", "/v1/cache?all=1", None, "there is no parameter"),
     ("GET", "/v1/jobs?limits=1", None, "limit"),
     ("GET", "/v1/jobs/1?zzz=1", None, "there is no parameter"),
     ("GET", "/v1/credit/balance?zzz=1", None, "there is no parameter"),
@@ -409,6 +414,8 @@ WRONG_TYPES = [
     ("/v1/jobs/remove", {"refs": ["1"], "confirmed": 1}),
     ("/v1/jobs/1/outputs/pull", {"destination": "/x", "overwrite": "yes"}),
     ("/v1/backup", {"destination": 1}),
+    ("/v1/cache/prune", {"dry_run": "no"}),
+    ("/v1/cache/verify", {"all": 1}),
 ]
 
 
