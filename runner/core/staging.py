@@ -16,13 +16,14 @@ class InLine:
     """A job that waits; a sequence of them stands in the order in which the scheduler would start them.
 
     `need_bytes` is what it has still to bring in, 0 once it is ready, None before its sources were looked at; `trees`
-    are those of its inputs that are stored.
+    are those of its inputs that are stored, and `copies_bytes` what it was given as its own beside them.
     """
 
     job: int
     need_bytes: int | None
     trees: frozenset[str] = frozenset()
     staging: bool = False
+    copies_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class _Decider:
         self.line, self.sizes, self.running = line, sizes, running
         self.free_bytes, self.ahead_bytes = limits
         self.unused = list(unused)
-        self.most = self.free_bytes + sum(sizes.values())
+        self.most = self.free_bytes + sum(sizes.values()) + sum(each.copies_bytes for each in line)
         self.room = self.free_bytes - sum(each.need_bytes or 0 for each in line if each.staging)
         self.first: InLine | None = None
         self.before: set[str] = set(running)
@@ -145,7 +146,7 @@ class _Decider:
             going = (other.trees & self.sizes.keys()) - self._kept_from(other)
             if other.need_bytes == 0 and going:
                 self.decisions.append(TakeBack(other.job, going))
-                short -= self._bytes(going)
+                short -= self._bytes(going) + other.copies_bytes
 
     def _kept_from(self, other: InLine) -> set[str]:
         """Return the trees that a job cannot give up: others that are ready hold them, too, and stand before it."""

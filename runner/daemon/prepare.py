@@ -11,8 +11,10 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from runner.core.job import PLAIN, Ref
 from runner.core.lifecycle import Event, State
@@ -22,7 +24,7 @@ from runner.daemon.board import WaitingJob
 from runner.daemon.context import Context
 from runner.daemon.fetch import NoRoom
 from runner.daemon.guard import LOOK_S, safely, when
-from runner.daemon.launch import JobFacts
+from runner.daemon.launch import JobFacts, attempt_dir
 from runner.daemon.loop import Loop
 from runner.daemon.queueing import Chosen, StagingQueue
 from runner.daemon.stage import Failed, Preparation, PutOff, Staged, Stager
@@ -31,9 +33,11 @@ from runner.service.desk import Change, Enqueue, Salvage
 from runner.service.submit import prepares, request_from
 from runner.state import jobs, staged
 from storage.errors import Cancelled, DiskFull
+from storage.files import remove_directory
 from storage.leases import Lease
 
 WORKERS = 4
+GIVEN_UP = "input.given-up"
 LINES_KEPT = 15
 
 log = logging.getLogger("stoker.prepare")
@@ -48,6 +52,8 @@ class Preparer:
         self.stager = stager
         self._jobs: dict[int, Preparation] = {}
         self._new: list[Preparation] = []
+        self._given_up: list[Path] = []
+        self._aside: list[Path] = []
         self._queue = StagingQueue(context, stager)
         stager.admits = self._queue.admits
         self._lookers = ThreadPoolExecutor(1, thread_name_prefix="prepare-look")
@@ -95,6 +101,11 @@ class Preparer:
     def proceed(self) -> None:
         """Begin what the committed turn queued."""
         new, self._new = self._new, []
+        given_up, self._given_up = self._given_up, []
+        for copies in given_up:
+            # Before anybody can make new ones; the worker that asked for room removes them.
+            with suppress(OSError):
+                self._aside.append(copies.rename(copies.with_name(GIVEN_UP)))
         self._go_on()
         for preparation in new:
             self._lookers.submit(safely, f"look at what job {preparation.job_id} needs", self._look, preparation)
@@ -105,6 +116,7 @@ class Preparer:
             if self._jobs.get(preparation.job_id) is preparation:
                 del self._jobs[preparation.job_id]
         self._new.clear()
+        self._given_up.clear()
         self.load()
 
     def load(self) -> None:
@@ -186,6 +198,9 @@ class Preparer:
         before = self._queue.partial_bytes()
         try:
             self.context.desk.insist(lambda change: gone.append(self._forget(change, chosen)))
+            aside, self._aside = self._aside, []
+            for copies in aside:
+                remove_directory(copies)
             if gone[-1] or chosen.scraps:
                 safely("sweep the store", partial(cache.sweep, self.context, scraps=chosen.scraps))
         finally:
@@ -200,6 +215,7 @@ class Preparer:
             waiting = self.context.board.waiting.get(job_id)
             if job_id in self._jobs or trees & staged.held_by_running(change.connection):
                 continue
+            self._given_up += self._copies_of(job_id)
             staged.forget(change.connection, trees)
             staged.unpin(change.connection, job_id)
             self.context.forget_facts(job_id)
@@ -213,6 +229,17 @@ class Preparer:
                 known = (waiting.request, waiting.priority, waiting.queued_us, waiting.array_limit)
                 self.enqueue(Enqueue(job_id, indices, *known, prepares=True))
         return bool(forgotten)
+
+    def _copies_of(self, job_id: int) -> list[Path]:
+        """Return where the copies are that pending elements of a job were given for their next attempt."""
+        connection, paths = self.context.database.writer, self.context.paths
+        if not any(writable for _, _, writable, _ in jobs.inputs(connection, job_id)):
+            return []
+        return [
+            attempt_dir(paths, each.ref, each.attempts + 1) / "input"
+            for each in jobs.elements(connection, job_id, None)
+            if each.state is State.PENDING
+        ]
 
     def _attempt(self, preparation: Preparation, work: Callable[[Preparation, JobFacts, Lease], bool]) -> bool:
         """Work on a job under a lease and return whether more is to be done; where it fails, see to what follows."""

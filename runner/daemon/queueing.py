@@ -170,7 +170,7 @@ class StagingQueue:
         known = {each.job_id for each in preparing}
         ready = [each for each in staged.ready(connection, LINE_MAX) if each.job_id not in known]
         lacking = [(each.order, self._in_line(each)) for each in preparing]
-        having = [(each.order, InLine(each.job_id, 0, each.trees)) for each in ready]
+        having = [(each.order, InLine(each.job_id, 0, each.trees, copies_bytes=each.copies_bytes)) for each in ready]
         line = [each for _, each in islice(heapq.merge(lacking, having, key=lambda pair: pair[0]), LINE_MAX)]
         # What a download has set aside but not written yet is its own already.
         outstanding = sum(each.need_bytes or 0 for each in self._staging)

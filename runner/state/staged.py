@@ -35,13 +35,14 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class ReadyJob:
-    """A pending job whose inputs are in the store, as the queue orders it."""
+    """A pending job whose inputs are in the store, as the queue orders it, and the bytes of its writable copies."""
 
     job_id: int
     held: bool
     priority: int
     queued_us: int
     trees: frozenset[str]
+    copies_bytes: int
 
     @property
     def order(self) -> tuple[bool, int, int, int]:
@@ -108,15 +109,16 @@ def held_by_running(connection: sqlite3.Connection) -> frozenset[str]:
 def ready(connection: sqlite3.Connection, most: int) -> list[ReadyJob]:
     """Return the first pending jobs that have inputs in the store, as the queue orders them."""
     rows = connection.execute(
-        "SELECT e.job_id, MIN(e.held), j.priority, MIN(e.queued_us), json_group_array(DISTINCT i.tree_digest)"
+        "SELECT e.job_id, MIN(e.held), j.priority, MIN(e.queued_us), json_group_array(DISTINCT i.tree_digest),"
+        " SUM(i.writable * i.size_bytes)"
         " FROM elements e JOIN jobs j ON j.id = e.job_id JOIN inputs i ON i.job_id = e.job_id"
         " WHERE e.finished_us IS NULL AND e.state = 'pending' AND i.tree_digest IS NOT NULL"
         " GROUP BY e.job_id ORDER BY 2, 3 DESC, 4, 1 LIMIT ?",
         (most,),
     )
     return [
-        ReadyJob(job_id, bool(held), priority, queued_us, frozenset(json.loads(digests)))
-        for job_id, held, priority, queued_us, digests in rows
+        ReadyJob(job_id, bool(held), priority, queued_us, frozenset(json.loads(digests)), copies_bytes)
+        for job_id, held, priority, queued_us, digests, copies_bytes in rows
     ]
 
 

@@ -25,10 +25,10 @@ def web(tmp_path: Path) -> Iterator[Web]:
         yield server
 
 
-def queued(box: Box, web: Web, name: str, size_mib: int, *more: str) -> str:
+def queued(box: Box, web: Web, name: str, size_mib: int, *more: str, way: str = "") -> str:
     """Queue a job that says how large its input is; nobody else has the same bytes."""
     (web.root / name).write_bytes(os.urandom(size_mib * MIB))
-    return box.submit("--input", f"data={web.url}/{name}", *more, "--", "sh", "-c", SIZE)
+    return box.submit("--input", f"data={web.url}/{name}{way}", *more, "--", "sh", "-c", SIZE)
 
 
 def reason(box: Box, job: str) -> dict[str, Any]:
@@ -78,6 +78,26 @@ def test_what_waits_furthest_back_gives_way_to_the_next_in_line(tmp_path: Path, 
         box.ok("stop", held)
         ends_well(box, (first, 50), (front, 40), (back, 25))
         assert web.gets("/back") > asked
+
+
+def test_a_writable_copy_gives_way_with_its_input(tmp_path: Path, web: Web) -> None:
+    """What a job that is taken back was given as its own is no longer on the disk, and made again before it runs."""
+    with (
+        tmpfs(tmp_path / "small", "112m"),
+        Box(tmp_path / "small", STOKER_STORAGE__CACHE_LIMIT="150MiB", **SMALL) as box,
+    ):
+        box.start()
+        held = busy(box)
+        front = queued(box, web, "front", 40)
+        wait_until(lambda: is_ready(box, front), what="the first to be ready")
+        back = queued(box, web, "back", 10, way=",rw")
+        wait_until(lambda: is_ready(box, back), what="the second to be ready")
+        first = queued(box, web, "first", 60, "--priority", "9")
+        wait_until(lambda: is_ready(box, first), what="the job at the head to be ready")
+        assert is_ready(box, front), "tree and copy of the last made room enough"
+        assert not is_ready(box, back)
+        box.ok("stop", held)
+        ends_well(box, (first, 60), (front, 40), (back, 10))
 
 
 def test_staging_runs_ahead_by_a_bounded_part_of_the_cache(tmp_path: Path, web: Web) -> None:
