@@ -113,7 +113,9 @@ class Stager:
         """Return the inputs of a job, by name."""
         found = []
         for name, address, digest, size_bytes, files, pins in jobs.staged(self.context.database.reader(), facts.job_id):
-            pinned = Fetched(digest, size_bytes, files, json.loads(pins)) if digest else None
+            known = json.loads(pins) if pins else {}
+            was = digest or known.pop("gave_way", None)
+            pinned = Fetched(was, size_bytes, files, known) if was else None
             stated = facts.spec.inputs[name]
             uri = parse(facts.secret_sources.get(name, address), PurePath("/"), stated.source_kind)
             wanted = Wanted(

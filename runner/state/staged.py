@@ -140,9 +140,14 @@ def waits_for_inputs(connection: sqlite3.Connection) -> bool:
 
 
 def unpin(connection: sqlite3.Connection, job_id: int) -> None:
-    """Let a pending job hold its inputs no longer: they are fetched again before it starts."""
+    """Let a pending job hold its inputs no longer: they are fetched again before it starts.
+
+    One that ran before is to find the same bytes: what they were stays among the pins, as `gave_way`.
+    """
     connection.execute(
-        "UPDATE inputs SET tree_digest = NULL, size_bytes = NULL, files = NULL, pins = NULL WHERE job_id = ?", (job_id,)
+        "UPDATE inputs SET tree_digest = NULL, pins = CASE WHEN EXISTS (SELECT 1 FROM attempts WHERE job_id = ?1)"
+        " THEN json_set(pins, '$.gave_way', tree_digest) END WHERE job_id = ?1 AND tree_digest IS NOT NULL",
+        (job_id,),
     )
 
 
