@@ -127,6 +127,9 @@ class Storage:
     )
     outputs: str = _setting("", "every job's output is written here too: s3://bucket/{job}-{name}/", check=_template)
     ballast_bytes: int = _setting("64MiB", "kept free for exits and charges on a day when the disk is full", _size)
+    user_namespaces: bool = _setting(
+        True, "who is not root gets writable inputs at once, by a user namespace; sudo and su do not work in such a job"
+    )
     allow_network_filesystem: bool = _setting(False, "keep the state on NFS, CIFS or FUSE at your own risk")
 
 

@@ -2,6 +2,7 @@
 
 StorageError
 ├── BadUri            the text is no source that we know
+├── BadCredential     the values are no key of their kind
 ├── BadName           a file name or tree shape that no artifact may have
 ├── BadArchive        an archive that is damaged, or that we will not unpack
 ├── SourceMissing     nothing is there
@@ -35,6 +36,10 @@ class StorageError(Exception):
 
 class BadUri(StorageError):
     """The text names no source."""
+
+
+class BadCredential(StorageError):
+    """The values are no key of their kind; the message never repeats them."""
 
 
 class BadName(StorageError):

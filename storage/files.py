@@ -174,6 +174,10 @@ def remove_directory(path: Path) -> None:
     if path.is_symlink():
         path.unlink(missing_ok=True)
         return
-    for parent, _, _ in os.walk(path):
-        os.chmod(parent, 0o700)
+    with suppress(FileNotFoundError):
+        path.chmod(0o700)
+    for parent, names, _ in os.walk(path):
+        for name in names:  # before it is looked into: one may be closed to its owner
+            if not os.path.islink(each := os.path.join(parent, name)):
+                os.chmod(each, 0o700)
     shutil.rmtree(path, ignore_errors=True)

@@ -40,13 +40,15 @@ def aws_access(options: SourceOptions) -> AwsAccess:
     Explicit options are for where neither says it: the key knows its server best.
     """
     values = values_of(options, "aws", "wasabi")
-    if values is not None:
+    if values is not None and options.credential is not None:
+        region = values.get("region") or options.s3_region or DEFAULT_REGION
+        own = wasabi_endpoint(region) if options.credential.kind == "wasabi" else options.s3_endpoint
         return AwsAccess(
             key=values["access_key_id"],
             secret=values["secret_access_key"],
             token=values.get("session_token"),
-            region=values.get("region") or options.s3_region or DEFAULT_REGION,
-            endpoint=options.endpoint or values.get("endpoint") or options.s3_endpoint,
+            region=region,
+            endpoint=options.endpoint or values.get("endpoint") or own,
         )
     facts: dict[str, str] = {}
     if options.aws_dir is not None:
@@ -77,6 +79,11 @@ def values_of(options: SourceOptions, *kinds: str) -> Mapping[str, str] | None:
     if credential is not None and credential.kind not in kinds:
         raise SourceRefused(f"a {credential.kind} key does not open this source", f"give one of {' or '.join(kinds)}")
     return None if credential is None else credential.values
+
+
+def wasabi_endpoint(region: str | None) -> str:
+    """Return the server of a Wasabi region."""
+    return f"https://s3.{region or DEFAULT_REGION}.wasabisys.com"
 
 
 def open_s3(access: AwsAccess, options: SourceOptions) -> Any:

@@ -24,6 +24,7 @@ from runner.service.refs import Target, resolve
 from runner.service.submit import Envelope
 from runner.state.engine import Database
 from runner.telemetry.tail import LogTail
+from storage.sources.base import SourceOptions
 from storage.store import Store
 
 
@@ -44,6 +45,7 @@ class Room:
     account: Callable[[int], str]
     started_us: int
     verify: Verify
+    sources: SourceOptions = field(default_factory=SourceOptions)
     nearby: Nearby = field(default_factory=Nearby)
     operations: Operations = field(default_factory=Operations)
 

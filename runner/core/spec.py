@@ -47,6 +47,7 @@ Name = Annotated[
     StringConstraints(pattern=_NAME),
     WithJsonSchema({"type": "string", "pattern": _NAME.replace("^", "^(?![0-9]+$)")}),
 ]
+KeyName = Annotated[str, StringConstraints(pattern=_NAME)]
 Variable = Annotated[str, StringConstraints(pattern=_VARIABLE)]
 Key = Annotated[str, StringConstraints(pattern=_KEY)]
 Argument = Annotated[str, StringConstraints(max_length=131_072, pattern=r"^[^\x00]*$")]
@@ -152,12 +153,15 @@ class Input(_Document):
     endpoint: Annotated[str, StringConstraints(max_length=1024, pattern=_ENDPOINT)] | None = None
     source_type: Literal["competition", "dataset", "kernel"] | None = Field(default=None, alias="type")
     extract: bool = True
+    path: Text | None = None
+    key: KeyName | None = None
 
 
 class Upload(_Document):
     """Where a job's output is written to, beside the store; `{job}`, `{name}`, `{index}` and `{user}` are filled in."""
 
     uri: Text
+    key: KeyName | None = None
 
 
 class JobSpec(_Document):
@@ -190,6 +194,7 @@ class JobSpec(_Document):
     requeue: Literal["always", "never"] | None = None
     grace_s: Seconds | None = Field(default=None, alias="grace")
     signal: Annotated[str, Field(max_length=16), WithJsonSchema({"enum": _SIGNAL_NAMES})] | None = None
+    keys: Annotated[list[KeyName], Field(max_length=20)] = Field(default=[], alias="key")
     executor: Literal["process"] = "process"
     array: Annotated[str, Field(max_length=40), _ARRAY_SCHEMA] | None = None
 
@@ -300,7 +305,8 @@ def _usage(error: ValidationError, origins: dict[str, str]) -> UsageError:
     if fault["type"] == "missing":
         return UsageError(f"{key} is missing{where}", hint=_HINTS.get(path[-1], _SEE_SCHEMA), key=key)
     # A value of these may be a secret, in its right place or not.
-    shown = "" if path[0] in {"env", "pass_env"} or path[-1] == "endpoint" else f": {repr(fault.get('input'))[:80]}"
+    hidden = path[0] in {"env", "pass_env", "key"} or path[-1] in {"endpoint", "key"}
+    shown = "" if hidden else f": {repr(fault.get('input'))[:80]}"
     return _wrong(key, sentence(fault) + shown, origins, _HINTS.get(path[-1]))
 
 
@@ -315,6 +321,7 @@ _HINTS = {
     "type": "of a source from kaggle: competition, dataset or kernel",
     "gpus": "gpus is a whole number of devices, like 1",
     "grace": "write it as 90s, 30m, 1h30m or 2d",
+    "key": "the name of a key of yours; `stoker key ls` lists them",
     "kind": "leave it out: a job of kind training runs any command to its end",
     "mem": "write it as 512M, 8G or 1.5T",
     "name": "letters, digits, dot, dash and underscore; it begins with a letter or digit, 63 characters at most",

@@ -8,14 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
+from runner.core.errors import StokerError
 from runner.core.reasons import Waiting, WaitReason
 from runner.core.units import format_size
-from runner.daemon import cache
+from runner.daemon import cache, keys
 from runner.daemon.context import Context
 from runner.state import jobs
 from storage.archives.members import Limits
+from storage.credentials import Credential
 from storage.download import Fetched, fetch
-from storage.errors import Cancelled, DiskFull, SourceFailed
+from storage.errors import Cancelled, DiskFull, SourceFailed, SourceRefused
 from storage.extract import is_archive
 from storage.journal import set_aside
 from storage.leases import Lease
@@ -32,8 +34,8 @@ class Wanted:
     """An address to be brought into the store, and for whom.
 
     `key` is the name under which it is remembered, `home` where its user keeps credentials of their own. `refresh`
-    asks the source again though it is known, `endpoint` is the server that the user says is asked. An archive is
-    unpacked where `extract` says so.
+    asks the source again though it is known, `endpoint` is the server that the user says is asked, `opened_by` the
+    credential that opens it: whose, and its name. An archive is unpacked where `extract` says so.
     """
 
     uri: Uri
@@ -42,6 +44,7 @@ class Wanted:
     refresh: bool = False
     endpoint: str | None = None
     extract: bool = True
+    opened_by: tuple[int, str] | None = None
 
 
 class NoRoom(Exception):
@@ -61,11 +64,19 @@ class Fetcher:
         self.context = context
         self.options = options
 
-    def remembered(self, address: Uri, *, endpoint: str | None = None, extract: bool = True) -> str:
+    def remembered(
+        self,
+        address: Uri,
+        *,
+        endpoint: str | None = None,
+        extract: bool = True,
+        opened_by: tuple[int, str] | None = None,
+    ) -> str:
         """Return the name under which an address is remembered: one that holds a secret by a keyed hash of it.
 
         The same address may be something else at another server, or for another kind of source, and an archive that
-        is unpacked is another thing than the file.
+        is unpacked is another thing than the file. What was fetched with a key is remembered for that key alone, and
+        for the account and server that it names.
         """
         name = address.text
         if address.text != address.shown:
@@ -74,6 +85,8 @@ class Fetcher:
             name += f" from={address.kind}"
         if endpoint is not None:
             name += f" endpoint={endpoint}"
+        if opened_by is not None:
+            name += f" {keys.mark(self.context, opened_by)}"
         return f"{name} unpacked" if extract and not address.is_tree and is_archive(address.name) else name
 
     def known(self, wanted: Wanted, lease: Lease) -> Fetched | None:
@@ -173,16 +186,26 @@ class Fetcher:
         )
 
     def options_for(self, wanted: Wanted) -> SourceOptions:
-        """Return how an address may be reached: with what the tools of the user who asks keep at home.
+        """Return how an address may be reached: with its key, unsealed for this transfer alone.
 
-        Their ssh keys only where the runner is they themselves: what they say is their home may be another's.
+        Without a key it is what the tools of the user who asks keep at home. Their ssh keys only where the runner is
+        they themselves: what they say is their home may be another's.
         """
-        options = replace(self.options, endpoint=wanted.endpoint)
-        if wanted.home is None:
+        credential = self._credential(wanted)
+        options = replace(self.options, endpoint=wanted.endpoint, credential=credential)
+        if wanted.home is None or credential is not None:
             return options
         aws, gcloud, azure, ssh = (Path(wanted.home, name) for name in (".aws", ".config/gcloud", ".azure", ".ssh"))
         own_ssh = ssh if options.allow_local_addresses else None
         return replace(options, aws_dir=aws, gcloud_dir=gcloud, azure_dir=azure, ssh_dir=own_ssh)
+
+    def _credential(self, wanted: Wanted) -> Credential | None:
+        if wanted.opened_by is None:
+            return None
+        try:
+            return keys.opened(self.context, *wanted.opened_by)
+        except StokerError as error:
+            raise SourceRefused(error.message, error.hint) from None
 
     def check_room(self, what: str) -> None:
         """Raise `NoRoom` where the disk has less left than `[storage] min_free`."""

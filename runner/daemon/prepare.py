@@ -24,7 +24,8 @@ from runner.daemon.board import WaitingJob
 from runner.daemon.context import Context
 from runner.daemon.fetch import NoRoom
 from runner.daemon.guard import LOOK_S, safely, when
-from runner.daemon.launch import JobFacts, attempt_dir
+from runner.daemon.handout import may_copy
+from runner.daemon.launch import COPIED, JobFacts, attempt_dir
 from runner.daemon.loop import Loop
 from runner.daemon.queueing import Chosen, StagingQueue
 from runner.daemon.stage import Failed, Preparation, PutOff, Staged, Stager
@@ -161,7 +162,7 @@ class Preparer:
 
     def _let_through(self, preparation: Preparation, facts: JobFacts, lease: Lease) -> bool:
         self.stager.look(preparation, facts, lease)
-        if preparation.needs or any(writable for _, writable, _ in facts.inputs):
+        if preparation.needs or may_copy(self.context.permitted, facts):
             return True
         return self._run(preparation, facts, lease)
 
@@ -233,7 +234,7 @@ class Preparer:
     def _copies_of(self, job_id: int) -> list[Path]:
         """Return where the copies are that pending elements of a job were given for their next attempt."""
         connection, paths = self.context.database.writer, self.context.paths
-        if not any(writable for _, _, writable, _ in jobs.inputs(connection, job_id)):
+        if not staged.has_copies(connection, job_id):
             return []
         return [
             attempt_dir(paths, each.ref, each.attempts + 1) / "input"
@@ -262,7 +263,7 @@ class Preparer:
         """Prepare a job. Until the rows that lead to it are committed, the lease keeps what was staged."""
         inputs = self.stager.stage(preparation, facts, lease)
         directory = self.stager.build(preparation, facts)
-        copies = any(writable for _, writable, _ in facts.inputs)
+        copies = any(each.way in COPIED for each in inputs.values())
         self.context.desk.insist(lambda change: self._staged(change, preparation, inputs, directory, ready=not copies))
         while copies and (left := sorted(preparation.waiting)) and not preparation.cancelled:
             self.stager.copy(preparation, facts, inputs, left[0])
@@ -310,11 +311,20 @@ class Preparer:
         job_id = preparation.job_id
         if self._jobs.get(job_id) is not preparation:
             return
-        for name, (key, fetched) in ((name, (each.key, each.fetched)) for name, each in inputs.items()):
+        for name, each in inputs.items():
+            fetched, key = each.fetched, each.key
             digest, size_bytes, files = fetched.tree_digest, fetched.size_bytes, fetched.files
             pins = json.dumps(dict(fetched.pins))
             jobs.set_input(
-                change.connection, job_id, name, digest=digest, size_bytes=size_bytes, files=files, pins=pins
+                change.connection,
+                job_id,
+                name,
+                tree_digest=digest,
+                size_bytes=size_bytes,
+                files=files,
+                pins=pins,
+                way=each.way,
+                notice=each.notice,
             )
             jobs.set_source(
                 change.connection,

@@ -35,7 +35,7 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class ReadyJob:
-    """A pending job whose inputs are in the store, as the queue orders it, and the bytes of its writable copies."""
+    """A pending job whose inputs are in the store, as the queue orders it, and the bytes of its copies."""
 
     job_id: int
     held: bool
@@ -110,7 +110,7 @@ def ready(connection: sqlite3.Connection, most: int) -> list[ReadyJob]:
     """Return the first pending jobs that have inputs in the store, as the queue orders them."""
     rows = connection.execute(
         "SELECT e.job_id, MIN(e.held), j.priority, MIN(e.queued_us), json_group_array(DISTINCT i.tree_digest),"
-        " SUM(i.writable * i.size_bytes)"
+        " SUM(iif(i.way = 'copy', i.size_bytes, 0))"
         " FROM elements e JOIN jobs j ON j.id = e.job_id JOIN inputs i ON i.job_id = e.job_id"
         " WHERE e.finished_us IS NULL AND e.state = 'pending' AND i.tree_digest IS NOT NULL"
         " GROUP BY e.job_id ORDER BY 2, 3 DESC, 4, 1 LIMIT ?",
@@ -135,6 +135,14 @@ def waits_for_inputs(connection: sqlite3.Connection) -> bool:
     row = connection.execute(
         "SELECT EXISTS (SELECT 1 FROM elements e JOIN inputs i ON i.job_id = e.job_id"
         " WHERE e.finished_us IS NULL AND i.tree_digest IS NULL)"
+    )
+    return bool(row.fetchone()[0])
+
+
+def has_copies(connection: sqlite3.Connection, job_id: int) -> bool:
+    """Say whether a job is given inputs as copies of its own."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT 1 FROM inputs WHERE job_id = ? AND way IN ('copy', 'reflink'))", (job_id,)
     )
     return bool(row.fetchone()[0])
 

@@ -33,7 +33,7 @@ class S3Source:
         self._access = access if access.endpoint is not None else replace(access, endpoint=home)
         self.server = self._access.endpoint or ""
         self._options = options
-        self._wire = Wire(options, sign=_signer(self._access))
+        self._wire = Wire(options, sign=sign_as(self._access, "s3", self._access.region))
 
     def list(self, uri: Uri, cancelled: Callable[[], bool] = never) -> Listing:
         """Return the object, or all objects below the prefix, asked for in one go."""
@@ -127,16 +127,17 @@ class S3Source:
         return f"https://{bucket}.s3.{self._access.region}.amazonaws.com/{path}"
 
 
-def _signer(access: AwsAccess) -> Any:
+def sign_as(access: AwsAccess, service: str, region: str) -> Any:
+    """Return what signs requests to a service with these keys (SigV4), None where they are anonymous."""
     if access.key is None or access.secret is None:
         return None
     # Heavy, and needed only once somebody names an S3 source.
-    from botocore.auth import S3SigV4Auth
+    from botocore.auth import S3SigV4Auth, SigV4Auth
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials
 
     credentials = Credentials(access.key, access.secret, access.token)
-    auth = S3SigV4Auth(credentials, "s3", access.region)
+    auth = (S3SigV4Auth if service == "s3" else SigV4Auth)(credentials, service, region)
 
     def sign(method: str, url: str, headers: Mapping[str, str]) -> Mapping[str, str]:
         # Only what S3 wants signed: a proxy on the way may rewrite the others.

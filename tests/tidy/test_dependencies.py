@@ -9,8 +9,6 @@ from importlib.metadata import packages_distributions
 from tests.tidy.tree import ROOT, imports, sources
 
 NOT_IMPORTED = {
-    "adlfs": "fsspec opens abfs:// and az:// with it, by scheme",
-    "gcsfs": "fsspec opens gs:// with it, by scheme",
     "httptools": "uvicorn's parser of that name",
 }
 # Agreed upon for the product; nothing needs them so far.
