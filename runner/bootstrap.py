@@ -44,6 +44,7 @@ from runner.daemon.start import Starter
 from runner.daemon.steps import stepper
 from runner.daemon.turn import Turn
 from runner.daemon.upload import Uploader
+from runner.daemon.verify import Verifier
 from runner.daemon.watch import Watch
 from runner.executors import mounts
 from runner.executors.cgroups import CgroupRoots, find_cgroups, remove_old_groups
@@ -121,7 +122,8 @@ def _serve(paths: Paths) -> int:
     fetcher = Fetcher(context, SourceOptions(s3_endpoint=s3.endpoint or None, s3_region=s3.region or None))
     saver = Saver(context, Uploader(context, fetcher))
     tail = LogTail()
-    preparer = Preparer(context, loop, Stager(context, fetcher, tail))
+    stager = Stager(context, fetcher, tail)
+    preparer = Preparer(context, loop, stager)
     maker = Maker(context, fetcher)
     measurer = Measurer(context, loop, devices.usage)
     finisher = Finisher(
@@ -166,6 +168,7 @@ def _serve(paths: Paths) -> int:
         tail=tail,
         account=account_name,
         started_us=context.clock.now_us(),
+        verify=Verifier(context, fetcher, stager=stager, maker=maker).verify,
         sources=fetcher.options,
     )
     report = Report(Path(paths.reports_dir), context.clock.now_us)

@@ -112,10 +112,14 @@ class Gpu:
 class Storage:
     """How much is kept, and for how long."""
 
-    cache_limit_bytes: int = _setting("200GiB", "staged inputs beyond this give way, oldest first", _size)
     extract_members: int = _setting(300_000, "an archive with more members is refused", least=1, most=2_000_000)
     extract_limit_bytes: int = _setting("200GiB", "an archive that unpacks to more is refused", _size)
     extract_ratio: int = _setting(200, "an archive that unpacks to more times its size is refused", least=1)
+    cache_limit_bytes: int = _setting("200GiB", "staged inputs beyond this give way, longest unused first", _size)
+    cache_low_water: float = _setting(0.9, "then down to this part of the limit", most=1)
+    stage_ahead: float = _setting(
+        0.2, "part of the limit that inputs of jobs behind the next in line may take while they wait", most=1
+    )
     min_free_bytes: int = _setting("1GiB", "no staging below this much free disk", _size)
     keep_finished_s: float = _setting("90d", "logs and directories of finished jobs", parse_duration)
     log_limit_bytes: int = _setting(

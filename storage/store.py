@@ -25,6 +25,7 @@ from pathlib import Path
 from storage import files, leases
 from storage.errors import BadArchive, Corrupt, DiskFull, InUse, NotStored, disk_errors
 from storage.manifest import DIGEST, Entry, Manifest, decode
+from storage.verify import damaged
 
 PARTIAL_KEPT_S = 7 * 86_400
 MEMORY_KEPT_S = 30 * 86_400
@@ -33,11 +34,15 @@ _FOLDERS = ("objects", "trees", "views", "partial", "sources", "locks", "leases"
 
 @dataclass(frozen=True, slots=True)
 class BadObject:
-    """An object whose bytes are not what its name says, and the tree path it was found at."""
+    """An object whose bytes are not what its name says, and the tree and path it was found at.
+
+    An empty path is the tree itself: its manifest is gone or damaged.
+    """
 
     path: str
     digest: str
     why: str
+    tree: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,23 +197,29 @@ class Store:
         with self._lock(fcntl.LOCK_SH):
             return self._renew(digest, size)
 
-    def verify(self, digest: str) -> list[BadObject]:
-        """Hash every object of a tree again; set bad ones aside, and with them every tree that holds them.
+    def verify(
+        self,
+        *digests: str,
+        report: Callable[[int, int], None] = lambda _done, _total: None,
+        cancelled: Callable[[], bool] = files.never,
+    ) -> list[BadObject]:
+        """Hash every object of some trees again; set bad ones aside, and with them every tree that holds them.
 
-        Such a tree is then as if it had never been fetched: fetching it again mends it.
+        Such a tree is then as if it had never been fetched: fetching it again mends it. `report(done, total)` counts
+        bytes, from any thread. Raise `Cancelled`: then nothing was set aside.
         """
         bad: list[BadObject] = []
-        checked: dict[str, str | None] = {}
-        for entry in self.manifest(digest).entries:
-            if entry.digest not in checked:
-                checked[entry.digest] = self._damage(entry)
-            why = checked[entry.digest]
-            if why is not None:
-                bad.append(BadObject(entry.path, entry.digest, why))
-        lost = {each.digest for each in bad}
-        if lost:
+        found: list[tuple[str, Entry]] = []
+        for tree in digests:
+            try:
+                found += [(tree, entry) for entry in self.manifest(tree).entries]
+            except (NotStored, Corrupt) as error:
+                bad.append(BadObject("", tree, error.message, tree))
+        why = damaged((entry for _, entry in found), self.object_path, report=report, cancelled=cancelled)
+        bad += [BadObject(each.path, each.digest, why[each.digest], tree) for tree, each in found if each.digest in why]
+        if bad:
             with self._lock(fcntl.LOCK_EX):
-                self._set_aside(lost)
+                self._set_aside({each.digest for each in bad})
         return bad
 
     def remove_tree(self, digest: str) -> bool:
@@ -219,14 +230,15 @@ class Store:
                     raise InUse(f"artifact {digest[:12]} is in use by {held.owner}", "try again when it has ended")
             return self._forget(digest)
 
-    def sweep(self, roots: Iterable[str]) -> Swept:
+    def sweep(self, roots: Iterable[str], *, scraps: bool = False) -> Swept:
         """Remove all trees but the roots and those that leases name, then all objects that no tree holds.
 
         Nothing as young as the oldest live lease is touched, nor anything made after the sweep began. The roots are
-        read after the leases: who writes down a root and then ends its lease is seen by one or the other.
+        read after the leases: who writes down a root and then ends its lease is seen by one or the other. With
+        `scraps` broken-off downloads and damaged objects go whatever their age.
         """
         with self._lock(fcntl.LOCK_EX):
-            return _Sweep(self, roots).run()
+            return _Sweep(self, roots, scraps).run()
 
     def usage(self) -> Usage:
         """Count objects, trees and bytes."""
@@ -298,20 +310,6 @@ class Store:
         path.with_suffix(".damaged").unlink(missing_ok=True)
         self.discard_view(digest)
         return known
-
-    def _damage(self, entry: Entry) -> str | None:
-        path = self.object_path(entry.digest)
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            return f"cannot be opened ({error.strerror})"
-        try:
-            found, size = files.hash_fd(fd)
-        except OSError as error:
-            return f"cannot be read ({error.strerror})"
-        finally:
-            os.close(fd)
-        return None if (found, size) == (entry.digest, entry.size) else "its bytes have changed"
 
     def _set_aside(self, lost: set[str]) -> None:
         for path in (self.root / "trees").glob("*.json"):
@@ -412,8 +410,8 @@ class Batch:
 class _Sweep:
     """One mark and sweep, under the store's exclusive lock."""
 
-    def __init__(self, store: Store, roots: Iterable[str]) -> None:
-        self.store, self.roots = store, set[str]()
+    def __init__(self, store: Store, roots: Iterable[str], scraps: bool) -> None:
+        self.store, self.roots, self.scraps = store, set[str](), scraps
         marker = store.temp_path()
         marker.touch()
         self.now_ns = self.horizon_ns = marker.stat().st_ctime_ns
@@ -452,6 +450,8 @@ class _Sweep:
             if not self.store.has_tree(path.name):
                 self.store.discard_view(path.name)
         ages = {"tmp": 0, "damaged": MEMORY_KEPT_S, "partial": PARTIAL_KEPT_S, "sources": MEMORY_KEPT_S}
+        if self.scraps:
+            ages |= {"damaged": 0, "partial": 0}
         for folder, kept_s in ages.items():
             for path in (self.store.root / folder).iterdir():
                 with suppress(FileNotFoundError):

@@ -98,6 +98,8 @@ RENAME = _body(["name"], name=_TEXT)
 RESTORE = _body([], job=_TEXT, destination=_TEXT, overwrite=_TRUE)
 COPY = _body(["source", "destination"], source=_TEXT, destination=_TEXT, overwrite=_TRUE)
 BACKUP = _body([], destination=_TEXT)
+PRUNE = _body([], dry_run=_TRUE)
+VERIFY = _body([], all=_TRUE)
 _VALUES = {
     "type": "object",
     "additionalProperties": _TEXT,

@@ -18,6 +18,8 @@ from runner.paths import Paths
 from runner.service.desk import Desk, Hub
 from runner.service.facts import LiveFacts
 from runner.service.intake import Caller, read_caller
+from runner.service.keep import Verify
+from runner.service.operations import Operations
 from runner.service.refs import Target, resolve
 from runner.service.submit import Envelope
 from runner.state.engine import Database
@@ -43,8 +45,10 @@ class Room:
     tail: LogTail
     account: Callable[[int], str]
     started_us: int
+    verify: Verify
     sources: SourceOptions = field(default_factory=SourceOptions)
     nearby: Nearby = field(default_factory=Nearby)
+    operations: Operations = field(default_factory=Operations)
 
     def now_us(self) -> int:
         """Return wall microseconds."""

@@ -95,12 +95,15 @@ async def unpin_artifact(request: Request, name: str) -> JSONResponse:
 
 
 async def verify_artifact(request: Request, name: str) -> JSONResponse:
-    """Hash every file of one version again."""
+    """Begin to hash every file of one version again; the answer is an operation to follow."""
     room, which = room_of(request), _which(request, name)
     body = await body_of(request, SMALL_MAX)
     read_body(bodies.NONE, body)
-    work = lambda: models.verified(room.reader(), room.store, which)  # noqa: E731 - in a thread: its own reader
-    return JSONResponse(await Once(request, body).outside(work))
+
+    def begin() -> dict[str, Any]:
+        return models.verify(room.reader(), room.operations, room.verify, which)
+
+    return JSONResponse(await Once(request, body).outside(begin), status_code=202)
 
 
 async def pull_artifact(request: Request, name: str) -> JSONResponse:

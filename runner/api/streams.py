@@ -18,6 +18,7 @@ from runner.core.reasons import Waiting
 from runner.service import logs, views
 from runner.service.desk import Hub
 from runner.service.logs import LogOf
+from runner.service.operations import Operation
 from runner.service.refs import Target
 from runner.state import listing
 from runner.telemetry.follow import follow
@@ -114,6 +115,18 @@ async def follow_job(room: Room, target: Target, mask: Mask, asked: Asked) -> As
             if outcome is not None:
                 yield frame("end", outcome)
                 return
+            await ear.hear()
+
+
+async def follow_operation(hub: Hub, operation: Operation) -> AsyncIterator[bytes]:
+    """Tell how far a piece of long work is, and its result at last."""
+    with Ear(hub, [operation.number]) as ear:
+        while True:
+            document = operation.document()
+            if document["state"] != "running":
+                yield frame("end", document)
+                return
+            yield frame("progress", document)
             await ear.hear()
 
 

@@ -86,8 +86,8 @@ class Follower:
         if kind != self._said:
             self._said = kind
             self._out.note(line)
-        elif state == "pending":
-            self._out.status(line)
+        elif state in {"pending", "saving"}:
+            self._out.progress(self.title, sentence, reason.get("data") or {})
 
     def _take(self, event: str, document: dict[str, Any], offset: int) -> None:
         """Take one event of the job, or of the element whose turn it is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from runner.cli.text import csv_line, plain, plain_lines, table
+from runner.cli.text import csv_line, plain, plain_lines, table, width
 from runner.client import dumps
 from runner.core.errors import StokerError, UsageError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     Column = tuple[str, Callable[[Any], str]]
 
 JSON_VERSION = 1
+BAR_MIN, BAR_MAX = 8, 40
 _COLOURS = {
     "running": "32",
     "succeeded": "32",
@@ -79,6 +80,23 @@ class Out:
         self.clear_status()
         self._write(self._stderr, plain(text)[: self._columns(self._stderr) - 1])
         self._status_shown = True
+
+    def progress(self, title: str, sentence: str, data: Mapping[str, Any]) -> None:
+        """Show how far something is, as `status`; with a bar between what it is and how far where that is known."""
+        what, colon, how_far = sentence.partition(": ")
+        head, tail = plain(f"{title} · {what}" if title else what), plain(how_far)
+        columns = min(self._columns(self._stderr) - 3 - width(head) - width(tail), BAR_MAX)
+        utf8 = self._stderr is not None and (self._stderr.encoding or "").lower() in {"utf-8", "utf8"}
+        if not (data.get("total_bytes") and colon and columns >= BAR_MIN and utf8):
+            self.status(f"{title} · {sentence}" if title else sentence)
+        elif not self.quiet and self.stderr_is_tty:
+            from runner.cli.bars import bar  # it loads rich, and only who watches a transfer waits for that
+
+            coloured = bool(self.coloured("", "ok", self._stderr))
+            drawn = bar(data["done_bytes"], data["total_bytes"], columns, coloured=coloured)
+            self.clear_status()
+            self._write(self._stderr, f"{head} {drawn} {tail}")
+            self._status_shown = True
 
     def clear_status(self) -> None:
         """Take the passing progress away."""

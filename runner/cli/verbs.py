@@ -296,6 +296,17 @@ VERBS: dict[str, Verb] = {
             more=_shelf_help("data", "faces", "--input d=data:faces"),
         ),
         Verb(
+            "cache",
+            "Show what the store holds, give up what nothing needs, or check its bytes.",
+            "",
+            (
+                Flag("--dry-run", "Prune: show what would go; give up nothing."),
+                Flag("--all", "Verify: models, data and outputs too, not only staged inputs."),
+                _KEY,
+            ),
+            actions=("df", "prune", "verify"),
+        ),
+        Verb(
             "key",
             "Keep the credentials that open sources: list, add, change, try or remove them.",
             "[NAME...]",

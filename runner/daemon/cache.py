@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from runner.daemon.context import Context
-from runner.daemon.guard import safely
+from runner.daemon.guard import safely, when
 from runner.executors import retired
 from runner.service.desk import Change, Discard
-from runner.state import artifacts, expiry
+from runner.state import artifacts, expiry, staged
 
-LOOK_S = 1.0
 LOOKS_MAX = 60
 NOISE_BYTES = 1 << 20
 ENVIRONMENT_IDLE_S = 86400.0
@@ -36,48 +35,43 @@ def await_room(
     That is when there is as much room as it needs or more than it found, when it is wanted no more, and every minute.
     `then` is called from a thread of its own, whether anything could be given up or not.
     """
-    looks = 0
+    looks = itertools.count(1)
 
-    def look() -> None:
-        nonlocal looks
-        looks += 1
+    def worth_it() -> bool:
         free = room_on_disk(context)
-        if not wanted() or free >= need_bytes or free > free_bytes + NOISE_BYTES or looks >= LOOKS_MAX:
-            then()
-        else:
-            arm()
+        late = next(looks) >= LOOKS_MAX
+        return late or not wanted() or free >= need_bytes or free > free_bytes + NOISE_BYTES
 
-    def arm() -> None:
-        timer = threading.Timer(LOOK_S, look)
-        timer.daemon = True
-        timer.start()
-
-    arm()
+    when(worth_it, then)
     safely("make room", _make_room, context, need_bytes)
 
 
 def trim(change: Change) -> None:
-    """Forget what is over `[storage] cache_limit`; the bytes go after the commit."""
-    over = artifacts.cached_bytes(change.connection) - change.config.storage.cache_limit_bytes
-    if over > 0 and artifacts.forget_sources(change.connection, over):
+    """Past `[storage] cache_limit` forget what nothing needs, down to `cache_low_water`; bytes go after the commit."""
+    settings = change.config.storage
+    stored = staged.stored_bytes(change.connection)
+    if stored <= settings.cache_limit_bytes:
+        return
+    over = stored - int(settings.cache_limit_bytes * settings.cache_low_water)
+    if staged.forget_unused(change.connection, over):
         change.effects.append(Discard((), ()))
 
 
 def _make_room(context: Context, wanted_bytes: int) -> None:
     given: list[int] = []
-    context.desk.insist(lambda change: given.append(artifacts.forget_sources(change.connection, wanted_bytes)))
+    context.desk.insist(lambda change: given.append(staged.forget_unused(change.connection, wanted_bytes)))
     if given and given[-1]:
         sweep(context)
 
 
-def sweep(context: Context) -> None:
-    """Remove from the store, and of the environments, what no row leads to any more."""
+def sweep(context: Context, *, scraps: bool = False) -> None:
+    """Remove from the store, and of the environments, what no row leads to any more; `scraps` as in `Store.sweep`."""
 
     def roots() -> Iterator[str]:
         # Read when the sweep asks: what is committed by then is seen, what is not is kept by its lease.
         yield from artifacts.roots(context.database.reader())
 
-    swept = context.store.sweep(roots())
+    swept = context.store.sweep(roots(), scraps=scraps)
     if swept.objects:
         log.info("the store gave back %d bytes in %d objects", swept.size_bytes, swept.objects)
 

@@ -100,11 +100,13 @@ class Maker:
         if found.parent_id is not None:
             path = stated.uri.partition("/")[2]
             return None, take(self.context, found.parent_id, path)
-        wanted = self._wanted(found, stated)
+        wanted = self.wanted(found)
         return wanted.key, self.fetcher.known(wanted, lease) or self._fetch(making, wanted)
 
-    def _wanted(self, found: Artifact, stated: Input) -> Wanted:
-        assert found.variables is not None
+    def wanted(self, found: Artifact) -> Wanted:
+        """Return what an artifact is fetched from that has no parent."""
+        assert found.variables is not None and found.stated is not None, f"artifact {found.id} has no source"
+        stated = Input.model_validate_json(found.stated)
         sealed = variables.sealed(self.context.database.reader(), found.variables)
         _, environment, secret = self.context.unsealed(found.owner_uid, sealed)
         address, home = secret.get(SOURCE, stated.uri), environment.get("HOME")

@@ -1,20 +1,20 @@
 """Get a job's inputs and environment ready while it waits: no device, no charge, in the order the queue would start it.
 
 A job that lacks nothing is let through at once by a thread of its own. The others are taken in order, a few at a
-time; of those that lack the same thing one works and the rest stand by, taking up no place.
+time, as `queueing` decides; of those that lack the same thing one works and the rest stand by, taking up no place.
 """
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import json
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from runner.core.job import PLAIN, Ref
 from runner.core.lifecycle import Event, State
@@ -23,20 +23,23 @@ from runner.daemon import cache
 from runner.daemon.board import WaitingJob
 from runner.daemon.context import Context
 from runner.daemon.fetch import NoRoom
-from runner.daemon.guard import safely
+from runner.daemon.guard import LOOK_S, safely, when
 from runner.daemon.handout import may_copy
-from runner.daemon.launch import COPIED, JobFacts
+from runner.daemon.launch import COPIED, JobFacts, attempt_dir
 from runner.daemon.loop import Loop
+from runner.daemon.queueing import Chosen, StagingQueue
 from runner.daemon.shelf import NotReady, once_made
-from runner.daemon.stage import Failed, Preparation, Staged, Stager
+from runner.daemon.stage import Failed, Preparation, PutOff, Staged, Stager
 from runner.executors.environments import BuildCancelled
 from runner.service.desk import Change, Enqueue, Salvage
 from runner.service.submit import prepares, request_from
-from runner.state import jobs
+from runner.state import jobs, staged
 from storage.errors import Cancelled, DiskFull
+from storage.files import remove_directory
 from storage.leases import Lease
 
 WORKERS = 4
+GIVEN_UP = "input.given-up"
 LINES_KEPT = 15
 
 log = logging.getLogger("stoker.prepare")
@@ -51,9 +54,10 @@ class Preparer:
         self.stager = stager
         self._jobs: dict[int, Preparation] = {}
         self._new: list[Preparation] = []
-        self._lock = threading.Lock()
-        self._queue: list[Preparation] = []
-        self._busy: set[str] = set()
+        self._given_up: list[Path] = []
+        self._aside: list[Path] = []
+        self._queue = StagingQueue(context, stager)
+        stager.admits = self._queue.admits
         self._lookers = ThreadPoolExecutor(1, thread_name_prefix="prepare-look")
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="prepare")
 
@@ -99,6 +103,12 @@ class Preparer:
     def proceed(self) -> None:
         """Begin what the committed turn queued."""
         new, self._new = self._new, []
+        given_up, self._given_up = self._given_up, []
+        for copies in given_up:
+            # Before anybody can make new ones; the worker that asked for room removes them.
+            with suppress(OSError):
+                self._aside.append(copies.rename(copies.with_name(GIVEN_UP)))
+        self._go_on()
         for preparation in new:
             self._lookers.submit(safely, f"look at what job {preparation.job_id} needs", self._look, preparation)
 
@@ -108,6 +118,7 @@ class Preparer:
             if self._jobs.get(preparation.job_id) is preparation:
                 del self._jobs[preparation.job_id]
         self._new.clear()
+        self._given_up.clear()
         self.load()
 
     def load(self) -> None:
@@ -145,25 +156,96 @@ class Preparer:
     def _look(self, preparation: Preparation) -> None:
         """Let a job through that lacks nothing; let the others queue up for what they lack."""
         if self._attempt(preparation, self._let_through):
-            self._queue_up(preparation)
+            self._queue.add(preparation)
+        self._queue.release(preparation)
+        if self._queue.waits():
+            self._pool.submit(self._work)
+
+    def _queue_up(self, preparation: Preparation) -> None:
+        self._queue.add(preparation)
+        self._pool.submit(self._work)
 
     def _let_through(self, preparation: Preparation, facts: JobFacts, lease: Lease) -> bool:
-        preparation.needs = self.stager.needs(facts, lease)
+        self.stager.look(preparation, facts, lease)
         if preparation.needs or may_copy(self.context.permitted, facts):
             return True
         return self._run(preparation, facts, lease)
 
-    def _queue_up(self, preparation: Preparation) -> None:
-        with self._lock:
-            bisect.insort(self._queue, preparation, key=lambda each: each.order)
+    def _work(self) -> None:
+        """Prepare, off the turn's thread, what is to be staged next, until nothing may be staged now."""
+        while True:
+            chosen = self._queue.take()
+            if chosen.preparation is not None:
+                safely(f"prepare job {chosen.preparation.job_id}", self._attempt, chosen.preparation, self._run)
+                self._queue.release(chosen.preparation)
+            elif not (chosen.gives_way and self._give_way(chosen)):
+                break
+        if chosen.looks_again:
+            self._look_later()
+
+    def _look_later(self) -> None:
+        if self._queue.arm():
+            when(lambda: True, self._look_again)
+
+    def _look_again(self) -> None:
+        self._queue.disarm()
         self._pool.submit(self._work)
 
-    def _work(self) -> None:
-        """Prepare, off the turn's thread, the first of the queue whose needs nobody is at work on; then the next."""
-        while (preparation := self._pick()) is not None:
-            safely(f"prepare job {preparation.job_id}", self._attempt, preparation, self._run)
-            with self._lock:
-                self._busy -= preparation.needs
+    def _go_on(self) -> None:
+        """Let a worker look whether what changed in this turn lets a job be staged that waits for that."""
+        if self._queue.stands():
+            self._pool.submit(self._work)
+        elif self._queue.waits():
+            self._look_later()
+
+    def _give_way(self, chosen: Chosen) -> bool:
+        """Give up what was decided to give way, in the database, then in the store; False where nothing did."""
+        gone: list[bool] = []
+        before = self._queue.partial_bytes()
+        try:
+            self.context.desk.insist(lambda change: gone.append(self._forget(change, chosen)))
+            aside, self._aside = self._aside, []
+            for copies in aside:
+                remove_directory(copies)
+            if gone[-1] or chosen.scraps:
+                safely("sweep the store", partial(cache.sweep, self.context, scraps=chosen.scraps))
+        finally:
+            self._queue.given()
+        return gone[-1] or self._queue.partial_bytes() < before
+
+    def _forget(self, change: Change, chosen: Chosen) -> bool:
+        """Write down what gives way; a job that was ready and gave up its inputs is prepared again."""
+        unused = {each.digest for each in staged.trees(change.connection) if each.unused}
+        forgotten = staged.forget(change.connection, unused & chosen.evict)
+        for job_id, trees in chosen.take_back.items():
+            waiting = self.context.board.waiting.get(job_id)
+            if job_id in self._jobs or trees & staged.held_by_running(change.connection):
+                continue
+            self._given_up += self._copies_of(job_id)
+            staged.forget(change.connection, trees)
+            staged.unpin(change.connection, job_id)
+            self.context.forget_facts(job_id)
+            jobs.note(change.connection, change.now_us, "inputs_gave_way", Ref(job_id, PLAIN), {"trees": len(trees)})
+            forgotten += 1
+            change.touched.add(Ref(job_id, PLAIN))
+            if waiting is not None:
+                indices = tuple(waiting.indices)
+                for index in indices:
+                    self.context.board.withdraw(Ref(job_id, index))
+                known = (waiting.request, waiting.priority, waiting.queued_us, waiting.array_limit)
+                self.enqueue(Enqueue(job_id, indices, *known, prepares=True))
+        return bool(forgotten)
+
+    def _copies_of(self, job_id: int) -> list[Path]:
+        """Return where the copies are that pending elements of a job were given for their next attempt."""
+        connection, paths = self.context.database.writer, self.context.paths
+        if not staged.has_copies(connection, job_id):
+            return []
+        return [
+            attempt_dir(paths, each.ref, each.attempts + 1) / "input"
+            for each in jobs.elements(connection, job_id, None)
+            if each.state is State.PENDING
+        ]
 
     def _attempt(self, preparation: Preparation, work: Callable[[Preparation, JobFacts, Lease], bool]) -> bool:
         """Work on a job under a lease and return whether more is to be done; where it fails, see to what follows."""
@@ -177,29 +259,22 @@ class Preparer:
         except NotReady as error:
             self.stager.tell(preparation, WaitReason(Waiting.STAGING, f"{error.label} is still being fetched"))
             once_made(self.context, error.artifact_id, partial(self._queue_up, preparation))
+        except PutOff as error:
+            self._queue.put_back(preparation, error.reason)
         except (NoRoom, DiskFull) as error:
             self._wait_for_room(preparation, error)
         except Exception as error:  # whatever it is, the job must hear of it
             self._give_up(preparation, error)
         return False
 
-    def _pick(self) -> Preparation | None:
-        with self._lock:
-            for place, preparation in enumerate(self._queue):
-                if self._busy.isdisjoint(preparation.needs):
-                    del self._queue[place]
-                    self._busy |= preparation.needs
-                    return preparation
-        return None
-
     def _run(self, preparation: Preparation, facts: JobFacts, lease: Lease) -> bool:
         """Prepare a job. Until the rows that lead to it are committed, the lease keeps what was staged."""
-        staged = self.stager.stage(preparation, facts, lease)
+        inputs = self.stager.stage(preparation, facts, lease)
         directory = self.stager.build(preparation, facts)
-        copies = any(each.way in COPIED for each in staged.values())
-        self.context.desk.insist(lambda change: self._staged(change, preparation, staged, directory, ready=not copies))
+        copies = any(each.way in COPIED for each in inputs.values())
+        self.context.desk.insist(lambda change: self._staged(change, preparation, inputs, directory, ready=not copies))
         while copies and (left := sorted(preparation.waiting)) and not preparation.cancelled:
-            self.stager.copy(preparation, facts, staged, left[0])
+            self.stager.copy(preparation, facts, inputs, left[0])
             self.context.desk.insist(partial(self._copied, preparation=preparation, index=left[0]))
         return False
 
@@ -213,17 +288,14 @@ class Preparer:
         return found[0]
 
     def _wait_for_room(self, preparation: Preparation, error: NoRoom | DiskFull) -> None:
-        """Give up cached inputs for a job that found no room, and try it again until there is some."""
+        """Let a job that found no room wait for it, in its place in the queue."""
+        least = self.context.config.storage.min_free_bytes
         if not isinstance(error, NoRoom):
-            error = NoRoom("it", self.context.config.storage.min_free_bytes, cache.room_on_disk(self.context))
-        self.stager.tell(preparation, error.reason)
-        cache.await_room(
-            self.context,
-            need_bytes=error.need_bytes,
-            free_bytes=error.free_bytes,
-            wanted=lambda: not preparation.cancelled,
-            then=partial(self._queue_up, preparation),
-        )
+            need = preparation.need_bytes or 1
+            error = NoRoom("it", need + least, cache.room_on_disk(self.context))
+        preparation.need_bytes = max(preparation.need_bytes or 1, error.need_bytes - least)
+        preparation.rests_until_ns = self.context.clock.monotonic_ns() + int(LOOK_S * 1e9)
+        self._queue.put_back(preparation, error.reason)
 
     def _give_up(self, preparation: Preparation, error: Exception) -> None:
         if preparation.cancelled:
@@ -238,7 +310,7 @@ class Preparer:
         self,
         change: Change,
         preparation: Preparation,
-        staged: Mapping[str, Staged],
+        inputs: Mapping[str, Staged],
         directory: str | None,
         *,
         ready: bool,
@@ -247,7 +319,7 @@ class Preparer:
         job_id = preparation.job_id
         if self._jobs.get(job_id) is not preparation:
             return
-        for name, each in staged.items():
+        for name, each in inputs.items():
             fetched, key = each.fetched, each.key
             digest, size_bytes, files = fetched.tree_digest, fetched.size_bytes, fetched.files
             pins = json.dumps(dict(fetched.pins))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.core.errors import StokerError
 from runner.core.job import Ref
 from runner.core.reasons import Ending, Waiting, WaitReason
-from runner.core.units import format_duration, format_size
+from runner.core.units import format_duration
 from runner.daemon import cache
 from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, NoRoom, Wanted
 from runner.daemon.handout import handed_out, notice
 from runner.daemon.launch import COPIED, Handed, JobFacts, attempt_dir
+from runner.daemon.pace import Pace
 from runner.daemon.shelf import NotReady, named, take
 from runner.executors.environments import Builder, EnvironmentFailed, probe
 from runner.service.desk import Enqueue
@@ -34,7 +35,8 @@ class Preparation:
     """One job being prepared.
 
     `waiting` and `attempts` (elements and how often each was tried) are the turn's; `needs`, what it has to fetch or
-    build, and the rest are its worker's and only shown by others.
+    build, and the rest are its worker's and only shown by others: the bytes that it has still to fetch as far as is
+    known, the trees of those inputs that are here, and since when it may be tried again after it found no room.
     """
 
     enqueue: Enqueue
@@ -42,6 +44,12 @@ class Preparation:
     attempts: dict[int, int] = field(default_factory=dict)
     needs: frozenset[str] = frozenset()
     reason: WaitReason = WaitReason(Waiting.STAGING, "waiting for its turn to be staged")
+    need_bytes: int | None = None
+    trees: frozenset[str] = frozenset()
+    staging: bool = False
+    begun: bool = False
+    returns: bool = False
+    rests_until_ns: int = 0
     cancelled: bool = False
 
     @property
@@ -50,9 +58,9 @@ class Preparation:
         return self.enqueue.job_id
 
     @property
-    def order(self) -> tuple[int, int, int]:
+    def order(self) -> tuple[bool, int, int, int]:
         """Where it stands: as the scheduler would start it."""
-        return -self.enqueue.priority, self.enqueue.queued_us, self.job_id
+        return False, -self.enqueue.priority, self.enqueue.queued_us, self.job_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +97,21 @@ class Failed(Exception):
         self.ending, self.sentence, self.name, self.lines = ending, sentence, name, lines
 
 
+class PutOff(Exception):
+    """What a job lacks turned out to be more than may be staged now; `reason` says why."""
+
+    def __init__(self, reason: WaitReason) -> None:
+        super().__init__(reason.sentence)
+        self.reason = reason
+
+
 class Stager:
-    """The work itself; used by several threads, each with a preparation of its own."""
+    """The work itself; used by several threads, each with a preparation of its own.
+
+    `admits` is asked once the size of an input is known, and says why it may not be fetched now.
+    """
+
+    admits: Callable[[Preparation], WaitReason | None]
 
     def __init__(self, context: Context, fetcher: Fetcher, tail: LogTail) -> None:
         self.context = context
@@ -103,7 +124,9 @@ class Stager:
         found = []
         rows = jobs.staged(self.context.database.reader(), facts.job_id)
         for name, address, artifact_id, key_name, digest, size_bytes, files, pins in rows:
-            pinned = Fetched(digest, size_bytes, files, json.loads(pins)) if digest else None
+            known = json.loads(pins) if pins else {}
+            was = digest or known.pop("gave_way", None)
+            pinned = Fetched(was, size_bytes, files, known) if was else None
             if artifact_id is not None:
                 found.append(Source(name, named(address), pinned, artifact_id))
                 continue
@@ -113,12 +136,16 @@ class Stager:
             found.append(Source(name, wanted, pinned))
         return found
 
-    def needs(self, facts: JobFacts, lease: Lease) -> frozenset[str]:
-        """Return what must be read, fetched or built for a job: empty where everything is there."""
-        needs = {source.wanted.key for source in self.sources(facts) if self._known(source, lease) is None}
+    def look(self, preparation: Preparation, facts: JobFacts, lease: Lease) -> None:
+        """Find what must be read, fetched or built for a job, `needs`, and what is here, `trees`."""
+        known = {source.wanted.key: self._known(source, lease) for source in self.sources(facts)}
+        needs = {key for key, fetched in known.items() if fetched is None}
+        preparation.trees = frozenset(fetched.tree_digest for fetched in known.values() if fetched is not None)
+        if not needs:
+            preparation.need_bytes = 0
         if facts.spec.requirements is not None and not self._is_built(facts):
             needs.add(f"requirements {facts.spec.requirements}")
-        return frozenset(needs)
+        preparation.needs = frozenset(needs)
 
     def stage(self, preparation: Preparation, facts: JobFacts, lease: Lease) -> dict[str, Staged]:
         """Bring every input into the store, its read-only view with it."""
@@ -218,29 +245,40 @@ class Stager:
             return take(self.context, source.artifact_id, source.wanted.uri.path)
         self.tell(preparation, WaitReason(Waiting.STAGING, what))
 
+        put_off: WaitReason | None = None
+        admitted = preparation.need_bytes or 0
+        pace = Pace(self.context.clock, Waiting.STAGING, what)
+
         def progress(done: int, total: int | None) -> None:
-            whole = None if total is None else base + total
-            self.tell(preparation, progress_reason(Waiting.STAGING, what, base + done, whole))
+            nonlocal put_off, admitted
+            preparation.begun = True
+            if total is None:
+                # It needs more than this; how much more, only its end will tell.
+                preparation.need_bytes = max(admitted, done + 1)
+            else:
+                preparation.need_bytes = max(1, total - done)
+                if preparation.need_bytes > admitted:
+                    admitted = preparation.need_bytes
+                    put_off = put_off or self.admits(preparation)
+            self.tell(preparation, pace.reason(base + done, None if total is None else base + total))
 
         def failed(error: SourceFailed, wait_s: float) -> None:
             again = f"{_sentence(source, error)}; tried again in {format_duration(wait_s)}"
             self.tell(preparation, WaitReason(Waiting.STAGING, again))
 
-        return self.fetcher.fetch(
-            source.wanted, what, progress=progress, failed=failed, cancelled=lambda: preparation.cancelled
-        )
+        def cancelled() -> bool:
+            return preparation.cancelled or put_off is not None
+
+        try:
+            return self.fetcher.fetch(source.wanted, what, progress=progress, failed=failed, cancelled=cancelled)
+        except Cancelled:
+            if put_off is None or preparation.cancelled:
+                raise
+            raise PutOff(put_off) from None
 
     def _is_built(self, facts: JobFacts) -> bool:
         built = facts.environment_dir
         return built is not None and self._builder.find(Path(built).name) is not None
-
-
-def progress_reason(kind: Waiting, what: str, done: int, total: int | None) -> WaitReason:
-    """Say how far a transfer is, in bytes."""
-    sentence = f"{what}: {format_size(done)}"
-    if total:
-        sentence = f"{what}: {100 * done // total}% of {format_size(total)}"
-    return WaitReason(kind, sentence, {"done_bytes": done, "total_bytes": total})
 
 
 def _sentence(source: Source, error: StorageError | OSError) -> str:

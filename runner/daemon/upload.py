@@ -14,7 +14,7 @@ from runner.core.units import format_duration
 from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, Wanted
 from runner.daemon.guard import backoff_s, safely, when
-from runner.daemon.stage import progress_reason
+from runner.daemon.pace import Pace
 from runner.identity.users import user_name
 from runner.service.submit import UPLOAD
 from storage.errors import SourceFailed, StorageError
@@ -39,17 +39,14 @@ class Upload:
     done: Callable[[Pushed | StorageError], None]
     failures: int = 0
 
-    def progress(self, done: int, total: int | None) -> None:
-        """Say how far it is."""
-        self.tell(progress_reason(Waiting.UPLOAD, self._what, done, total))
-
     def failed(self, error: SourceFailed, wait_s: float) -> None:
         """Say that it is tried again."""
-        again = f"{self._what}: {error.message}; tried again in {format_duration(wait_s)}"
+        again = f"{self.what}: {error.message}; tried again in {format_duration(wait_s)}"
         self.tell(WaitReason(Waiting.UPLOAD, again))
 
     @property
-    def _what(self) -> str:
+    def what(self) -> str:
+        """What goes where, for people."""
         return f"its output to {self.wanted.uri.shown}"
 
 
@@ -86,12 +83,13 @@ class Uploader:
         self._pool.submit(safely, f"upload the output of job {upload.ref.label}", self._run, upload)
 
     def _run(self, upload: Upload) -> None:
-        upload.progress(0, None)
+        pace = Pace(self.context.clock, Waiting.UPLOAD, upload.what)
+        upload.tell(pace.reason(0, None))
         try:
             pushed = self.fetcher.push(
                 upload.digest,
                 upload.wanted,
-                progress=upload.progress,
+                progress=lambda done, total: upload.tell(pace.reason(done, total)),
                 failed=upload.failed,
                 cancelled=upload.given_up,
             )

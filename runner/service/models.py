@@ -7,17 +7,18 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from runner.core.errors import Conflict, NotFound, Unavailable
+from runner.core.errors import Conflict, NotFound
 from runner.core.spec import read_name
 from runner.service.desk import Abandon, Change, Discard
 from runner.service.facts import LiveFacts
+from runner.service.keep import Verify, verify_trees
+from runner.service.operations import Operations
 from runner.service.outputs import document, entries_of, exported
 from runner.service.references import Which, contents, named, tree_of
 from runner.service.remove import NotConfirmed
 from runner.service.views import iso
 from runner.state import artifacts, jobs
 from runner.state.artifacts import Artifact
-from storage.errors import DiskFull, StorageError
 from storage.store import Store
 
 
@@ -100,23 +101,9 @@ def pinned(change: Change, which: Which, *, pinned: bool) -> dict[str, Any]:
     return {"name": found.name, "version": found.version, "pinned": pinned}
 
 
-def verified(connection: sqlite3.Connection, store: Store, which: Which) -> dict[str, Any]:
-    """Hash every file of an artifact again; say which are not what they were."""
-    found = named(connection, which)
-    try:
-        bad = store.verify(tree_of(found))
-    except DiskFull as error:
-        raise Unavailable(error.message, hint=error.hint) from None
-    except StorageError as error:
-        raise Conflict(f"{found.label}: {error.message}", hint=error.hint or "create it again") from None
-    return {
-        "name": found.name,
-        "version": found.version,
-        "files": found.files,
-        "bytes": found.size_bytes,
-        "ok": not bad,
-        "bad": [{"path": each.path, "digest": each.digest, "why": each.why} for each in bad],
-    }
+def verify(connection: sqlite3.Connection, operations: Operations, check: Verify, which: Which) -> dict[str, Any]:
+    """Begin to hash every file of an artifact again, and to mend it where its source is known; return the operation."""
+    return verify_trees(operations, check, which.owner_uid, [tree_of(named(connection, which))])
 
 
 def pulled(

@@ -141,6 +141,16 @@ def under_way(connection: sqlite3.Connection) -> list[int]:
     return [row[0] for row in rows]
 
 
+def made_as(connection: sqlite3.Connection, tree_digest: str, owner_uid: int | None) -> list[Artifact]:
+    """Return the artifacts of a user, or of anybody, that a source was found to be this tree for."""
+    rows = connection.execute(
+        _SELECT + "WHERE tree_digest = ?1 AND stated IS NOT NULL AND parent_id IS NULL AND removed_us IS NULL"
+        " AND (?2 IS NULL OR owner_uid = ?2) ORDER BY id",
+        (tree_digest, owner_uid),
+    )
+    return [_artifact(row) for row in rows]
+
+
 def of_job(connection: sqlite3.Connection, job_id: int) -> list[Artifact]:
     """Return the outputs that the attempts of a job left, oldest first."""
     rows = connection.execute(
@@ -264,27 +274,6 @@ def roots(connection: sqlite3.Connection) -> list[str]:
         f" UNION {_NEEDED} UNION SELECT tree_digest FROM sources"
     )
     return [row[0] for row in rows]
-
-
-def cached_bytes(connection: sqlite3.Connection) -> int:
-    """Return how much of what was staged is kept, each tree counted once."""
-    row = connection.execute("SELECT SUM(size) FROM (SELECT MAX(size_bytes) AS size FROM sources GROUP BY tree_digest)")
-    return int(row.fetchone()[0] or 0)
-
-
-def forget_sources(connection: sqlite3.Connection, wanted_bytes: int) -> int:
-    """Forget staged trees that no unfinished job needs, those used longest ago first; return their bytes."""
-    rows = connection.execute(
-        "SELECT tree_digest, MAX(size_bytes) FROM sources GROUP BY tree_digest"  # noqa: S608 - the text is our own
-        f" HAVING tree_digest NOT IN ({_NEEDED}) ORDER BY MAX(fetched_us)"
-    ).fetchall()
-    given = 0
-    for digest, size_bytes in rows:
-        if given >= wanted_bytes:
-            break
-        connection.execute("DELETE FROM sources WHERE tree_digest = ?", (digest,))
-        given += size_bytes
-    return given
 
 
 def _artifact(row: tuple[Any, ...]) -> Artifact:

@@ -381,11 +381,11 @@ def source(connection: sqlite3.Connection, uri: str) -> tuple[str, int, int, str
 def set_source(
     connection: sqlite3.Connection, uri: str, *, digest: str, size_bytes: int, files: int, pins: str, now_us: int
 ) -> None:
-    """Remember what a URI is."""
+    """Remember what a URI is, and that it is in use now."""
     connection.execute(
-        "INSERT INTO sources (uri, tree_digest, size_bytes, files, pins, fetched_us) VALUES (?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (uri) DO UPDATE SET tree_digest = excluded.tree_digest, size_bytes = excluded.size_bytes,"
-        " files = excluded.files, pins = excluded.pins, fetched_us = excluded.fetched_us",
+        "INSERT INTO sources (uri, tree_digest, size_bytes, files, pins, fetched_us, used_us)"
+        " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6) ON CONFLICT (uri) DO UPDATE SET used_us = ?6,"
+        " fetched_us = iif(tree_digest = ?2, fetched_us, ?6), tree_digest = ?2, size_bytes = ?3, files = ?4, pins = ?5",
         (uri, digest, size_bytes, files, pins, now_us),
     )
 

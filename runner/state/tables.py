@@ -360,6 +360,7 @@ class Source(SQLModel, table=True):
     files: int = Field(sa_column=Column(Integer, nullable=False))
     pins: str = Field(sa_column=Column(Text, nullable=False))
     fetched_us: int = Field(sa_column=Column(Integer, nullable=False))
+    used_us: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
 
 
 class Variables(SQLModel, table=True):

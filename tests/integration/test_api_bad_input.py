@@ -390,6 +390,11 @@ UNKNOWN = [
     ("POST", "/v1/copy", {"source": "1", "destination": "/x", "overwrites": True}, "overwrite"),
     ("POST", "/v1/jobs/1/checkpoint/restore", {"jobs": "2"}, "job"),
     ("GET", "/v1/models?every=1", None, "all"),
+    ("POST", "/v1/cache/prune", {"dryrun": True}, "dry_run"),
+    ("POST", "/v1/cache/verify", {"everything": True}, "all"),
+    ("POST", "/v1/operations/1/cancel", {"now": True}, "there is no key"),
+    ("GET", "/v1/operations/1?folow=1", None, "follow"),
+    ("GET", "/v1/cache?all=1", None, "there is no parameter"),
     ("GET", "/v1/jobs?limits=1", None, "limit"),
     ("GET", "/v1/jobs/1?zzz=1", None, "there is no parameter"),
     ("GET", "/v1/credit/balance?zzz=1", None, "there is no parameter"),
@@ -416,6 +421,8 @@ WRONG_TYPES = [
     ("/v1/jobs/remove", {"refs": ["1"], "confirmed": 1}),
     ("/v1/jobs/1/outputs/pull", {"destination": "/x", "overwrite": "yes"}),
     ("/v1/backup", {"destination": 1}),
+    ("/v1/cache/prune", {"dry_run": "no"}),
+    ("/v1/cache/verify", {"all": 1}),
 ]
 
 

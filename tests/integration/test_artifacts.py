@@ -220,18 +220,23 @@ def test_rm_asks_and_a_pin_protects(runner: Box, tmp_path: Path) -> None:
 
 
 def test_an_artifact_is_pulled_and_verified(runner: Box, tmp_path: Path) -> None:
-    """`pull` leaves what is there unless told; `verify` names a file whose bytes have changed, and exits with 1."""
+    """`pull` leaves what is there unless told; `verify` names a file whose bytes have changed, and mends it if it can."""
     tree(tmp_path / "t", a="1", b__c="2")
     runner.ok("data", "create", "d", f"{tmp_path}/t/")
     runner.ok("data", "pull", "d@1", str(tmp_path / "out"))
     assert (tmp_path / "out/b/c").read_text() == "2"
     assert runner.cli("data", "pull", "d", str(tmp_path / "out")).returncode == 5
     runner.ok("data", "pull", "d", str(tmp_path / "out"), "--overwrite")
-    assert runner.ok("data", "verify", "d").startswith("d@1 is whole: 2 files")
+    assert runner.ok("data", "verify", "d") == "checked 1 artifact: all whole"
     digest = next(each["digest"] for each in shown(runner, "d", "data")["entries"] if each["path"] == "a")
     bad = Path(runner.paths.store_dir, "objects", digest[:2], digest)
     bad.chmod(0o644)
     bad.write_text("x")
+    mended = runner.ok("data", "verify", "d")
+    assert "a: its bytes have changed" in mended and "is whole again" in mended
+    bad.chmod(0o644)
+    bad.write_text("x")
+    (tmp_path / "t/a").unlink()
     told = runner.cli("data", "verify", "d")
     assert (told.returncode, "a: its bytes have changed" in told.stdout) == (1, True), told
     assert runner.cli("data", "pull", "d", str(tmp_path / "again")).returncode == 5
@@ -252,7 +257,7 @@ def test_an_artifact_is_pulled_and_verified(runner: Box, tmp_path: Path) -> None
         (["create", "m@2", "/"], 2, "leave out the @"),
         (["create", "job-4", "/"], 2, "is what a job's output is called"),
         (["create", "42", "/"], 2, "is no name for model"),
-        (["create", "m", "s3://bucket"], 2, "is all that is named"),
+        (["create", "m", "s3://bucket"], 2, "names no file"),
         (["create", "m", "/", "--tag", "a b"], 2, "a tag is"),
         (["create", "m", "/", "--checkpoint"], 2, "--checkpoint takes a job"),
         (["create", "m"], 2, "needs NAME SOURCE"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -57,6 +58,28 @@ def test_run_follows_to_the_end(cli: Cli, api: FakeApi) -> None:
         "  hint: `stoker logs 42` shows what it said",
         "job 42 brave-otter failed with 7",
     ]
+
+
+@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}, {"COLUMNS": "50"}], ids=["colour", "plain", "narrow"])
+def test_whoever_watches_sees_a_bar_and_a_pipe_sees_none(cli: Cli, api: FakeApi, env: dict[str, str]) -> None:
+    """On a terminal a transfer is drawn in one line that fits; where that is too narrow, or piped, words do."""
+
+    def state(sentence: str, **data: int) -> bytes:
+        reason = {"kind": "staging", "sentence": sentence, "data": data}
+        return event("state", {"state": "pending", "reasons": [reason]})
+
+    told = "input data: 42% of 3.1 GiB, 85.0 MiB/s, 25 s left"
+    pieces = [state("input data"), state(told, done_bytes=42, total_bytes=100), event("end", OUTCOME)]
+    api.routes[LOGS] = lambda _: Answer(stream=iter(pieces))
+    _, shown = cli.on_terminal("run", "--", "true", env={"COLUMNS": "80"} | env)
+    lines = [re.sub(r"\x1b\[[0-9;]*[mK]", "", line) for line in re.split("[\r\n]+", shown)]
+    drawn = next(line for line in lines if "42%" in line)
+    assert max(map(len, lines[1:])) < int(env.get("COLUMNS", "80"))
+    assert ("━" in drawn) == ("COLUMNS" not in env)
+    assert ("\x1b[9" in shown) == (not env)
+    assert drawn.endswith("42% of 3.1 GiB, 85.0 MiB/s, 25 s left") or "COLUMNS" in env
+    piped = cli("run", "--", "true").stderr
+    assert "━" not in piped and "42%" not in piped
 
 
 def test_following_goes_on_at_the_same_byte(cli: Cli, api: FakeApi) -> None:

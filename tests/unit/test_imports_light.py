@@ -51,7 +51,17 @@ sys.exit(code)
 
 @pytest.mark.parametrize(
     "line",
-    ["--version", "submit --gpus 1 -- true", "ps", "show 42", "wait 42", "stop 42", "run -- true", "logs 42"],
+    [
+        "--version",
+        "submit --gpus 1 -- true",
+        "ps",
+        "show 42",
+        "wait 42",
+        "stop 42",
+        "run -- true",
+        "logs 42",
+        "cache df",
+    ],
 )
 def test_a_hot_verb_imports_nothing_heavy(tmp_path: Path, line: str) -> None:
     """From the door to the answer only small modules and C parts are loaded."""
@@ -60,6 +70,8 @@ def test_a_hot_verb_imports_nothing_heavy(tmp_path: Path, line: str) -> None:
     api = FakeApi(tmp_path / "run/api.sock")
     api.routes["GET /v1/jobs/42/logs"] = _end
     api.routes["POST /v1/jobs/stop"] = {"jobs": [{"id": "42", "state": "stopping", "sentence": "stopping"}]}
+    held = {"parts": [], **dict.fromkeys(("objects", "size_bytes", "cached_bytes", "limit_bytes"), 0)}
+    api.routes["GET /v1/cache"] = {**held, "yours": False, "free_bytes": 0, "min_free_bytes": 0}
     environ = {"STOKER_STATE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
     command = [sys.executable, "-P", "-S", "-c", SCRIPT, *line.split()]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)

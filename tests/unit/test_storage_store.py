@@ -24,6 +24,7 @@ from storage.manifest import Entry, build
 from storage.publish import Published, export, publish
 from storage.sources.base import SourceOptions
 from storage.store import Store, Swept
+from storage.upkeep import restore
 from storage.uri import parse
 from tests.servers import tmpfs
 
@@ -232,6 +233,40 @@ def test_damage_is_found_and_mended_by_fetching_again(store: Store, tmp_path: Pa
     assert len(list((store.root / "damaged").iterdir())) == 1
     assert publish(store, tmp_path / "out") == published
     assert store.verify(published.tree_digest) == []
+
+
+def test_verify_counts_its_bytes_and_can_be_cancelled(store: Store, tmp_path: Path) -> None:
+    """The count ends at the total, each object once; who cancels sets nothing aside."""
+    one = made(store, tmp_path / "a", x=b"x" * 3_000_000, y=b"y").tree_digest
+    two = made(store, tmp_path / "b", x=b"x" * 3_000_000, z=b"zz").tree_digest
+    told: list[tuple[int, int]] = []
+    assert store.verify(one, two, report=lambda done, total: told.append((done, total))) == []
+    assert told[-1] == (3_000_003, 3_000_003)
+    victim = store.object_path(hashlib.sha256(b"y").hexdigest())
+    victim.chmod(0o644)
+    victim.write_bytes(b"Y")
+    with pytest.raises(Cancelled):
+        store.verify(one, cancelled=lambda: True)
+    assert store.has_tree(one)
+    assert [each.path for each in store.verify(two, one)] == ["y"]
+
+
+def test_a_tree_comes_back_with_its_objects(store: Store, tmp_path: Path) -> None:
+    """A tree that was set aside for an object is whole again once another tree brings that object back."""
+    made(store, tmp_path / "a", x=b"shared", y=b"y")
+    other = made(store, tmp_path / "b", x=b"shared").tree_digest
+    mine = publish(store, tmp_path / "a")
+    assert mine is not None
+    victim = store.object_path(hashlib.sha256(b"shared").hexdigest())
+    victim.chmod(0o644)
+    victim.write_bytes(b"SHARED")
+    store.verify(other)
+    restore(store)
+    assert not store.has_tree(mine.tree_digest)
+    made(store, tmp_path / "b")
+    restore(store)
+    assert store.has_tree(mine.tree_digest)
+    assert store.verify(mine.tree_digest) == []
 
 
 def test_a_changed_manifest_is_corrupt(store: Store, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 
 from runner.cli.commands.rm import removed
 from runner.cli.making import watch
+from runner.cli.operations import verify
 from runner.cli.parse import nearest
 from runner.cli.shelf import COLUMNS, FIELDS, WIDE, page
 from runner.cli.text import counted, plain, size
@@ -91,6 +92,8 @@ def _create(kind: str, routes: str, args: Args, client: Client, out: Out) -> int
 
 def _act(path: str, args: Args, client: Client, out: Out) -> int:
     """Pull, rename, verify, pin or unpin."""
+    if args.action == "verify":
+        return verify(f"{path}/verify", {}, args, client, out)
     body: dict[str, Any] | None = None
     if args.action == "pull":
         body = {"destination": os.path.abspath(args.words[1]), "overwrite": bool(args.get("overwrite"))}
@@ -101,20 +104,9 @@ def _act(path: str, args: Args, client: Client, out: Out) -> int:
         out.document(answer, lambda _: plain(answer["path"]))
         out.note(f"{counted(answer['files'], 'file')}, {size(answer['bytes'])}")
         return 0
-    if args.action == "verify":
-        out.document(answer, _verdict)
-        return 0 if answer["ok"] else 1
     done = {"rename": f"{args.words[0]} is {args.words[-1]} now", "pin": "pinned", "unpin": "not pinned any more"}
     said = done[args.action]
     out.document(answer, lambda _: plain(said if args.action == "rename" else f"{answer['name']}@{answer['version']}"))
     if args.action != "rename":
         out.note(said)
     return 0
-
-
-def _verdict(answer: dict[str, Any]) -> str:
-    label = f"{answer['name']}@{answer['version']}"
-    if answer["ok"]:
-        return plain(f"{label} is whole: {counted(answer['files'], 'file')}, {size(answer['bytes'])}")
-    lines = [f"{label} is damaged; what is bad was set aside: create it again"]
-    return "\n".join(plain(line) for line in lines + [f"  {each['path']}: {each['why']}" for each in answer["bad"]])

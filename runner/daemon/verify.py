@@ -1,0 +1,127 @@
+"""Reads artifacts again and mends what is damaged: from where it came, where a job still says where that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from runner.core.units import format_duration
+from runner.daemon.context import Context
+from runner.daemon.fetch import Fetcher, NoRoom, Wanted
+from runner.daemon.launch import JobFacts
+from runner.daemon.make import Maker
+from runner.daemon.stage import Stager
+from runner.service.operations import Operation
+from runner.service.outputs import printable
+from runner.state import artifacts, staged
+from storage.checkout import view
+from storage.errors import Cancelled, Corrupt, NotStored, SourceFailed, StorageError
+from storage.store import BadObject
+from storage.upkeep import restore, spoiled
+
+BAD_SHOWN = 1000
+
+
+class Verifier:
+    """Used by several threads at once."""
+
+    def __init__(self, context: Context, fetcher: Fetcher, *, stager: Stager, maker: Maker) -> None:
+        self.context = context
+        self.fetcher = fetcher
+        self.stager = stager
+        self.maker = maker
+
+    def verify(self, digests: Sequence[str], owner_uid: int | None, operation: Operation) -> dict[str, Any]:
+        """Hash trees again, set bad objects aside and fetch them again as `owner_uid` (None: anybody) could.
+
+        Raise `Cancelled`. The result names what was bad, what is whole again, and what is lost and why.
+        """
+
+        def cancelled() -> bool:
+            return operation.cancelled
+
+        store = self.context.store
+        with store.lease("verify") as lease:
+            wanted = list(dict.fromkeys(digests))
+            for digest in wanted:
+                store.keep(lease, digest)
+            operation.say("checking")
+            bad = store.verify(*wanted, report=operation.report, cancelled=cancelled)
+            views = self._rebuild_views(wanted)
+            mended, lost = list[str](), list[dict[str, Any]]()
+            for tree in dict.fromkeys(each.tree for each in bad):
+                why = self._fetch_again(tree, owner_uid, operation)
+                restore(store)
+                if store.has_tree(tree):
+                    mended.append(tree)
+                else:
+                    lost.append({"tree": tree, "why": why})
+        return {
+            "trees": len(wanted),
+            "views": views,
+            "bad": [_told(each) for each in bad[:BAD_SHOWN]],
+            "bad_count": len(bad),
+            "mended": mended,
+            "lost": lost,
+        }
+
+    def _rebuild_views(self, trees: Sequence[str]) -> list[dict[str, Any]]:
+        """Build views anew that show something else than their trees, as one whose files a job's user changed."""
+        store, rebuilt = self.context.store, list[dict[str, Any]]()
+        for tree in trees:
+            with suppress(NotStored, Corrupt):
+                if changed := spoiled(store, tree):
+                    store.discard_view(tree)
+                    view(store, tree)
+                    rebuilt.append({"tree": tree, "paths": [printable(path) for path in changed[:BAD_SHOWN]]})
+        return rebuilt
+
+    def _fetch_again(self, tree: str, owner_uid: int | None, operation: Operation) -> str:
+        """Ask the sources that a tree is known from; return why it is not whole again, if it is not."""
+        why = "nothing says where it came from"
+        for wanted in self._ways(tree, owner_uid):
+            operation.say(f"fetching {tree[:12]} again from {wanted.uri.shown}")
+
+            def failed(error: SourceFailed, wait_s: float, where: str = wanted.uri.shown) -> None:
+                operation.say(f"{where}: {error.message}; tried again in {format_duration(wait_s)}")
+
+            try:
+                fetched = self.fetcher.fetch(
+                    wanted,
+                    f"artifact {tree[:12]}",
+                    progress=operation.report,
+                    failed=failed,
+                    cancelled=lambda: operation.cancelled,
+                )
+            except Cancelled:
+                raise
+            except NoRoom as error:
+                why = error.reason.sentence
+            except (StorageError, OSError) as error:
+                why = f"{wanted.uri.shown}: {error}"
+            else:
+                if fetched.tree_digest == tree:
+                    return ""
+                why = f"{wanted.uri.shown} has changed: it is {fetched.tree_digest[:12]} now"
+        return why
+
+    def _ways(self, tree: str, owner_uid: int | None) -> list[Wanted]:
+        """Return the addresses that were found to be a tree, as those who asked would fetch them; each once."""
+        connection = self.context.database.reader()
+        named = [self.maker.wanted(each) for each in artifacts.made_as(connection, tree, owner_uid)]
+        ways = {each.key: each for each in named}
+        for job_id, name in staged.inputs_of(connection, tree, owner_uid):
+            for source in self.stager.sources(self._facts(job_id)):
+                if source.name == name and source.artifact_id is None:
+                    ways.setdefault(source.wanted.key, source.wanted)
+        return list(ways.values())
+
+    def _facts(self, job_id: int) -> JobFacts:
+        found: list[JobFacts] = []
+        self.context.desk.insist(lambda _: found.append(self.context.facts(job_id)))
+        return found[0]
+
+
+def _told(bad: BadObject) -> dict[str, Any]:
+    return {"tree": bad.tree, "path": printable(bad.path), "digest": bad.digest, "why": bad.why}

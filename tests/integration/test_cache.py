@@ -1,0 +1,191 @@
+"""`stoker cache`: what the store holds, what goes when nothing needs it, as its owner sees it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runner.core.errors import NotFound
+from tests.kit import Box
+from tests.servers import Web, http_server
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Web]:
+    """A web server over an empty directory."""
+    (tmp_path / "www").mkdir()
+    with http_server(tmp_path / "www") as server:
+        yield server
+
+
+def put(web: Web, **sizes: int) -> None:
+    """Have the server offer files of these sizes, all different."""
+    for name, size in sizes.items():
+        (web.root / name).write_bytes(os.urandom(size))
+
+
+def ran(box: Box, web: Web, name: str, *more: str) -> str:
+    """Run a job that has a file of the server as its input; return its number."""
+    job = box.submit(
+        "--input", f"data={web.url}/{name}", *more, "--", "sh", "-c", "cat $STOKER_INPUT_data/* >/dev/null"
+    )
+    assert box.wait(job)["state"] == "succeeded"
+    return job
+
+
+def parts(box: Box) -> dict[str, tuple[int, int]]:
+    """Return (count, bytes) of each thing the store holds."""
+    document = json.loads(box.ok("cache", "df", "--json"))
+    return {each["what"]: (each["count"], each["size_bytes"]) for each in document["parts"]}
+
+
+def test_df_tells_what_the_store_holds_and_prune_gives_up_what_nothing_needs(runner: Box, web: Web) -> None:
+    """Inputs of a running job and outputs stay; the rest goes, longest unused first, after a dry run that kept all."""
+    put(web, old=3 << 20, young=2 << 20, busy=1 << 20)
+    ran(runner, web, "old")
+    ran(runner, web, "young")
+    busy = runner.submit("--input", f"data={web.url}/busy", "--", "sleep", "600")
+    runner.wait_state(busy, "running")
+    saves = runner.submit("--", "sh", "-c", "echo model > $STOKER_OUTPUT_DIR/model")
+    assert runner.wait(saves)["state"] == "succeeded"
+    found = parts(runner)
+    assert found["inputs unused"] == (2, 5 << 20)
+    assert found["inputs in use"] == (1, 1 << 20)
+    assert found["outputs"] == (1, 6)
+    assert max(map(len, runner.ok("cache", "df").splitlines())) <= 80
+    shown = json.loads(runner.ok("cache", "prune", "--dry-run", "--json"))
+    assert [each["uri"].rpartition("/")[2] for each in shown["trees"]] == ["old", "young"]
+    assert shown["freed_bytes"] == 5 << 20
+    assert parts(runner) == found, "a dry run gives up nothing"
+    done = runner.cli("cache", "prune")
+    assert done.returncode == 0 and "freed 5.0 MiB" in done.stderr
+    assert parts(runner)["inputs unused"] == (0, 0)
+    assert parts(runner)["inputs in use"] == (1, 1 << 20)
+    assert parts(runner)["outputs"] == (1, 6)
+    assert "freed 0 B" in runner.cli("cache", "prune").stderr
+    asked = web.gets("/old")
+    ran(runner, web, "old")
+    assert web.gets("/old") > asked, "it was fetched again"
+    runner.ok("stop", busy)
+
+
+def test_a_warm_hit_renews_what_is_used(runner: Box, web: Web) -> None:
+    """`prune` names what was used longest ago first, however long ago it was fetched."""
+    put(web, first=1000, second=2000)
+    ran(runner, web, "first")
+    ran(runner, web, "second")
+    ran(runner, web, "first")
+    shown = json.loads(runner.ok("cache", "prune", "--dry-run", "--json"))["trees"]
+    assert [each["files"] for each in shown] == [1, 1]
+    assert [each["size_bytes"] for each in shown] == [2000, 1000]
+    assert shown[1]["used_at"] > shown[0]["used_at"] > shown[1]["fetched_at"]
+
+
+def test_past_its_limit_the_cache_goes_down_to_the_low_water_mark(tmp_path: Path, web: Web) -> None:
+    """Not only what is over the limit goes: down to the mark, so that the next job need not clear up again."""
+    put(web, a=1 << 20, b=1 << 20, c=1 << 20, d=1 << 20)
+    settings = {"STOKER_STORAGE__CACHE_LIMIT": "3500KiB", "STOKER_STORAGE__CACHE_LOW_WATER": "0.4"}
+    with Box(tmp_path, **settings) as box:
+        box.start()
+        for name in "abcd":
+            ran(box, web, name)
+        shown = json.loads(box.ok("cache", "prune", "--dry-run", "--json"))["trees"]
+    assert [each["uri"].rpartition("/")[2] for each in shown] == ["d"]
+
+
+def test_bad_words_and_flags_are_refused(runner: Box) -> None:
+    """What `cache` does not know, or its action has no use for, is bad input."""
+    for words in (
+        ("empty",),
+        ("df", "x"),
+        ("df", "--dry-run"),
+        ("prune", "--al"),
+        ("prune", "--all"),
+        ("df", "-o", "x"),
+    ):
+        done = runner.cli("cache", *words)
+        assert (done.returncode, done.stdout) == (2, ""), words
+        assert "hint: " in done.stderr
+
+
+def spoil(box: Box, data: bytes) -> None:
+    """Change one byte of the object that holds these bytes, as a job of a private runner could."""
+    path = Path(box.paths.store_dir, "objects", hashlib.sha256(data).hexdigest()[:2], hashlib.sha256(data).hexdigest())
+    path.chmod(0o644)
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    path.chmod(0o444)
+
+
+def test_verify_finds_damage_and_fetches_it_again(runner: Box, web: Web) -> None:
+    """Both trees that share the bad object are whole again; all others were never touched."""
+    data = os.urandom(3 << 20)
+    for name in ("one", "two"):
+        (web.root / name).mkdir()
+        (web.root / name / "shared").write_bytes(data)
+        (web.root / name / "own").write_text(name)
+        ran(runner, web, f"{name}/")
+    assert "checked 2 artifacts: all whole" in runner.ok("cache", "verify")
+    spoil(runner, data)
+    done = runner.cli("cache", "verify", "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["bad_count"], len(found["mended"]), found["lost"]) == (0, 2, 2, [])
+    assert {each["path"] for each in found["bad"]} == {"shared"}
+    assert "all whole" in runner.ok("cache", "verify", "--all")
+    asked = len(web.requests)
+    ran(runner, web, "one/")
+    assert len(web.requests) == asked, "it is warm again"
+
+
+def test_verify_says_what_is_lost(runner: Box, web: Web) -> None:
+    """A source that has changed cannot mend what it was, an output has none; the exit code says that bytes are gone."""
+    put(web, data=50_000)
+    before = (web.root / "data").read_bytes()
+    ran(runner, web, "data")
+    saves = runner.submit("--", "sh", "-c", "echo model > $STOKER_OUTPUT_DIR/model")
+    assert runner.wait(saves)["state"] == "succeeded"
+    spoil(runner, before)
+    spoil(runner, b"model\n")
+    put(web, data=60_000)
+    done = runner.cli("cache", "verify", "--all")
+    assert done.returncode == 1
+    assert "has changed: it is" in done.stdout and "nothing says where it came from" in done.stdout
+    assert "0 mended, 2 lost" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 200
+
+
+def test_verify_builds_a_view_anew_that_somebody_changed(runner: Box, web: Web, tmp_path: Path) -> None:
+    """The program of an input is a copy of its own in the view, which verify reads too; a file too many is found."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "run.sh").write_text("#!/bin/sh\necho honest\n")
+    (tree / "run.sh").chmod(0o755)
+    words = ("--input", f"code={tree}/", "--", "sh", "-c", "$STOKER_INPUT_code/run.sh")
+    assert runner.wait(runner.submit(*words))["state"] == "succeeded"
+    (shown,) = Path(runner.paths.store_dir, "views").iterdir()
+    shown.chmod(0o755)
+    (shown / "run.sh").chmod(0o755)
+    (shown / "run.sh").write_text("#!/bin/sh\necho forged\n")
+    (shown / "more").touch()
+    said = runner.ok("cache", "verify")
+    assert "run.sh: its view was changed" in said and "more: its view was changed" in said
+    assert (shown / "run.sh").read_text() == "#!/bin/sh\necho honest\n"
+    assert "artifact: all whole" in runner.ok("cache", "verify").splitlines()[-1]
+
+
+def test_an_operation_is_its_owners_and_can_be_cancelled(runner: Box, web: Web) -> None:
+    """It is found by its number alone; cancelling one that is over changes nothing; a number nobody gave is no work."""
+    put(web, data=50_000)
+    ran(runner, web, "data")
+    client = runner.api()
+    begun = client.post("/v1/cache/verify", {})
+    ended = [document for event, document in client.events(f"/v1/operations/{begun['operation']}?follow=1")][-1]
+    assert (ended["state"], ended["result"]["trees"]) == ("done", 1)
+    assert client.post(f"/v1/operations/{begun['operation']}/cancel", {})["state"] == "done"
+    with pytest.raises(NotFound):
+        client.get("/v1/operations/1")
+    client.close()
