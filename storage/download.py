@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,9 @@ MAX_MEMORY_BYTES = 512 << 20
 _LOCK_POLL_S = 0.1
 _CANCEL_POLL_S = 0.25
 _PLANS = 3
+
+# The digest and the size of a file that is stored, and the item as it was when it was read.
+Taken = tuple[str, int, Item]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,7 @@ def _fetch(
         item.path: Entry(item.path, _size(store, digest), digest, item.executable) for item, digest in plan.reuse
     }
     learned = {item.path: known[item.path] for item, _ in plan.reuse if item.path in known}
+    taken: list[tuple[Item, Taken]] = []
 
     def interrupt() -> None:
         if cancelled():
@@ -110,25 +115,27 @@ def _fetch(
         with store.batch() as batch, ThreadPoolExecutor(options.threads) as parts:
             carrier = Carrier(source, uri, batch, parts, options.part_bytes, meter, retry, cancelled)
             take = _local_taker(uri, batch, meter, cancelled) if isinstance(source, LocalSource) else carrier.carry
-            for item, (digest, size, seen) in _all(plan, take, options.threads, interrupt):
-                _check(uri, item, digest)
-                entries[item.path] = Entry(item.path, size, digest, item.executable)
-                if seen.etag is not None:
-                    learned[item.path] = Known(seen.etag, size, digest)
+            _all(plan.fetch, lambda item: _checked(uri, item, take(item)), taken, options.threads, interrupt)
     finally:
+        for item, (digest, size, seen) in taken:
+            entries[item.path] = Entry(item.path, size, digest, item.executable)
+            if seen.etag is not None:
+                learned[item.path] = Known(seen.etag, size, digest)
         memory.write(learned)
     manifest = build(entries.values())
     digest = store.put_tree(manifest)
     return Fetched(digest, manifest.size_bytes, len(entries), _pins(uri, listing))
 
 
-def _check(uri: Uri, item: Item, digest: str) -> None:
-    """Raise `WrongBytes` where a listing said beforehand which bytes a file has, and others came."""
+def _checked(uri: Uri, item: Item, taken: Taken) -> Taken:
+    """Return what was taken; raise `WrongBytes` where a listing said beforehand which bytes it has, and others came."""
+    digest = taken[0]
     if item.checksum is not None and item.checksum[0] == "sha256" and item.checksum[1] != digest:
         raise WrongBytes(
             f"{uri.shown}: {item.path} is {digest} and should be {item.checksum[1]}",
             "it was changed after it was described; have it written again",
         )
+    return taken
 
 
 def _described(source: Source, uri: Uri, listing: Listing) -> Listing:
@@ -171,36 +178,42 @@ def _read(source: Source, uri: Uri, item: Item) -> bytes:
 
 
 def _all(
-    plan: Plan, take: Callable[[Item], tuple[str, int, Item]], threads: int, interrupt: Callable[[], None]
-) -> Iterator[tuple[Item, tuple[str, int, Item]]]:
-    """Yield each file as it is stored; the first failure stops those that have not begun."""
+    items: Sequence[Item],
+    take: Callable[[Item], Taken],
+    taken: list[tuple[Item, Taken]],
+    threads: int,
+    interrupt: Callable[[], None],
+) -> None:
+    """Note each file in `taken` as it is stored; the first failure stops those that have not begun."""
+    waiting = deque(items)
+
+    def work() -> None:
+        try:
+            while True:
+                try:
+                    item = waiting.popleft()
+                except IndexError:
+                    return
+                taken.append((item, take(item)))
+        except BaseException:
+            waiting.clear()
+            raise
+
     with ThreadPoolExecutor(threads) as pool:
-        futures: dict[Future[tuple[str, int, Item]], Item] = {pool.submit(take, item): item for item in plan.fetch}
-        failed: BaseException | None = None
-        waiting = set(futures)
-        while waiting:
-            done, waiting = wait(waiting, timeout=_CANCEL_POLL_S, return_when="FIRST_COMPLETED")
+        workers = [pool.submit(work) for _ in range(min(threads, len(items)))]
+        while wait(workers, timeout=_CANCEL_POLL_S).not_done:
             interrupt()
-            for future in done:
-                if future.cancelled():
-                    continue
-                error = future.exception()
-                if error is None:
-                    yield futures[future], future.result()
-                elif failed is None or isinstance(failed, Cancelled):
-                    failed = error
-                    for other in waiting:
-                        other.cancel()
-        if failed is not None:
-            raise failed
+    errors = [error for error in (worker.exception() for worker in workers) if error is not None]
+    # What broke off because of another's failure says less than that failure.
+    errors.sort(key=lambda error: isinstance(error, Cancelled))
+    if errors:
+        raise errors[0]
 
 
-def _local_taker(
-    uri: Uri, batch: Batch, meter: Meter, cancelled: Callable[[], bool]
-) -> Callable[[Item], tuple[str, int, Item]]:
+def _local_taker(uri: Uri, batch: Batch, meter: Meter, cancelled: Callable[[], bool]) -> Callable[[Item], Taken]:
     """Return what copies a local file in: cloned where the file system can, never read through a stream."""
 
-    def take(item: Item) -> tuple[str, int, Item]:
+    def take(item: Item) -> Taken:
         root_fd = open_root(uri)
         try:
             entry = publish.take(batch, root_fd, item.path, item.locator, cancelled)

@@ -15,6 +15,15 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class Proxies:
+    """Where HTTP goes through: the proxy's URL by scheme, and the hosts that are reached without one."""
+
+    http: str | None = field(default=None, repr=False)
+    https: str | None = field(default=None, repr=False)
+    direct: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SourceOptions:
     """How sources may be reached; everything a source needs comes from here, never from the process's environment.
 
@@ -32,6 +41,7 @@ class SourceOptions:
     allow_local_addresses: bool = True
     allow_hosts: frozenset[str] = frozenset()
     ca_file: Path | None = None
+    proxies: Proxies = Proxies()
     stall_s: float = 60.0
     threads: int = 8
     part_bytes: int = 16 * MIB

@@ -6,24 +6,29 @@ nothing. No redirect leads from a public to a private address, nor from TLS to p
 
 from __future__ import annotations
 
-import http.client
+import base64
 import ipaddress
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from storage.errors import SourceChanged, SourceFailed, SourceMissing, SourceRefused
 from storage.sources.base import SourceOptions
+from storage.sources.http1 import Exchange, Malformed
+from storage.sources.proxies import proxy_for
 
 MAX_REDIRECTS = 5
 MAX_DRAINED_BYTES = 64 << 10
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_BREAKS = (OSError, http.client.HTTPException)
+_BREAKS = (OSError, Malformed)
 
 Signer = Callable[[str, str, Mapping[str, str]], Mapping[str, str]]
 
@@ -35,27 +40,27 @@ class Response:
     status: int
     headers: Mapping[str, str]
     url: str
-    raw: http.client.HTTPResponse
+    exchange: Exchange
     close: Callable[[], None]
 
     def readinto(self, buffer: memoryview) -> int:
-        """Read what is there, 0 at the end."""
+        """Fill the buffer as far as the body goes, less where the sender pauses; 0 at the end."""
         try:
-            return self.raw.readinto(buffer)
+            return self.exchange.readinto(buffer)
         except _BREAKS as error:
             raise SourceFailed(f"the transfer broke off: {_why(error)}") from error
 
     def read_all(self, limit: int) -> bytes:
         """Read a small body whole; raise `SourceRefused` beyond the limit."""
+        data, buffer = bytearray(), memoryview(bytearray(64 << 10))
         try:
-            data = self.raw.read(limit + 1)
-        except _BREAKS as error:
-            raise SourceFailed(f"the transfer broke off: {_why(error)}") from error
+            while count := self.readinto(buffer):
+                data += buffer[:count]
+                if len(data) > limit:
+                    raise SourceRefused(f"the answer is longer than {limit} bytes")
         finally:
             self.close()
-        if len(data) > limit:
-            raise SourceRefused(f"the answer is longer than {limit} bytes")
-        return data
+        return bytes(data)
 
 
 class Wire:
@@ -65,10 +70,11 @@ class Wire:
         """`sign(method, url, headers)` returns the headers to send to the first origin."""
         self._options = options
         self._sign = sign
-        self._idle: dict[tuple[str, str], list[Connection]] = {}
-        self._busy: set[Connection] = set()
+        self._idle: dict[tuple[str, str], list[Exchange]] = {}
+        self._busy: set[Exchange] = set()
         self._guard = threading.Lock()
         self._tls: ssl.SSLContext | None = None
+        self._closed = False
 
     def get(
         self, url: str, headers: Mapping[str, str], *, method: str = "GET", shown: str, redirects: int = MAX_REDIRECTS
@@ -100,24 +106,24 @@ class Wire:
         """Raise `SourceRefused` unless a host has an address that may be fetched from: for libraries that connect."""
         parts = urlsplit(url)
         if not self._options.allow_local_addresses:
-            self._connect(parts, shown).http.close()
+            self._connect(parts, shown).close()
 
     def close(self) -> None:
         """Close idle connections and break those in use, so that nobody waits for a silent server."""
         with self._guard:
-            idle, self._idle = self._idle, {}
+            idle, self._idle, self._closed = self._idle, {}, True
             for connection in self._busy:
                 with suppress(OSError):
                     connection.socket.shutdown(socket.SHUT_RDWR)
         for connections in idle.values():
             for connection in connections:
-                connection.http.close()
+                connection.close()
 
-    def _headers(self, method: str, url: str, headers: Mapping[str, str], *, own: bool) -> Mapping[str, str]:
+    def _headers(self, method: str, url: str, headers: Mapping[str, str], *, own: bool) -> dict[str, str]:
         sent = {"Accept-Encoding": "identity", "User-Agent": "stoker", **headers}
         if not own:
             return {name: value for name, value in sent.items() if name.lower() not in {"authorization", "cookie"}}
-        return self._sign(method, url, sent) if self._sign is not None else sent
+        return dict(self._sign(method, url, sent)) if self._sign is not None else sent
 
     def _send(
         self, method: str, parts: SplitResult, headers: Mapping[str, str], shown: str, was_public: bool
@@ -128,8 +134,9 @@ class Wire:
             try:
                 if was_public and not connection.public:
                     raise SourceRefused(f"{shown} redirects from a public to a private address")
-                connection.http.request(method, target, headers=dict(headers))
-                raw = connection.http.getresponse()
+                whole = connection.prefix + target
+                connection.ask(method, whole, {"Host": _host(parts), **connection.headers, **headers})
+                status, found = connection.answer(method)
             except _BREAKS as error:
                 self._drop(connection)
                 # A kept connection may have been closed by the server in the meantime: that is no failure yet.
@@ -139,39 +146,36 @@ class Wire:
             except SourceRefused:
                 self._drop(connection)
                 raise
-            return self._response(parts, connection, raw), connection.public
+            return Response(status, found, parts.geturl(), connection, self._closer(parts, connection)), (
+                connection.public
+            )
 
-    def _drop(self, connection: Connection) -> None:
+    def _drop(self, connection: Exchange) -> None:
         with self._guard:
             self._busy.discard(connection)
-        connection.http.close()
+        connection.close()
 
-    def _response(self, parts: SplitResult, connection: Connection, raw: http.client.HTTPResponse) -> Response:
+    def _closer(self, parts: SplitResult, connection: Exchange) -> Callable[[], None]:
         key = _origin(parts)
 
         def close() -> None:
             if connection.given:
                 return
             connection.given = True
+            try:
+                again = connection.reusable(MAX_DRAINED_BYTES)
+            except _BREAKS:
+                again = False
             with self._guard:
                 self._busy.discard(connection)
-            if not raw.isclosed() and raw.length is not None and raw.length <= MAX_DRAINED_BYTES:
-                try:
-                    raw.read()
-                except _BREAKS:
-                    connection.http.close()
-                    return
-            if raw.isclosed() and not raw.will_close:
-                with self._guard:
+                if again and not self._closed:
                     self._idle.setdefault(key, []).append(connection)
-            else:
-                raw.close()
-                connection.http.close()
+                    return
+            connection.close()
 
-        headers = {name.lower(): value for name, value in raw.getheaders()}
-        return Response(raw.status, headers, parts.geturl(), raw, close)
+        return close
 
-    def _take(self, parts: SplitResult, shown: str) -> tuple[Connection, bool]:
+    def _take(self, parts: SplitResult, shown: str) -> tuple[Exchange, bool]:
         with self._guard:
             idle = self._idle.get(_origin(parts))
             if idle:
@@ -187,50 +191,86 @@ class Wire:
             self._busy.add(connection)
         return connection, False
 
-    def _connect(self, parts: SplitResult, shown: str) -> Connection:
-        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    def _connect(self, parts: SplitResult, shown: str) -> Exchange:
+        host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+        proxy = proxy_for(self._options.proxies, parts.scheme, host, port)
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
-            raise SourceFailed(f"{shown}: the host {host} has no address", "check the name and the network") from error
+            if proxy is None:
+                raise SourceFailed(
+                    f"{shown}: the host {host} has no address", "check the name and the network"
+                ) from error
+            found = []  # the proxy may know it
+        allowed = [each for each in found if _allowed(address(str(each[4][0])), host, self._options)]
+        if len(allowed) < len(found) and (proxy is not None or not allowed):
+            raise SourceRefused(
+                f"{shown} is at a local address, which this runner does not fetch from", "see allow_hosts"
+            )
+        if proxy is not None:
+            public = all(address(str(each[4][0])).is_global for each in found)
+            connection = self._through(proxy, parts, shown, public=public)
+        else:
+            connection = self._open(allowed, shown)
+        if parts.scheme == "https" and self._tls is not None:
+            try:
+                connection.secure(self._tls, host)
+            except _BREAKS as error:
+                connection.close()
+                transient = not isinstance(error, ssl.SSLCertVerificationError)
+                raise SourceFailed(f"{shown} cannot be reached: {_why(error)}", transient=transient) from error
+        return connection
+
+    def _open(self, found: Sequence[Any], shown: str) -> Exchange:
         last: OSError | None = None
         for family, kind, protocol, _, place in found:
-            ip = address(str(place[0]))
-            if not _allowed(ip, host, self._options):
-                continue
             connected = socket.socket(family, kind, protocol)
             connected.settimeout(self._options.stall_s)
             try:
                 connected.connect(place)
-                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if parts.scheme == "https" and self._tls is not None:
-                    connected = self._tls.wrap_socket(connected, server_hostname=host)
             except OSError as error:
                 connected.close()
                 last = error
                 continue
-            connection = http.client.HTTPConnection(host, port, timeout=self._options.stall_s)
-            if port == (443 if parts.scheme == "https" else 80):
-                connection.port = 80  # http.client leaves only its own default port out of the Host header
-            connection.sock = connected
-            connection.auto_open = 0
-            return Connection(connection, connected, ip.is_global)
-        if last is None:
-            raise SourceRefused(
-                f"{shown} is at a local address, which this runner does not fetch from", "see allow_hosts"
+            return Exchange(connected, self._options.stall_s, public=address(str(place[0])).is_global)
+        raise SourceFailed(f"{shown} cannot be reached: {_why(last or OSError())}") from last
+
+    def _through(self, proxy: SplitResult, parts: SplitResult, shown: str, *, public: bool) -> Exchange:
+        """Connect by the operator's proxy, whose address no rule concerns; errors never show its credentials."""
+        name, port = proxy.hostname or "", proxy.port or _PORTS["http"]
+        try:
+            found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            raise SourceFailed(f"{shown}: the proxy {name} has no address", "check https_proxy") from None
+        connection = self._open(found, f"{shown}: the proxy {name}")
+        connection.public = public
+        user = basic_credentials(proxy.geturl())
+        headers = {} if user is None else {"Proxy-Authorization": basic(user)}
+        if parts.scheme == "http":
+            connection.prefix, connection.headers = f"http://{_host(parts)}", headers
+            return connection
+        place = f"{parts.hostname}:{parts.port or _PORTS['https']}"
+        try:
+            connection.ask("CONNECT", place, {"Host": place, **headers})
+            status, _ = connection.answer("CONNECT")
+        except _BREAKS as error:
+            connection.close()
+            raise SourceFailed(f"{shown}: the proxy {name} cannot be used: {_why(error)}") from error
+        if status != 200:
+            connection.close()
+            raise SourceFailed(
+                f"{shown}: the proxy {name} answers with status {status}", "check the proxy", transient=status >= 500
             )
-        certificate = isinstance(last, ssl.SSLCertVerificationError)
-        raise SourceFailed(f"{shown} cannot be reached: {_why(last)}", transient=not certificate) from last
+        return connection
 
 
-@dataclass(slots=True, eq=False)
-class Connection:
-    """One connection: `public` says whether its peer's address is a global one."""
+_PORTS = {"http": 80, "https": 443}
 
-    http: http.client.HTTPConnection
-    socket: socket.socket
-    public: bool
-    given: bool = False
+
+def _host(parts: SplitResult) -> str:
+    """Return what the Host header says: no user, and no port that the scheme has anyway."""
+    place = parts.netloc.rpartition("@")[2]
+    return place.removesuffix(f":{_PORTS[parts.scheme]}")
 
 
 def _origin(parts: SplitResult) -> tuple[str, str]:
@@ -255,6 +295,11 @@ def basic_credentials(url: str) -> tuple[str, str] | None:
     """Return the user and password that a URL holds."""
     parts = urlsplit(url)
     return None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))
+
+
+def basic(user: tuple[str, str]) -> str:
+    """Return the header that signs in with a user and a password."""
+    return "Basic " + base64.b64encode(":".join(user).encode()).decode("ascii")
 
 
 def address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
@@ -290,17 +335,26 @@ def _check(response: Response, shown: str) -> None:
     region = response.headers.get("x-amz-bucket-region")
     if status in {301, 307, 400} and region is not None:
         raise SourceRefused(f"{shown} is in another region", f"set the region to {region[:40]!r}")
-    wait = response.headers.get("retry-after", "")
     raise SourceFailed(
         f"{shown} answers with status {status}",
         transient=status in {408, 425, 429} or status >= 500,
-        retry_after_s=float(wait) if wait.isascii() and wait.isdigit() and len(wait) < 6 else None,
+        retry_after_s=retry_after_s(response.headers.get("retry-after", ""), time.time()),
     )
+
+
+def retry_after_s(text: str, now_s: float) -> float | None:
+    """Return the seconds that a server wants a client to wait: it says a number or a date."""
+    if text.isascii() and text.isdigit() and len(text) < 6:
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - now_s)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _why(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "nothing arrived for too long"
-    if isinstance(error, http.client.HTTPException):
-        return f"the answer is not valid HTTP ({type(error).__name__})"
+    if isinstance(error, Malformed):
+        return f"the answer is not valid HTTP ({error})"
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
