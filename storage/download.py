@@ -113,7 +113,7 @@ def _fetch(
 
     try:
         with store.batch() as batch, ThreadPoolExecutor(options.threads) as parts:
-            carrier = Carrier(source, uri, batch, parts, options.part_bytes, meter, retry, cancelled)
+            carrier = Carrier(source, uri, batch, parts, options.part_bytes, meter, retry, cancelled, options.throttle)
             take = _local_taker(uri, batch, meter, cancelled) if isinstance(source, LocalSource) else carrier.carry
             _all(plan.fetch, lambda item: _checked(uri, item, take(item)), taken, options.threads, interrupt)
     finally:

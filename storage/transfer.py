@@ -17,6 +17,7 @@ from storage.errors import Cancelled, DiskFull, SourceChanged, SourceFailed, Sto
 from storage.journal import Journal
 from storage.sources.base import Item, Source
 from storage.store import Batch, Temp
+from storage.throttle import Throttle
 from storage.uri import Uri
 
 # Each thread keeps one buffer: fresh memory costs as much as the bytes that it takes.
@@ -103,6 +104,22 @@ class Carrier:
     meter: Meter
     retry: Retry
     cancelled: Callable[[], bool]
+    throttle: Throttle | None = None
+
+    def room(self) -> memoryview:
+        """Return what this thread reads into: no more than a limited rate brings in a moment."""
+        return _buffer() if self.throttle is None else _buffer()[: self.throttle.step_bytes]
+
+    def arrived(self, count: int, cancelled: Callable[[], bool]) -> None:
+        """Count bytes, and wait for as long as a limited rate wants; raise `Cancelled`."""
+        self.meter.add(count)
+        left = self.throttle.take(count) if self.throttle is not None else 0.0
+        while not cancelled():
+            if left <= 0:
+                return
+            self.retry.sleep(min(left, _SLICE_S))
+            left -= _SLICE_S
+        raise Cancelled
 
     def carry(self, item: Item) -> tuple[str, int, Item]:
         """Store one file; return its digest, its size and the item as it was when it was read.
@@ -172,7 +189,11 @@ class Carrier:
 
     def _part(self, journal: Journal, item: Item, index: int, stop: threading.Event) -> None:
         start, end = journal.span(index)
-        at, failure, buffer = start, 0, _buffer()
+        at, failure, buffer = start, 0, self.room()
+
+        def stopped() -> bool:
+            return stop.is_set() or self.cancelled()
+
         while at < end:
             try:
                 stream = self.source.open(self.uri, item, start=at, end=end)
@@ -180,12 +201,10 @@ class Carrier:
                     if stream.start != at:
                         raise SourceFailed(f"{self.uri.shown} no longer answers ranges", transient=False)
                     while at < end and (count := stream.read(buffer[: end - at])):
-                        if stop.is_set() or self.cancelled():
-                            raise Cancelled
                         with disk_errors(journal.data.parent):
                             files.write_at(journal.fd, buffer[:count], at)
                         at, failure = at + count, 0
-                        self.meter.add(count)
+                        self.arrived(count, stopped)
                 finally:
                     stream.close()
                 if at < end:
@@ -195,7 +214,7 @@ class Carrier:
                 if not error.transient or failure >= self.retry.tries:
                     self.meter.add(start - at)
                     raise
-                self.retry.wait(failure - 1, error, lambda: stop.is_set() or self.cancelled())
+                self.retry.wait(failure - 1, error, stopped)
             except StorageError:
                 self.meter.add(start - at)
                 raise
@@ -285,15 +304,13 @@ class _One:
         try:
             if stream.start == 0:
                 self._begin(temp, stream.etag, stream.total, stream.checksum or self._item.checksum)
-            buffer = _buffer()
+            buffer = carrier.room()
             while count := stream.read(buffer):
-                if carrier.cancelled():
-                    raise Cancelled
                 self._hashes.update(buffer[:count])
                 with disk_errors(carrier.batch.store.root):
                     files.write_at(temp.fd, buffer[:count], self._at)
                 self._at += count
-                carrier.meter.add(count)
+                carrier.arrived(count, carrier.cancelled)
                 if self._size is not None and self._at > self._size:
                     raise WrongBytes(f"{carrier.uri.shown} sent more than it promised")
         finally:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from storage.credentials import Credential
 from storage.files import never
+from storage.throttle import Throttle
 from storage.uri import Uri
 
 MIB = 1 << 20
@@ -30,7 +31,7 @@ class SourceOptions:
     `credential` is the key that the fetch was given. Without one, `aws_dir` is the directory with the user's own
     `credentials` and `config` (None: anonymous). With `allow_local_addresses` false
     link-local addresses are refused and loopback is, unless the host is in `allow_hosts`. A transfer that moves
-    nothing for `stall_s` seconds is broken off.
+    nothing for `stall_s` seconds is broken off; all that share a `throttle` together keep to its rate.
     """
 
     credential: Credential | None = None
@@ -42,6 +43,7 @@ class SourceOptions:
     allow_hosts: frozenset[str] = frozenset()
     ca_file: Path | None = None
     proxies: Proxies = Proxies()
+    throttle: Throttle | None = None
     stall_s: float = 60.0
     threads: int = 8
     part_bytes: int = 16 * MIB
