@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import hashlib
-import ipaddress
 import os
 import random
 import shutil
@@ -21,11 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from tests.servers import free_port, wait_for_port
+from tests.tls import certify
 
 BUCKET = "bench"
 PAGE_KEYS = 1000
@@ -81,7 +77,7 @@ def front(folder: Path, data: Path, scale: float) -> Iterator[Front]:
     (folder / "sha256.map").write_text(
         "".join(f'"/{BUCKET}/{name}" {_sha256(data / BUCKET / name)};\n' for name in objects)
     )
-    _certify(folder)
+    certify(folder)
     plain, tls = free_port(), free_port()
     user = "user root;" if os.geteuid() == 0 else ""
     text = _CONFIG.format(folder=folder, data=data, bucket=BUCKET, plain=plain, tls=tls, user=user)
@@ -143,28 +139,3 @@ def _row(bucket: Path, name: str) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return base64.b64encode(hashlib.file_digest(file, "sha256").digest()).decode()
-
-
-def _certify(folder: Path) -> None:
-    """Write a certificate authority of one day, and a certificate for loopback signed by it."""
-    now = dt.datetime.now(dt.UTC)
-    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "bench CA")])
-
-    def builder(subject: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        made = x509.CertificateBuilder().subject_name(subject).issuer_name(ca_name).public_key(public)
-        return (
-            made.serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(hours=1))
-            .not_valid_after(now + dt.timedelta(days=1))
-        )
-
-    ca = builder(ca_name, ca_key.public_key()).add_extension(x509.BasicConstraints(True, None), critical=True)
-    here = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    leaf = builder(here, key.public_key()).add_extension(names, critical=False)
-    (folder / "ca.pem").write_bytes(ca.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    (folder / "server.pem").write_bytes(leaf.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    (folder / "server.key").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
