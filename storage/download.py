@@ -10,7 +10,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -81,6 +81,7 @@ def fetch(
                         raise
         finally:
             source.close()
+            memory.close()
     raise AssertionError("the last plan returns or raises")
 
 
@@ -105,7 +106,6 @@ def _fetch(
         item.path: Entry(item.path, _size(store, digest), digest, item.executable) for item, digest in plan.reuse
     }
     learned = {item.path: known[item.path] for item, _ in plan.reuse if item.path in known}
-    taken: list[tuple[Item, Taken]] = []
 
     def interrupt() -> None:
         if cancelled():
@@ -113,14 +113,18 @@ def _fetch(
 
     try:
         with store.batch() as batch, ThreadPoolExecutor(options.threads) as parts:
-            carrier = Carrier(source, uri, batch, parts, options.part_bytes, meter, retry, cancelled, options.throttle)
+            carrier = Carrier(source, uri, batch, parts, meter, retry, cancelled, options)
             take = _local_taker(uri, batch, meter, cancelled) if isinstance(source, LocalSource) else carrier.carry
-            _all(plan.fetch, lambda item: _checked(uri, item, take(item)), taken, options.threads, interrupt)
+
+            def keep(item: Item) -> None:
+                digest, size, seen = _checked(uri, item, take(item))
+                entries[item.path] = Entry(item.path, size, digest, item.executable)
+                if seen.etag is not None:
+                    learned[item.path] = Known(seen.etag, size, digest)
+                    memory.note(item.path, learned[item.path])
+
+            _all(plan.fetch, keep, options.threads, interrupt)
     finally:
-        for item, (digest, size, seen) in taken:
-            entries[item.path] = Entry(item.path, size, digest, item.executable)
-            if seen.etag is not None:
-                learned[item.path] = Known(seen.etag, size, digest)
         memory.write(learned)
     manifest = build(entries.values())
     digest = store.put_tree(manifest)
@@ -177,14 +181,8 @@ def _read(source: Source, uri: Uri, item: Item) -> bytes:
     return bytes(data)
 
 
-def _all(
-    items: Sequence[Item],
-    take: Callable[[Item], Taken],
-    taken: list[tuple[Item, Taken]],
-    threads: int,
-    interrupt: Callable[[], None],
-) -> None:
-    """Note each file in `taken` as it is stored; the first failure stops those that have not begun."""
+def _all(items: Sequence[Item], keep: Callable[[Item], None], threads: int, interrupt: Callable[[], None]) -> None:
+    """Store each file; the first failure stops those that have not begun."""
     waiting = deque(items)
 
     def work() -> None:
@@ -194,7 +192,7 @@ def _all(
                     item = waiting.popleft()
                 except IndexError:
                     return
-                taken.append((item, take(item)))
+                keep(item)
         except BaseException:
             waiting.clear()
             raise
@@ -236,36 +234,58 @@ class _Present:
 
 
 class _Memory:
-    """What the files of one source were when last fetched: a hint that saves transfers, never trusted for bytes."""
+    """What the files of one source were when last fetched: a hint that saves transfers, never trusted for bytes.
+
+    Each file is noted as it is stored, so that a fetch that is killed goes on where it was.
+    """
 
     def __init__(self, store: Store, uri: Uri) -> None:
         key = hashlib.sha256(f"{uri.scheme} {uri.text}".encode("utf-8", "surrogateescape")).hexdigest()
-        self._store = store
         self._path = store.root / "sources" / f"{key}.json"
+        self._notes = self._path.with_suffix(".notes")
+        self._fd: int | None = None
         self.lock_path = store.root / "locks" / key
 
     def read(self) -> dict[str, Known]:
-        try:
-            if self._path.stat().st_size > MAX_MEMORY_BYTES:
-                return {}
-            rows = json.loads(self._path.read_text())
-            return {
-                str(path): Known(str(etag), int(size), digest)
-                for path, etag, size, digest in rows
-                if DIGEST.fullmatch(digest)
-            }
-        except (OSError, ValueError, TypeError):
-            return {}
+        return {**_rows(self._path), **_rows(self._notes)}
+
+    def note(self, path: str, known: Known) -> None:
+        """Add a file; one short append, whole or absent."""
+        with suppress(OSError):
+            if self._fd is None:
+                self._fd = os.open(self._notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            os.write(self._fd, _row(path, known))
 
     def write(self, known: Mapping[str, Known]) -> None:
-        rows = [[path, each.etag, each.size, each.digest] for path, each in known.items()]
         temp = self._path.with_suffix(f".{secrets.token_hex(4)}")
         try:
-            temp.write_text(json.dumps(rows))
+            temp.write_bytes(b"".join(_row(path, each) for path, each in known.items()))
             temp.rename(self._path)
+            self._notes.unlink(missing_ok=True)
         except OSError:
             # Only a hint: without it the next fetch reads more than it had to.
             temp.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+
+
+def _row(path: str, known: Known) -> bytes:
+    return json.dumps([path, known.etag, known.size, known.digest]).encode() + b"\n"
+
+
+def _rows(path: Path) -> dict[str, Known]:
+    """Return what a file of rows says; a row that is cut short, or makes no sense, says nothing."""
+    found: dict[str, Known] = {}
+    with suppress(OSError):
+        if path.stat().st_size <= MAX_MEMORY_BYTES:
+            for line in path.read_bytes().split(b"\n"):
+                with suppress(ValueError, TypeError):
+                    name, etag, size, digest = json.loads(line)
+                    if DIGEST.fullmatch(digest):
+                        found[str(name)] = Known(str(etag), int(size), digest)
+    return found
 
 
 @contextmanager

@@ -13,11 +13,19 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from storage import files
-from storage.errors import Cancelled, DiskFull, SourceChanged, SourceFailed, StorageError, WrongBytes, disk_errors
+from storage.errors import (
+    Cancelled,
+    DiskFull,
+    SourceChanged,
+    SourceFailed,
+    SourceRefused,
+    StorageError,
+    WrongBytes,
+    disk_errors,
+)
 from storage.journal import Journal
-from storage.sources.base import Item, Source
+from storage.sources.base import Item, Source, SourceOptions
 from storage.store import Batch, Temp
-from storage.throttle import Throttle
 from storage.uri import Uri
 
 # Each thread keeps one buffer: fresh memory costs as much as the bytes that it takes.
@@ -100,20 +108,20 @@ class Carrier:
     uri: Uri
     batch: Batch
     parts: Executor
-    part_bytes: int
     meter: Meter
     retry: Retry
     cancelled: Callable[[], bool]
-    throttle: Throttle | None = None
+    options: SourceOptions
 
     def room(self) -> memoryview:
         """Return what this thread reads into: no more than a limited rate brings in a moment."""
-        return _buffer() if self.throttle is None else _buffer()[: self.throttle.step_bytes]
+        throttle = self.options.throttle
+        return _buffer() if throttle is None else _buffer()[: throttle.step_bytes]
 
     def arrived(self, count: int, cancelled: Callable[[], bool]) -> None:
         """Count bytes, and wait for as long as a limited rate wants; raise `Cancelled`."""
         self.meter.add(count)
-        left = self.throttle.take(count) if self.throttle is not None else 0.0
+        left = self.options.throttle.take(count) if self.options.throttle is not None else 0.0
         while not cancelled():
             if left <= 0:
                 return
@@ -141,7 +149,7 @@ class Carrier:
         raise AssertionError("the last try returns or raises")
 
     def _divisible(self, item: Item) -> bool:
-        return item.ranged and item.etag is not None and item.size is not None and item.size > self.part_bytes
+        return item.ranged and item.etag is not None and item.size is not None and item.size > self.options.part_bytes
 
     def _stat(self, item: Item) -> Item:
         return self.retry.run(lambda: self.source.stat(self.uri, item), self.cancelled)
@@ -149,7 +157,7 @@ class Carrier:
     def _in_parts(self, item: Item) -> tuple[str, int]:
         """Fetch parts in parallel into a preallocated file, hashing them in order as they become complete."""
         size = item.size or 0
-        journal = Journal(self.batch.store.root / "partial", self.uri.text, item, size, self.part_bytes)
+        journal = Journal(self.batch.store.root / "partial", self.uri.text, item, size, self.options.part_bytes)
         stop = threading.Event()
         waiting: list[Future[None]] = []
         hashes = _Hashes(item.checksum)
@@ -311,12 +319,20 @@ class _One:
                     files.write_at(temp.fd, buffer[:count], self._at)
                 self._at += count
                 carrier.arrived(count, carrier.cancelled)
-                if self._size is not None and self._at > self._size:
-                    raise WrongBytes(f"{carrier.uri.shown} sent more than it promised")
+                if self._at > (carrier.options.unsized_bytes if self._size is None else self._size):
+                    raise self._endless()
         finally:
             stream.close()
         if self._size is not None and self._at < self._size:
             raise SourceFailed(f"{carrier.uri.shown} sent less than it promised")
+
+    def _endless(self) -> StorageError:
+        shown, limit = self._carrier.uri.shown, self._carrier.options.unsized_bytes
+        if self._size is not None:
+            return WrongBytes(f"{shown} sent more than it promised")
+        return SourceRefused(
+            f"{shown} sends more than {limit} bytes without saying how many there are", "see [sources] unsized_limit"
+        )
 
     def _begin(self, temp: Temp, etag: str | None, size: int | None, checksum: tuple[str, str] | None) -> None:
         if self._at:

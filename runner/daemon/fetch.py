@@ -68,6 +68,7 @@ def source_options(config: Config, environ: Mapping[str, str]) -> SourceOptions:
             direct=proxy(sources.no_proxy, "no_proxy", "NO_PROXY"),
         ),
         throttle=Throttle(rate) if rate else None,
+        unsized_bytes=sources.unsized_limit_bytes,
     )
 
 

@@ -32,6 +32,7 @@ class SourceOptions:
     `credentials` and `config` (None: anonymous). With `allow_local_addresses` false
     link-local addresses are refused and loopback is, unless the host is in `allow_hosts`. A transfer that moves
     nothing for `stall_s` seconds is broken off; all that share a `throttle` together keep to its rate.
+    A body whose length nobody states is refused past `unsized_bytes`.
     """
 
     credential: Credential | None = None
@@ -47,6 +48,7 @@ class SourceOptions:
     stall_s: float = 60.0
     threads: int = 8
     part_bytes: int = 16 * MIB
+    unsized_bytes: int = 4096 * MIB
 
 
 @dataclass(frozen=True, slots=True)
