@@ -113,7 +113,7 @@ def _fetch(
 
     try:
         with store.batch() as batch, ThreadPoolExecutor(options.threads) as parts:
-            carrier = Carrier(source, uri, batch, parts, meter, retry, cancelled, options)
+            carrier = Carrier(source, uri, batch, parts, meter, retry, cancelled, options, memory.note)
             take = _local_taker(uri, batch, meter, cancelled) if isinstance(source, LocalSource) else carrier.carry
 
             def keep(item: Item) -> None:

@@ -24,6 +24,7 @@ from storage.errors import (
     disk_errors,
 )
 from storage.journal import Journal
+from storage.plan import Known
 from storage.sources.base import Item, Source, SourceOptions
 from storage.store import Batch, Temp
 from storage.uri import Uri
@@ -112,6 +113,7 @@ class Carrier:
     retry: Retry
     cancelled: Callable[[], bool]
     options: SourceOptions
+    note: Callable[[str, Known], None] = lambda _path, _known: None
 
     def room(self) -> memoryview:
         """Return what this thread reads into: no more than a limited rate brings in a moment."""
@@ -176,8 +178,9 @@ class Carrier:
                 future.result()
                 self._hash_part(journal, index, hashes, buffer)
             hashes.compare(item.checksum, self.uri.shown)
+            # In this order, so that a kill finds the journal, or the object and what it is.
+            self.note(item.path, Known(item.etag or "", size, hashes.sha256.hexdigest()))
             self.batch.add(Temp(journal.data, journal.fd), hashes.sha256.hexdigest(), size)
-            # At once, so that a kill finds either the object or the journal.
             self.batch.flush()
             journal.finish()
         except BaseException as error:
