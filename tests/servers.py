@@ -176,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
-        if "Content-Length" not in answer.headers:
+        if not {"Content-Length", "Transfer-Encoding"} & answer.headers.keys():
             self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         sent = answer.body if answer.send_bytes is None else answer.body[: answer.send_bytes]

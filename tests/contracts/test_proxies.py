@@ -38,8 +38,8 @@ class Proxy:
 
 
 @contextmanager
-def proxy_server() -> Iterator[Proxy]:
-    """Pass on CONNECT and plain GETs."""
+def proxy_server(to: str = "") -> Iterator[Proxy]:
+    """Pass on CONNECT and plain GETs, these to the address `to` where one is given."""
     proxy = Proxy()
 
     class Handler(BaseHTTPRequestHandler):
@@ -60,8 +60,8 @@ def proxy_server() -> Iterator[Proxy]:
 
         def do_GET(self) -> None:
             proxy.asked.append(("GET", self.path, self.headers["Proxy-Authorization"]))
-            parts = urlsplit(self.path)
-            with socket.create_connection((parts.hostname, parts.port)) as there:
+            parts, there_is = urlsplit(self.path), urlsplit(to or self.path)
+            with socket.create_connection((there_is.hostname, there_is.port)) as there:
                 lines = [f"GET {parts.path} HTTP/1.1", "Connection: close"]
                 lines += [f"{name}: {value}" for name, value in self.headers.items() if not name.startswith("Proxy")]
                 there.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
