@@ -23,7 +23,7 @@ from runner.state import jobs
 from runner.telemetry.tail import LogTail
 from storage.checkout import checkout, view
 from storage.download import Fetched
-from storage.errors import Cancelled, DiskFull, SourceFailed, StorageError
+from storage.errors import Cancelled, DiskFull, SourceFailed, StorageError, WrongBytes
 from storage.leases import Lease
 from storage.uri import parse
 
@@ -117,6 +117,7 @@ class Stager:
         for source in self.sources(facts):
             try:
                 fetched = self._known(source, lease) or self._fetch(preparation, source, base)
+                _same(source, fetched)
                 view(self.context.store, fetched.tree_digest)
             except (Cancelled, DiskFull):
                 raise
@@ -219,6 +220,16 @@ def progress_reason(kind: Waiting, what: str, done: int, total: int | None) -> W
     if total:
         sentence = f"{what}: {100 * done // total}% of {format_size(total)}"
     return WaitReason(kind, sentence, {"done_bytes": done, "total_bytes": total})
+
+
+def _same(source: Source, fetched: Fetched) -> None:
+    """Raise `WrongBytes` where a job's earlier attempt had other bytes, which nobody has any more."""
+    was = source.pinned
+    if was is not None and was.tree_digest != fetched.tree_digest:
+        raise WrongBytes(
+            f"it is {fetched.tree_digest} now, and was {was.tree_digest} for this job's earlier attempt",
+            "submit the job anew to run it on what is there now",
+        )
 
 
 def _sentence(source: Source, error: StorageError | OSError) -> str:

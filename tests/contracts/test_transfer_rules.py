@@ -121,7 +121,7 @@ def test_a_body_of_another_length_is_refused(web: Web, tmp_path: Path) -> None:
 
     web.fault = short
     with pytest.raises((SourceFailed, SourceChanged)):
-        take(tmp_path, f"{web.url}/f", SourceOptions(stall_s=5))
+        take(tmp_path, f"{web.url}/f", SourceOptions(stall_s=0.2))
 
 
 def test_a_redirect_from_a_public_to_a_private_address_is_refused(web: Web, tmp_path: Path) -> None:
