@@ -29,8 +29,9 @@ from storage.sources.base import Item, Source, SourceOptions
 from storage.store import Batch, Temp
 from storage.uri import Uri
 
-# Each thread keeps one buffer: fresh memory costs as much as the bytes that it takes.
-BUFFER_BYTES = 1 << 20
+# Each thread keeps one buffer: fresh memory costs as much as the bytes that it takes. A read fills it, so that a
+# larger one would have a slow server's progress seen late.
+BUFFER_BYTES = 256 << 10
 # The disk begins with larger files at once, so that the sync that publishes them finds little to do.
 _EARLY_BYTES = 1 << 20
 _SLICE_S = 0.25

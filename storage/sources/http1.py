@@ -86,7 +86,7 @@ class Exchange:
         wanted = len(buffer) if self._left is None else min(len(buffer), self._left)
         if wanted == 0:
             return 0
-        count = self._receive(buffer[:wanted], whole=True)
+        count = self._receive(buffer[:wanted])
         if count == 0:
             self._keep = False
             if self._chunked:
@@ -163,23 +163,25 @@ class Exchange:
         return self._chunked
 
     def _line(self) -> bytes:
-        """Read a line between chunks; these are few, so byte by byte is good enough where none is spare."""
+        """Read a line between chunks."""
         line, one = bytearray(), memoryview(bytearray(1))
         while not line.endswith(b"\r\n"):
-            if len(line) > 1024 or self._receive(one, whole=True) == 0:
+            if len(line) > 1024 or self._receive(one) == 0:
                 raise Malformed("a chunk that does not end")
             line += one
         return bytes(line[:-2])
 
-    def _receive(self, buffer: memoryview, *, whole: bool) -> int:
+    def _receive(self, buffer: memoryview) -> int:
+        if self._chunked and not self._spare:
+            # Chunks and what stands between them come by one long read, to be taken apart here.
+            self._spare = self._head[: self._raw(self._head)]
         have = min(len(self._spare), len(buffer))
-        if have:
-            buffer[:have] = self._spare[:have]
-            self._spare = self._spare[have:]
-            if have == len(buffer):
-                return have
+        buffer[:have] = self._spare[:have]
+        self._spare = self._spare[have:]
+        if have == len(buffer) or self._chunked:
+            return have
         try:
-            return have + self._raw(buffer[have:], whole=whole)
+            return have + self._raw(buffer[have:], whole=True)
         except TimeoutError:
             if have == 0:
                 raise

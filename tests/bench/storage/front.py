@@ -38,13 +38,14 @@ http {{
   client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
   uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
   map $uri $sha256 {{ default ""; include {folder}/sha256.map; }}
+  map $http_range $stated {{ default ""; "" $sha256; }}
   map $args $page {{ default 0; ~continuation-token=(?<token>[0-9]+) $token; }}
   map $args $below {{ default none; ~prefix=(?<name>[a-z]+)(/|%2F)?(&|$) $name; }}
   server {{
     listen 127.0.0.1:{plain} backlog=1024; listen 127.0.0.1:{tls} ssl backlog=1024;
     ssl_certificate {folder}/server.pem; ssl_certificate_key {folder}/server.key;
     ssl_protocols TLSv1.2 TLSv1.3; ssl_session_cache shared:s:1m; ssl_buffer_size 16k;
-    root {data}; add_header x-amz-checksum-sha256 $sha256; add_header x-amz-checksum-type FULL_OBJECT;
+    root {data}; add_header x-amz-checksum-sha256 $stated; add_header x-amz-checksum-type FULL_OBJECT;
     location ~ ^/{bucket}/?$ {{ rewrite ^ /listings/$below-$page.xml last; }}
     location /listings/ {{ root {folder}; types {{}} default_type application/xml; }}
   }}
