@@ -1,7 +1,8 @@
 """A fast S3 server for the bench: nginx sends the objects and a listing written ahead, plain and over TLS.
 
 Real object stores are faster than any client on two cores; so is this one, which no emulator can be. It knows no
-signatures, states each object's sha256 as S3 does for one that was uploaded with it, and its tags are nginx's.
+signatures, chooses one cipher for all clients, states each object's sha256 as S3 does for one that was uploaded with
+it, and its tags are nginx's.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ http {{
     listen 127.0.0.1:{plain} backlog=1024; listen 127.0.0.1:{tls} ssl backlog=1024;
     ssl_certificate {folder}/server.pem; ssl_certificate_key {folder}/server.key;
     ssl_protocols TLSv1.2 TLSv1.3; ssl_session_cache shared:s:1m; ssl_buffer_size 16k;
+    ssl_prefer_server_ciphers on; ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384;
     root {data}; add_header x-amz-checksum-sha256 $stated; add_header x-amz-checksum-type FULL_OBJECT;
     location ~ ^/{bucket}/?$ {{ rewrite ^ /listings/$below-$page.xml last; }}
     location /listings/ {{ root {folder}; types {{}} default_type application/xml; }}
