@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ from runner.daemon.steps import stepper
 from runner.daemon.turn import Turn
 from runner.daemon.upload import Uploader
 from runner.daemon.watch import Watch
+from runner.executors import mounts
 from runner.executors.cgroups import CgroupRoots, find_cgroups, remove_old_groups
 from runner.executors.link import SpawnerLink
 from runner.executors.marks import this_box
@@ -55,17 +57,19 @@ from runner.ledger.accounts import AccountKind
 from runner.ledger.pricing import Price, PriceKind
 from runner.paths import Paths, config_files
 from runner.service.desk import Desk, Hub, Leave
-from runner.service.keys import finish_rotation
+from runner.service.rotation import finish_rotation
 from runner.state import books
 from runner.state.ballast import Ballast
 from runner.state.engine import Database, examine_database, open_database
 from runner.state.verify import verify
 from runner.telemetry.tail import LogTail
+from storage.checkout import Permitted, can_reflink
+from storage.files import remove_directory
 from storage.store import Store
 
 CHAIN_TAIL = 1000
 ANSWERS_S = 3.0
-CAP_SYS_ADMIN = 21
+TRIAL_S = 30.0
 
 log = logging.getLogger("stoker")
 
@@ -155,6 +159,7 @@ def _serve(paths: Paths) -> int:
         tail=tail,
         account=account_name,
         started_us=context.clock.now_us(),
+        sources=fetcher.options,
     )
     report = Report(Path(paths.reports_dir), context.clock.now_us)
     listener = http.bind(paths.api_socket)
@@ -169,6 +174,7 @@ def _serve(paths: Paths) -> int:
 
 
 def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context, ProcessExecutor]:
+    trial = _try_mounts(paths)  # beside all the rest
     box = this_box()
     clock = Clock()
     link = SpawnerLink(Path(paths.state_dir), runner_argv(paths))
@@ -181,7 +187,9 @@ def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context,
         account = books.ensure_account(connection, name, AccountKind.USER, now_us=clock.now_us())
         prices = _prices(database, config, clock.now_us())
         verdict = verify(connection, CHAIN_TAIL)
-        sealed = connection.execute("SELECT EXISTS (SELECT 1 FROM variables)").fetchone()[0]
+        sealed = connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM variables) OR EXISTS (SELECT 1 FROM keys)"
+        ).fetchone()[0]
     if not verdict.ok:
         raise NoRunner(
             f"the ledger is broken at entry {verdict.first_broken}: {verdict.reason}",
@@ -199,7 +207,7 @@ def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context,
         sealer=Sealer.open(Path(paths.key_file), create=not sealed),
         store=Store(Path(paths.store_dir)),
         boot_id=box.boot_id,
-        mounts_permitted=_may_mount(),
+        permitted=_permitted(paths, config, trial),
         prices=prices,
         account_ids={name: account.id},
         ballast=ballast,
@@ -280,12 +288,32 @@ def _cpu_milli(config: Config) -> int:
     return len(os.sched_getaffinity(0)) * 1000
 
 
-def _may_mount() -> bool:
-    """Say whether workers can be given mounts of their own."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> CAP_SYS_ADMIN & 1) and os.geteuid() == 0
-    return False
+def _try_mounts(paths: Paths) -> subprocess.Popen[bytes]:
+    """Begin to try what jobs can be given on the disk of the state: at each start, since it is a setting of the box."""
+    trial = Path(paths.run_dir, "trial")
+    remove_directory(trial)
+    trial.mkdir()
+    argv = [sys.executable, "-I", "-S", mounts.__file__, str(trial)]
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
+def _permitted(paths: Paths, config: Config, trial: subprocess.Popen[bytes]) -> Permitted:
+    trouble: dict[str, str] = {}
+    try:
+        trouble = json.loads(trial.communicate(timeout=TRIAL_S)[0])
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        trial.kill()
+        log.warning("what may be mounted could not be tried: %s", error)
+    remove_directory(Path(paths.run_dir, "trial"))
+    for kind, why in trouble.items():
+        if why:
+            log.info("no job is given a mount of kind %s: %s", kind, why)
+    return Permitted(
+        mounts=trouble.get("bind") == "",
+        overlay=trouble.get("overlay") == "",
+        user_overlay=trouble.get("user_overlay") == "" and config.storage.user_namespaces,
+        reflink=can_reflink(Path(paths.store_dir)),
+    )
 
 
 def _log_to(paths: Paths, config: Config) -> None:

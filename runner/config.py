@@ -123,6 +123,9 @@ class Storage:
     """How much is kept, and for how long."""
 
     cache_limit_bytes: int = _setting("200GiB", "staged inputs beyond this give way, oldest first", _size)
+    extract_members: int = _setting(300_000, "an archive with more members is refused", least=1, most=2_000_000)
+    extract_limit_bytes: int = _setting("200GiB", "an archive that unpacks to more is refused", _size)
+    extract_ratio: int = _setting(200, "an archive that unpacks to more times its size is refused", least=1)
     min_free_bytes: int = _setting("1GiB", "no staging below this much free disk", _size)
     bandwidth_bytes: int = _setting("0", "bytes a second for all transfers together; 0 is no limit", _size)
     keep_finished_s: float = _setting("90d", "logs and directories of finished jobs", parse_duration)
@@ -131,6 +134,9 @@ class Storage:
     )
     outputs: str = _setting("", "every job's output is written here too: s3://bucket/{job}-{name}/", check=_template)
     ballast_bytes: int = _setting("64MiB", "kept free for exits and charges on a day when the disk is full", _size)
+    user_namespaces: bool = _setting(
+        True, "who is not root gets writable inputs at once, by a user namespace; sudo and su do not work in such a job"
+    )
     allow_network_filesystem: bool = _setting(False, "keep the state on NFS, CIFS or FUSE at your own risk")
 
 

@@ -1,22 +1,69 @@
-"""Hands a stored tree to somebody: the shared read-only view at once, or a private copy that nobody else sees."""
+"""Hands a stored tree to somebody: the shared read-only view at once, or a private copy that nobody else sees.
+
+How a job gets its inputs is `hand_out`, decided by what is permitted here alone. Files of the store are 0444 and those
+of a view are the same inodes, so whoever writes to an overlay of a view needs CAP_DAC_OVERRIDE over its owner's files:
+root has it, and a user is given it in a namespace of its own. A worker whose ids root dropped has it in neither way:
+who launches such workers says that overlays are not permitted, and they get copies.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from storage import files
 from storage.errors import Exists, NotStored, disk_errors
-from storage.manifest import Entry, Manifest
+from storage.manifest import Entry, Manifest, build
 from storage.store import Store
 
 _NO_LINK = frozenset({errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP})
 _THREADS = 4
+
+Way = Literal["bind", "link", "overlay", "user_bind", "user_overlay", "reflink", "copy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Permitted:
+    """What a job may be given here.
+
+    `mounts`: binds in its own mount namespace; `overlay`: overlays too; `user_overlay`: both in a user namespace;
+    `reflink`: the disk of the store shares blocks between files.
+    """
+
+    mounts: bool = False
+    overlay: bool = False
+    user_overlay: bool = False
+    reflink: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One input as its job wants it; `is_file`: a single file of a tree, which no overlay can be laid over."""
+
+    writable: bool
+    is_file: bool = False
+
+
+def hand_out(permitted: Permitted, wishes: Mapping[str, Wish]) -> dict[str, Way]:
+    """Return how a job gets each of its inputs, best way first: overlay, one in a user namespace, reflink, copy.
+
+    What is read-only is bound where mounts are permitted, else linked. Only a job that has an overlay by it gets a user
+    namespace, since that costs more than a link does; there it could write to its user's read-only files, so what
+    else it reads is bound.
+    """
+    overlaid = any(wish.writable and not wish.is_file for wish in wishes.values())
+    by_user = overlaid and permitted.user_overlay and not permitted.overlay
+    bound: Way = "user_bind" if by_user else "bind" if permitted.mounts else "link"
+    copied: Way = "reflink" if permitted.reflink else "copy"
+    laid: Way = "user_overlay" if by_user else "overlay" if permitted.overlay else copied
+    return {name: bound if not wish.writable else copied if wish.is_file else laid for name, wish in wishes.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +74,47 @@ class Handout:
     path: Path
 
 
-def checkout(store: Store, digest: str, dest: Path, *, writable: bool, reflink_first: bool = True) -> Handout:
-    """Hand out a tree; read-only the view's own path (`dest` is not used), writable a private copy at `dest`.
+def checkout(
+    store: Store, digest: str, dest: Path, *, writable: bool, part: str = "", reflink_first: bool = True
+) -> Handout:
+    """Hand out a tree, or the `part` of it at that path; a part that is a file is a tree of that file alone.
 
-    The copy appears at `dest` whole, by rename; `dest` must not exist or be an empty directory. Files are 0644 or
-    0755 and never share an inode with the store. Raise `NotStored`, `Exists`, `DiskFull`.
+    Read-only it is the view's own path (`dest` is not used), writable a private copy at `dest`. The copy appears at
+    `dest` whole, by rename; `dest` must not exist or be an empty directory. Files are 0644 or 0755 and never share an
+    inode with the store. Raise `NotStored`, `Exists`, `DiskFull`.
     """
     if not writable:
-        return Handout("view", view(store, digest))
-    shared = copy_out(store, store.manifest(digest), dest, reflink_first=reflink_first)
+        return Handout("view", view(store, digest) / part)
+    manifest = store.manifest(digest)
+    shared = copy_out(store, part_of(manifest, part) if part else manifest, dest, reflink_first=reflink_first)
     return Handout("reflink" if shared else "copy", dest)
+
+
+def part_of(manifest: Manifest, part: str) -> Manifest:
+    """Return the tree of what is below a path, or of the one file that is there; raise `NotStored` for nothing."""
+    found = [
+        Entry(path, entry.size, entry.digest, entry.executable)
+        for entry in manifest.entries
+        if (path := _below(entry.path, part))
+    ]
+    if not found:
+        raise NotStored(f"it holds no {part!r}", "`,path=` names a directory or file of the artifact")
+    return build(found)
+
+
+def _below(path: str, part: str) -> str:
+    """Return where a file of a tree is in a part of it, "" for one that is elsewhere."""
+    if path == part:
+        return path.rpartition("/")[2]
+    return path[len(part) + 1 :] if path.startswith(part + "/") else ""
+
+
+def can_reflink(directory: Path) -> bool:
+    """Say whether two files below a directory can share blocks."""
+    with TemporaryDirectory(dir=directory) as name, open(f"{name}/a", "w+b") as one, open(f"{name}/b", "wb") as other:
+        one.write(b"x")
+        one.flush()
+        return files.clone(one.fileno(), other.fileno())
 
 
 def view(store: Store, digest: str) -> Path:

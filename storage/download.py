@@ -15,14 +15,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from storage import publish
+from storage.archives.members import Limits
 from storage.errors import Cancelled, Corrupt, NotStored, SourceMissing, SourceRefused, WrongBytes, disk_errors
-from storage.manifest import DIGEST, MANIFEST_NAME, MAX_MANIFEST_BYTES, Entry, build, decode
+from storage.manifest import DIGEST, MANIFEST_NAME, MAX_MANIFEST_BYTES, Entry, Manifest, build, decode
 from storage.plan import Known, Plan, diff, fingerprint
 from storage.sources.base import Item, Listing, Source, SourceOptions
 from storage.sources.local import LocalSource, open_root
-from storage.sources.registry import open_source
+from storage.sources.registry import open_source, server_of
 from storage.store import Batch, Store
 from storage.transfer import Carrier, Meter, Retry
+from storage.unpack import Unpacker, archive_in, unpacked_before
 from storage.uri import Uri
 
 MAX_MEMORY_BYTES = 512 << 20
@@ -36,7 +38,11 @@ Taken = tuple[str, int, Item]
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The artifact that a source became. `pins` says which state of the source it is: `uri`, `listing`, `etag`."""
+    """The artifact that a source became.
+
+    `pins` says which state of the source it is: `uri`, `listing`, `endpoint` where the address does not name the
+    server, for one file `etag` and `version`, of an archive its own digest.
+    """
 
     tree_digest: str
     size_bytes: int
@@ -52,17 +58,19 @@ def fetch(
     progress: Callable[[int, int | None], None],
     cancelled: Callable[[], bool],
     retry: Retry | None = None,
+    extract: Limits | None = None,
 ) -> Fetched:
     """Store what the uri names and return the artifact; only files that are new or changed travel.
 
+    With `extract` an archive becomes the tree that is inside, within these limits; its own digest is pinned.
     `progress(done, total)` counts bytes and may be called from any thread. Raise any `StorageError`; a later call
     goes on with whatever this one completed.
     """
     retry = retry or Retry()
-    memory = _Memory(store, uri)
-    with store.lease(f"fetch {os.getpid()}"), _single_flight(memory.lock_path, retry, cancelled):
-        source = open_source(uri, options)
-        try:
+    source = open_source(uri, replace(options, scratch=store.root / "tmp"))
+    memory = _Memory(store, f"{uri.kind} {server_of(source)} {uri.text}")
+    try:
+        with store.lease(f"fetch {os.getpid()}"), _single_flight(memory.lock_path, retry, cancelled):
             for last in range(_PLANS - 1, -1, -1):
                 try:
                     return _fetch(
@@ -74,14 +82,15 @@ def fetch(
                         progress=progress,
                         cancelled=cancelled,
                         retry=retry,
+                        extract=extract,
                     )
                 except NotStored:
                     # A sweep took an object between the plan and the publication: plan again.
                     if not last:
                         raise
-        finally:
-            source.close()
-            memory.close()
+    finally:
+        source.close()
+        memory.close()
     raise AssertionError("the last plan returns or raises")
 
 
@@ -95,13 +104,25 @@ def _fetch(
     progress: Callable[[int, int | None], None],
     cancelled: Callable[[], bool],
     retry: Retry,
+    extract: Limits | None,
 ) -> Fetched:
-    listing = retry.run(lambda: _described(source, uri, source.list(uri, cancelled)), cancelled)
+    listing = _listed(uri, source, retry, cancelled)
     if not listing.items:
         raise SourceMissing(f"{uri.shown} holds no files", "an artifact has at least one file")
     known = memory.read()
+    archive = archive_in(listing) if extract is not None else None
+    if archive is not None and (before := unpacked_before(store, archive, known)) is not None:
+        return _fetched(before[1], _pins(uri, source, listing), before[0])
     plan = diff(listing.items, known, _Present(store))
     meter = _meter(plan, progress)
+    unpack = Unpacker(store, uri, archive, extract, meter, cancelled) if archive is not None and extract else None
+    if unpack is not None and plan.fetch and isinstance(source, LocalSource):
+        packed, manifest = unpack.local()
+        if unpack.item.etag is not None:
+            memory.write({unpack.item.path: Known(unpack.item.etag, unpack.item.size or 0, packed)})
+        return _fetched(manifest, _pins(uri, source, listing), packed)
+    if unpack is not None and meter.total is not None:
+        meter.total += unpack.item.size or 0
     entries = {
         item.path: Entry(item.path, _size(store, digest), digest, item.executable) for item, digest in plan.reuse
     }
@@ -113,7 +134,7 @@ def _fetch(
 
     try:
         with store.batch() as batch, ThreadPoolExecutor(options.threads) as parts:
-            carrier = Carrier(source, uri, batch, parts, meter, retry, cancelled, options, memory.note)
+            carrier = Carrier(source, uri, memory.place, batch, parts, meter, retry, cancelled, options, memory.note)
             take = _local_taker(uri, batch, meter, cancelled) if isinstance(source, LocalSource) else carrier.carry
 
             def keep(item: Item) -> None:
@@ -126,9 +147,18 @@ def _fetch(
             _all(plan.fetch, keep, options.threads, interrupt)
     finally:
         memory.write(learned)
+    if unpack is not None:
+        packed = entries[unpack.item.path].digest
+        manifest = unpack.stored(packed)
+        return _fetched(manifest, _pins(uri, source, listing), packed)
     manifest = build(entries.values())
-    digest = store.put_tree(manifest)
-    return Fetched(digest, manifest.size_bytes, len(entries), _pins(uri, listing))
+    store.put_tree(manifest)
+    return _fetched(manifest, _pins(uri, source, listing))
+
+
+def _fetched(manifest: Manifest, pins: Mapping[str, str], archive: str | None = None) -> Fetched:
+    stated = pins if archive is None else {**pins, "archive": archive}
+    return Fetched(manifest.digest, manifest.size_bytes, len(manifest.entries), stated)
 
 
 def _checked(uri: Uri, item: Item, taken: Taken) -> Taken:
@@ -164,7 +194,7 @@ def _described(source: Source, uri: Uri, listing: Listing) -> Listing:
             items.append(item)
     if described:
         raise SourceRefused(f"{uri.shown} lacks {len(described)} of its files, such as {min(described)!r}", hint)
-    return Listing(tuple(items), is_tree=True)
+    return replace(listing, items=tuple(items))
 
 
 def _read(source: Source, uri: Uri, item: Item) -> bytes:
@@ -179,6 +209,18 @@ def _read(source: Source, uri: Uri, item: Item) -> bytes:
     finally:
         stream.close()
     return bytes(data)
+
+
+def _listed(uri: Uri, source: Source, retry: Retry, cancelled: Callable[[], bool]) -> Listing:
+    """List the source; one that waits for a silent server is broken off when the caller cancels."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(retry.run, lambda: _described(source, uri, source.list(uri, cancelled)), cancelled)
+        while not wait([future], timeout=_CANCEL_POLL_S).done:
+            if cancelled():
+                source.close()
+        if future.exception() is not None and cancelled():
+            raise Cancelled
+        return future.result()
 
 
 def _all(items: Sequence[Item], keep: Callable[[Item], None], threads: int, interrupt: Callable[[], None]) -> None:
@@ -239,8 +281,9 @@ class _Memory:
     Each file is noted as it is stored, so that a fetch that is killed goes on where it was.
     """
 
-    def __init__(self, store: Store, uri: Uri) -> None:
-        key = hashlib.sha256(f"{uri.scheme} {uri.text}".encode("utf-8", "surrogateescape")).hexdigest()
+    def __init__(self, store: Store, place: str) -> None:
+        key = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()
+        self.place = place
         self._path = store.root / "sources" / f"{key}.json"
         self._notes = self._path.with_suffix(".notes")
         self._fd: int | None = None
@@ -322,7 +365,12 @@ def _size(store: Store, digest: str) -> int:
         raise NotStored(f"object {digest[:12]} has just been swept") from None
 
 
-def _pins(uri: Uri, listing: Listing) -> dict[str, str]:
-    pins = {"uri": uri.shown, "listing": fingerprint(listing.items)}
-    etag = listing.items[0].etag if not listing.is_tree else None
-    return pins if etag is None else {**pins, "etag": etag}
+def _pins(uri: Uri, source: Source, listing: Listing) -> dict[str, str]:
+    pins = {"uri": uri.shown, **listing.pins, "listing": fingerprint(listing.items)}
+    if server := server_of(source):
+        pins["endpoint"] = server
+    if listing.is_tree:
+        return pins
+    one = listing.items[0]
+    stated = {"etag": one.etag, "version": one.version}
+    return pins | {name: value for name, value in stated.items() if value is not None}

@@ -2,7 +2,9 @@
 
 StorageError
 ├── BadUri            the text is no source that we know
+├── BadCredential     the values are no key of their kind
 ├── BadName           a file name or tree shape that no artifact may have
+├── BadArchive        an archive that is damaged, or that we will not unpack
 ├── SourceMissing     nothing is there
 ├── SourceRefused     something is there, but we may not read it, or will not
 ├── SourceFailed      the network or the server failed, also after every retry
@@ -36,8 +38,16 @@ class BadUri(StorageError):
     """The text names no source."""
 
 
+class BadCredential(StorageError):
+    """The values are no key of their kind; the message never repeats them."""
+
+
 class BadName(StorageError):
     """A path, or a set of paths, that no tree may hold."""
+
+
+class BadArchive(StorageError):
+    """An archive is damaged, cut short, a bomb, or holds what no tree may."""
 
 
 class SourceMissing(StorageError):

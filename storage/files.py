@@ -114,6 +114,15 @@ def syncfs(fd: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def sync_filesystem(path: Path) -> None:
+    """Make everything written to the file system of a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syncfs(fd)
+    finally:
+        os.close(fd)
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -171,6 +180,10 @@ def remove_directory(path: Path) -> None:
     if path.is_symlink():
         path.unlink(missing_ok=True)
         return
-    for parent, _, _ in os.walk(path):
-        os.chmod(parent, 0o700)
+    with suppress(FileNotFoundError):
+        path.chmod(0o700)
+    for parent, names, _ in os.walk(path):
+        for name in names:  # before it is looked into: one may be closed to its owner
+            if not os.path.islink(each := os.path.join(parent, name)):
+                os.chmod(each, 0o700)
     shutil.rmtree(path, ignore_errors=True)

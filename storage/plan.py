@@ -42,7 +42,7 @@ def diff(wanted: Sequence[Item], known: Mapping[str, Known], present: Container[
     fetch: list[Item] = []
     reuse: list[tuple[Item, str]] = []
     for item in wanted:
-        digest = _digest(item, known.get(item.path))
+        digest = stated_digest(item, known.get(item.path))
         if digest is not None and digest in present:
             reuse.append((item, digest))
         else:
@@ -51,15 +51,16 @@ def diff(wanted: Sequence[Item], known: Mapping[str, Known], present: Container[
     return Plan(tuple(fetch), tuple(reuse))
 
 
-def fingerprint(items: Sequence[Item]) -> str:
-    """Return a digest of the listing as the source stated it: equal when nothing that we can see changed."""
-    rows = sorted([item.path, item.size, item.etag, item.checksum] for item in items)
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def _digest(item: Item, known: Known | None) -> str | None:
+def stated_digest(item: Item, known: Known | None) -> str | None:
+    """Return the digest of a file before its bytes are read; None where neither source nor memory proves it."""
     if item.checksum is not None and item.checksum[0] == "sha256":
         return item.checksum[1]
     if known is not None and item.etag is not None and (item.etag, item.size) == (known.etag, known.size):
         return known.digest
     return None
+
+
+def fingerprint(items: Sequence[Item]) -> str:
+    """Return a digest of the listing as the source stated it: equal when nothing that we can see changed."""
+    rows = sorted([item.path, item.size, item.etag, item.checksum] for item in items)
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

@@ -24,7 +24,7 @@ from itertools import count
 from pathlib import Path
 
 from storage import files, leases
-from storage.errors import Corrupt, DiskFull, InUse, NotStored, disk_errors
+from storage.errors import BadArchive, Corrupt, DiskFull, InUse, NotStored, disk_errors
 from storage.manifest import DIGEST, Entry, Manifest, decode
 
 PARTIAL_KEPT_S = 7 * 86_400
@@ -78,6 +78,8 @@ class Store:
     def __init__(self, root: Path, *, on_step: Callable[[str], None] = no_step) -> None:
         """Open the store, making its directories; `on_step` is called with a name before each step of publishing."""
         self.root = root
+        # Joined as text for every object: a Path costs more than the system call.
+        self._at = f"{root}/"
         self.on_step = on_step
         with disk_errors(root):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -86,7 +88,7 @@ class Store:
 
     def object_path(self, digest: str) -> Path:
         """Return where an object is, or would be."""
-        return Path(f"{self.root}/objects/{_checked(digest)[:2]}/{digest}")
+        return Path(self._object(digest))
 
     def view_path(self, digest: str) -> Path:
         """Return where a tree's read-only view is, or would be."""
@@ -95,7 +97,7 @@ class Store:
     def has_object(self, digest: str, size: int | None = None) -> bool:
         """Return whether an object is there, with this size where one is given."""
         try:
-            facts = self.object_path(digest).stat()
+            facts = os.stat(self._object(digest))
         except FileNotFoundError:
             return False
         return size is None or facts.st_size == size
@@ -136,14 +138,14 @@ class Store:
     def batch(self) -> Iterator[Batch]:
         """Take in objects; those complete are published at the end, also when the work broke off for another reason.
 
-        Only a full disk publishes nothing: what nobody can use would keep the room.
+        A full disk and a bad archive publish nothing: what nobody can use would keep the room.
         """
         with self.lease("batch"):
             batch = Batch(self)
             try:
                 yield batch
                 batch.flush()
-            except DiskFull:
+            except (DiskFull, BadArchive):
                 raise
             except BaseException:
                 with suppress(OSError, DiskFull):
@@ -236,7 +238,7 @@ class Store:
 
     def temp_path(self) -> Path:
         """Return a new private name in the store's file system."""
-        return self.root / "tmp" / secrets.token_hex(8)
+        return Path(f"{self._at}tmp/{secrets.token_hex(8)}")
 
     def discard_view(self, digest: str) -> None:
         """Remove a view; the name goes at once."""
@@ -251,22 +253,28 @@ class Store:
             while due:
                 self.on_step("object rename")
                 temp, digest, size = due[-1]
-                target = self.object_path(digest)
+                target = self._object(digest)
                 if self._renew(digest, size):
                     temp.unlink()
                 else:
-                    target.parent.mkdir(mode=0o700, exist_ok=True)
-                    os.rename(temp, target)
+                    try:
+                        os.rename(temp, target)
+                    except FileNotFoundError:
+                        Path(target).parent.mkdir(mode=0o700, exist_ok=True)
+                        os.rename(temp, target)
                 due.pop()
+
+    def _object(self, digest: str) -> str:
+        return f"{self._at}objects/{_checked(digest)[:2]}/{digest}"
 
     def _tree_path(self, digest: str) -> Path:
         return self.root / "trees" / f"{_checked(digest)}.json"
 
     def _renew(self, digest: str, size: int | None) -> bool:
-        path = self.object_path(digest)
+        path = self._object(digest)
         try:
             os.chmod(path, 0o444)
-            return size is None or path.stat().st_size == size
+            return size is None or os.stat(path).st_size == size
         except FileNotFoundError:
             return False
 
@@ -331,7 +339,7 @@ class Store:
 
     @contextmanager
     def _lock(self, kind: int) -> Iterator[None]:
-        fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(f"{self._at}lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, kind)
             yield
@@ -347,7 +355,7 @@ class Batch:
     max_files: int = 256
     max_bytes: int = 64 << 20
     _complete: list[tuple[Path, str, int]] = field(default_factory=list)
-    _complete_bytes: int = 0
+    _bytes: int = 0
     _open: set[Path] = field(default_factory=set)
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _name: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -378,21 +386,21 @@ class Batch:
         with self._guard:
             self._open.discard(temp.path)
             self._complete.append((temp.path, digest, size))
-            self._complete_bytes += size
-            due = len(self._complete) >= self.max_files or self._complete_bytes >= self.max_bytes
+            self._bytes += size
+            due = len(self._complete) >= self.max_files or self._bytes >= self.max_bytes
         if due:
             self.flush()
 
     def flush(self) -> None:
         """Make what is complete durable with one sync, then publish it."""
         with self._guard:
-            due, self._complete, self._complete_bytes = self._complete, [], 0
+            due, self._complete, self._bytes = self._complete, [], 0
         if not due:
             return
         try:
             with disk_errors(self.store.root):
                 self.store.on_step("sync")
-                _sync(self.store.root)
+                files.sync_filesystem(self.store.root)
                 self.store.place(due)
         finally:
             with self._guard:
@@ -460,11 +468,3 @@ def _checked(digest: str) -> str:
     if not DIGEST.fullmatch(digest):
         raise NotStored(f"{digest[:80]!r} is not a digest")
     return digest
-
-
-def _sync(root: Path) -> None:
-    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        files.syncfs(fd)
-    finally:
-        os.close(fd)

@@ -104,10 +104,11 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class Carrier:
-    """Everything the files of one fetch share."""
+    """Everything the files of one fetch share; `place` is what a download that goes on must have come from."""
 
     source: Source
     uri: Uri
+    place: str
     batch: Batch
     parts: Executor
     meter: Meter
@@ -160,7 +161,7 @@ class Carrier:
     def _in_parts(self, item: Item) -> tuple[str, int]:
         """Fetch parts in parallel into a preallocated file, hashing them in order as they become complete."""
         size = item.size or 0
-        journal = Journal(self.batch.store.root / "partial", self.uri.text, item, size, self.options.part_bytes)
+        journal = Journal(self.batch.store.root / "partial", self.place, item, size, self.options.part_bytes)
         stop = threading.Event()
         waiting: list[Future[None]] = []
         hashes = _Hashes(item.checksum)

@@ -2,7 +2,8 @@
 
 A symbolic link is followed where its target lies inside the same directory: a link to a file becomes that file, a
 link to a directory becomes its files again (equal bytes are stored once). A link that leads outside, dangles or runs
-in a circle, and everything that is no regular file, is reported and left out.
+in a circle, and everything that is no regular file, is reported and left out. Links that lead to each other in many
+ways would make a small directory a boundless tree, so only so many directories are reached through them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from storage.errors import BadName, Cancelled
 from storage.files import never, open_beneath
 from storage.manifest import MAX_DEPTH, MAX_FILES
+
+LINKED_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +42,24 @@ class Skipped:
     why: str
 
 
-def walk(root_fd: int, cancelled: Callable[[], bool] = never) -> tuple[list[Found], list[Skipped]]:
-    """Return all regular files below an open directory, and what was left out. Raises `BadName`, `Cancelled`."""
+def walk(
+    root_fd: int, cancelled: Callable[[], bool] = never, *, whole: bool = False
+) -> tuple[list[Found], list[Skipped]]:
+    """Return all regular files below an open directory, and what was left out. Raises `BadName`, `Cancelled`.
+
+    Where the tree must be `whole`, the first thing that has to be left out is the last that is looked at.
+    """
+    linked = 0
     root = os.path.realpath(f"/proc/self/fd/{root_fd}")
     found: list[Found] = []
     skipped: list[Skipped] = []
     # Each waiting directory: its path in the tree, its real path, and the real directories it was reached through.
     waiting: list[tuple[str, str, tuple[str, ...]]] = [("", "", ())]
-    while waiting:
+    while waiting and not (whole and skipped):
         path, real, chain = waiting.pop()
+        linked += path != real
+        if linked > LINKED_MAX:
+            raise BadName(f"more than {LINKED_MAX} directories are reached through links", "leave out the links")
         if cancelled():
             raise Cancelled
         if real in chain:

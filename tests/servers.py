@@ -95,16 +95,13 @@ class S3:
 @contextmanager
 def s3_server(root: Path, aws_dir: Path, *, port: int = 0) -> Iterator[S3]:
     """Serve a directory as S3 by `rclone serve s3`, with an AWS credentials file that opens it."""
-    rclone = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
-    if rclone is None:
-        raise FileNotFoundError("rclone: install the servers group")
     port = port or free_port()
     aws_dir.mkdir(parents=True, exist_ok=True)
     (aws_dir / "credentials").write_text(
         f"[default]\naws_access_key_id = {S3_KEY}\naws_secret_access_key = {S3_SECRET}\n"
     )
     process = subprocess.Popen(
-        [rclone, "serve", "s3", "--auth-key", f"{S3_KEY},{S3_SECRET}", "--addr", f"127.0.0.1:{port}",
+        [rclone(), "serve", "s3", "--auth-key", f"{S3_KEY},{S3_SECRET}", "--addr", f"127.0.0.1:{port}",
          "--config", "/dev/null", "--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--poll-interval", "0",
          str(root)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
@@ -116,6 +113,14 @@ def s3_server(root: Path, aws_dir: Path, *, port: int = 0) -> Iterator[S3]:
     finally:
         process.terminate()
         process.wait(START_DEADLINE_S)
+
+
+def rclone() -> str:
+    """Return where rclone is."""
+    found = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
+    if found is None:
+        raise FileNotFoundError("rclone: install the servers group")
+    return found
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from runner.api import routes_box, routes_follow, routes_jobs, routes_results
+from runner.api import routes_box, routes_follow, routes_jobs, routes_keys, routes_results
 from runner.api.room import Room
 from runner.core.errors import Bug, StokerError, UsageError
 from runner.core.faults import sentence
@@ -45,7 +45,7 @@ def make_app(room: Room, report: Report) -> FastAPI:
     """Return the app over the use cases."""
     app = FastAPI(title="Stoker", version=room.version, docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
     app.state.room = room
-    for family in (routes_jobs, routes_follow, routes_results, routes_box):
+    for family in (routes_jobs, routes_follow, routes_results, routes_keys, routes_box):
         app.include_router(family.router)
 
     @app.exception_handler(StokerError)

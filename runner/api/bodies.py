@@ -85,3 +85,15 @@ STOP = _body(["refs"], refs=_REFS, grace_s=_SECONDS)
 REMOVE = _body([], refs=_REFS, older_than_s=_SECONDS, keep_outputs=_TRUE, confirmed=_TRUE)
 PULL = _body(["destination"], destination=_TEXT, overwrite=_TRUE)
 BACKUP = _body([], destination=_TEXT)
+_VALUES = {
+    "type": "object",
+    "additionalProperties": _TEXT,
+    "description": "by part; a blank one is left out, or keeps what is stored; never answered",
+}
+_KEY_TEXT = {"type": "string", "description": "the values as a file has them: a JSON object or lines of NAME=VALUE"}
+_GENERATE = {"type": "boolean", "default": False, "description": "make an ed25519 pair; the answer has its public half"}
+KEY = _body(["kind", "name"], kind=_TEXT, name=_TEXT, values=_VALUES, text=_KEY_TEXT, generate=_GENERATE)
+KEY_CHANGE = _body(
+    [], values=_VALUES, text=_KEY_TEXT, generate=_GENERATE, erase={"type": "array", "items": _TEXT, "maxItems": 20}
+)
+KEY_TEST = _body([], uri=_TEXT)

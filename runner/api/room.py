@@ -22,6 +22,7 @@ from runner.service.refs import Target, resolve
 from runner.service.submit import Envelope
 from runner.state.engine import Database
 from runner.telemetry.tail import LogTail
+from storage.sources.base import SourceOptions
 from storage.store import Store
 
 
@@ -41,6 +42,7 @@ class Room:
     tail: LogTail
     account: Callable[[int], str]
     started_us: int
+    sources: SourceOptions = field(default_factory=SourceOptions)
     nearby: Nearby = field(default_factory=Nearby)
 
     def now_us(self) -> int:

@@ -49,7 +49,7 @@ async def submit_job(request: Request) -> JSONResponse:
         else:
             prepared = await run_in_threadpool(_prepare, room, caller, merged, origins)
         if document.get("dry_run"):
-            return JSONResponse(await ask(room.desk, lambda change: submit.dry_run(change, prepared)))
+            return JSONResponse(await ask(room.desk, lambda change: submit.dry_run(change, prepared, uid)))
         number = room.random()
         answer = await once.ask(lambda change: submit.accept(change, prepared, caller, number))
     return JSONResponse(answer, status_code=201)

@@ -44,7 +44,8 @@ def run_app(args: Args, out: Out, execute: Callable[[Args], int]) -> int:
         codes.append(execute(read))
 
     try:
-        get_command(build(run)).main([verb.name, *args.words], prog_name="stoker", standalone_mode=False)
+        # What ends by an interruption returns its code, and `run` has kept none.
+        left = get_command(build(run)).main([verb.name, *args.words], prog_name="stoker", standalone_mode=False)
     except typer.TyperException as error:
         shown = f"`stoker {verb.name} --help` shows how"
         unknown = getattr(error, "option_name", None)
@@ -53,7 +54,7 @@ def run_app(args: Args, out: Out, execute: Callable[[Args], int]) -> int:
             raise UsageError(f"there is no flag {unknown[:60]}", hint=nearest(unknown, flags, shown)) from None
         message = error.format_message().rstrip(".")
         raise UsageError(message[:1].lower() + message[1:], hint=shown) from None
-    return codes[0]
+    return codes[0] if codes else int(left)
 
 
 def help_text(verb: str) -> str:

@@ -1,11 +1,11 @@
-"""What a shell may offer next: verbs, flags, actions and job ids; 200 ms at most, and never a runner started for it."""
+"""What a shell may offer next: verbs, flags, actions, jobs, keys; 200 ms at most, and no runner started for it."""
 
 from __future__ import annotations
 
 import os
 import signal
 
-from runner.cli.verbs import ALIASES, GLOBAL_FLAGS, VERBS
+from runner.cli.verbs import ALIASES, GLOBAL_FLAGS, KEY_KINDS, VERBS
 from runner.client import Client, quote
 from runner.core.errors import StokerError
 from runner.paths import Paths, state_dir
@@ -43,9 +43,11 @@ def _offers(before: list[str], current: str) -> list[str]:
     flags = (*verb.flags, *GLOBAL_FLAGS)
     last = next((flag for flag in flags if before[-1] in flag.names), None)
     if last and last.metavar:
-        return list(last.choices)
+        return _asked("/v1/keys", "keys") if last.key == "key" else list(last.choices)
     if current.startswith("-"):
         return _names(flags)
+    if verb.name == "key" and before[-1] != name:
+        return list(KEY_KINDS) if before[-1] == "add" else _asked("/v1/keys", "keys")
     if verb.actions and before[-1] == name:
         return [*verb.actions, *(_jobs(current) if "JOB" in verb.words else ())]
     return _jobs(current) if "JOB" in verb.words else []
@@ -56,6 +58,12 @@ def _names(flags: Sequence[Flag]) -> list[str]:
 
 
 def _jobs(word: str) -> list[str]:
+    return _asked(f"/v1/complete?word={quote(word)}", "jobs")
+
+
+def _asked(path: str, field: str) -> list[str]:
+    """Return the names in one list of an answer of the runner."""
+
     def expire(*_: object) -> None:
         raise _Expired
 
@@ -63,9 +71,9 @@ def _jobs(word: str) -> list[str]:
     signal.setitimer(signal.ITIMER_REAL, CAP_S)
     try:
         client = Client(Paths(state_dir(os.environ)).api_socket)
-        jobs = client.get(f"/v1/complete?word={quote(word)}")["jobs"]
+        found = [each["name"] if isinstance(each, dict) else each for each in client.get(path)[field]]
     except (_Expired, StokerError, OSError, ValueError):
         return []
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    return [str(job) for job in jobs if str(job).isprintable()]
+    return [str(each) for each in found if str(each).isprintable()]

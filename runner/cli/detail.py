@@ -41,6 +41,7 @@ def job_text(job: dict[str, Any], state: Callable[[str], str], fits: int | None)
         ("checkpoint", job.get("checkpoint_dir")),
         ("output", job.get("output_dir")),
         ("not saved", left_out_text(job["output_left_out"]) if job.get("output_left_out") else None),
+        ("notice", "; ".join(str(each["notice"]) for each in job.get("inputs") or () if each.get("notice"))),
         ("credits", credit(job.get("charge_micro"))),
     ]
     lines = [f"job {plain(job['id'])} {plain(job.get('name') or '')}".rstrip()]
@@ -87,6 +88,17 @@ def _told(event: dict[str, Any]) -> str:
     return ("" if index is None else f"[{index}] ") + str(told) + code
 
 
+def _pinned(pins: dict[str, Any]) -> str:
+    """Return which state of its source an input is, where the source has a name for that."""
+    return (
+        f" at {pins['commit'][:12]}" if "commit" in pins else f" version {pins['version']}" if "version" in pins else ""
+    )
+
+
+def _how_much(row: dict[str, Any]) -> str:
+    return (f" ({row['path']})" if row.get("path") else "") + (" (rw)" if row.get("rw") else "")
+
+
 _ATTEMPTS: tuple[Column, ...] = (
     ("N", lambda row: str(row.get("number")) if row.get("index") is None else f"[{row['index']}] {row['number']}"),
     ("ENDED", lambda row: str(row.get("ending") or "-")),
@@ -98,13 +110,16 @@ _ATTEMPTS: tuple[Column, ...] = (
     ("ENERGY", lambda row: "-" if row.get("energy_j") is None else f"{row['energy_j'] / 3600:.3g} Wh"),
     ("CREDITS", lambda row: credit(row.get("charge_micro"))),
 )
+_WAYS: dict[str, str] = {"user_bind": "bind, user namespace", "user_overlay": "overlay, user namespace"}
 _INPUTS: tuple[Column, ...] = (
     ("NAME", lambda row: str(row["name"])),
     ("SIZE", lambda row: size(row.get("size_bytes"))),
     ("FILES", lambda row: str(row.get("files") or "-")),
     ("DIGEST", lambda row: str(row.get("digest") or "-")[:12]),
-    ("FROM", lambda row: str(row.get("uri")) + (" (rw)" if row.get("rw") else "")),
+    ("HOW", lambda row: _WAYS.get(str(row.get("way")), str(row.get("way") or "-"))),
+    ("FROM", lambda row: str(row.get("uri")) + _pinned(row.get("pins") or {}) + _how_much(row)),
 )
+
 _OUTPUTS: tuple[Column, ...] = (
     ("NAME", lambda row: str(row["name"])),
     ("SIZE", lambda row: size(row.get("size_bytes"))),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from runner.core.flags import JOB_FLAGS
 
 VERSION = "0.1.0"
+KEY_KINDS = ("aws", "gcp", "azure", "git-ssh", "kaggle", "wasabi", "hf", "registry")
 FORMATS = ("table", "wide", "json", "jsonl", "csv", "name")
 
 
@@ -96,6 +97,23 @@ _SCRIPT = (
     "Flags of the job may stand in a script as #STOKER lines, up to its first command. The script itself is not "
     "copied: it runs from where it lies, as it is when the job starts."
 )
+_KEYS = """KIND is aws, gcp, azure, git-ssh, kaggle, wasabi, hf or registry. Values are asked for, or come from --stdin
+or --file: one JSON object, lines of NAME=VALUE, for gcp the key file and for git-ssh the private key itself. They are
+never words of the command line, and once stored nobody can read them back.
+
+`rotate` asks for the secrets and `edit` for everything. A value left blank stays as it was stored; only --erase PART
+takes one away. (In trainML, saving a blank secret erases it.)
+
+An input uses the key that it names, --input data=s3://bucket/x/,key=work, else your only one of that kind; the job
+never sees it. A job is given a key only by --key NAME of `submit` and `run`.
+
+\b
+  stoker key add aws work
+  stoker key add wasabi archive --file ~/archive.env
+  stoker key add gcp lab --file service-account.json
+  stoker key add git-ssh deploy --generate
+  pass show hf | stoker key add hf me --stdin
+  stoker key test work s3://bucket/prefix/"""
 _YES = Flag("-y/--yes", "Do not ask.")
 _DRY = Flag("--dry-run", "Show what would be queued, with the origin of each value; queue nothing.")
 _TAIL = Flag("-n/--tail", "The last N lines only.", "N")
@@ -209,6 +227,22 @@ VERBS: dict[str, Verb] = {
         Verb("gpu", "List devices and who holds them.", actions=("ls",)),
         Verb("model", "List, show or remove models.", "[NAME]", (_YES, _KEY), actions=("ls", "show", "rm")),
         Verb(
+            "key",
+            "Keep the credentials that open sources: list, add, change, try or remove them.",
+            "[NAME...]",
+            (
+                Flag("--stdin", "Read the values from standard input."),
+                Flag("--file", "Read the values from a file of yours.", "PATH"),
+                Flag("--generate", "Make a git-ssh key pair and print its public half."),
+                Flag("--erase", "Forget this part of a key; what is left blank is kept.", "PART", repeats=True),
+                _YES,
+                _KEY,
+            ),
+            actions=("ls", "show", "add", "edit", "rotate", "test", "rm"),
+            hot=False,
+            more=_KEYS,
+        ),
+        Verb(
             "credit",
             "Show the balance, its history, or check the books.",
             "",
@@ -279,6 +313,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "devices": ("gpu",),
     "models": ("model",),
     "credits": ("credit",),
+    "keys": ("key",),
+    "secret": ("key",),
     "balance": ("credit", "balance"),
     "daemon": ("serve",),
     "version": ("--version",),

@@ -20,12 +20,17 @@ NODES_MAX = 150_000  # a command may have 100 000 words
 _BY_FLAG = {flag.flag: flag for flag in JOB_FLAGS}
 _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,9})?(?:[eE][-+]?[0-9]{1,3})?", re.ASCII)
+_ADDED_UP = {"pass_env", "key"}
 _NAMED_ONCE = {"input", "metric", "param"}
 _OUTPUT = re.compile(r"([^=]*)=([A-Za-z][A-Za-z0-9+.-]*:/.*|/.*)", re.DOTALL)
 _WHOLE = {"gpus", "priority", "retries"}
 # What may follow the address of an input: a word stands for a value, a name takes one.
-_INPUT_WORDS: dict[str, tuple[str, Any]] = {"rw": ("rw", True), "refresh": ("refresh", True)}
-_INPUT_VALUES: dict[str, str] = {}
+_INPUT_WORDS: dict[str, tuple[str, Any]] = {
+    "rw": ("rw", True),
+    "refresh": ("refresh", True),
+    "no-extract": ("extract", False),
+}
+_INPUT_VALUES = {name: name for name in ("path", "from", "type", "endpoint", "key")}
 
 _SEE_SCHEMA = "`stoker schema job` describes the document"
 
@@ -123,7 +128,7 @@ def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
             if isinstance(value, dict):
                 merged[key] = {**(below if isinstance(below, dict) else {}), **value}
                 origins.update((f"{key}.{name}", origin) for name in value)
-            elif key == "pass_env" and isinstance(value, list) and isinstance(below, list):
+            elif key in _ADDED_UP and isinstance(value, list) and isinstance(below, list):
                 merged[key] = [*below, *value]
             else:
                 merged[key] = value
@@ -157,6 +162,8 @@ def _flag_document(flag: str, text: str) -> dict[str, Any]:
         return {key: float(text) if _NUMBER.fullmatch(text) else text}
     if key == "output":
         return _output(text)
+    if key == "key":
+        return {key: [text]}
     if key in {"env", "input", "metric", "param"}:
         return _named(flag, key, text)
     return {key: text}
@@ -177,11 +184,16 @@ def _named(flag: str, key: str, text: str) -> dict[str, Any]:
 
 
 def _output(text: str) -> dict[str, Any]:
-    """Read `DIR[=URI]`; what follows the sign is an address only where it looks like one, so a name may hold it."""
+    """Read `DIR[=URI[,key=NAME]]`.
+
+    What follows the sign is an address only where it looks like one, so a name may hold it.
+    """
     found = _OUTPUT.fullmatch(text)
     if found is None:
         return {"output": text}
-    return {**({"output": found[1]} if found[1] else {}), "upload": {"uri": found[2]}}
+    address, _, key = found[2].rpartition(",key=")
+    upload = {"uri": address, "key": key} if address else {"uri": found[2]}
+    return {**({"output": found[1]} if found[1] else {}), "upload": upload}
 
 
 def _input(value: str) -> dict[str, Any]:

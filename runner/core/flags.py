@@ -27,7 +27,14 @@ _OUTPUT = (
     "Make DIR the output directory: what lands there is saved, for `stoker outputs pull`, and does not stay in DIR; "
     "the job does not see what DIR held before. With =URI it is written there too: out=s3://bucket/runs/{job}/."
 )
-_INPUT = "Fetch URI before the job needs a GPU; rw gives a private copy, refresh asks the source again."
+_INPUT = (
+    "Fetch URI before the job needs a GPU; rw gives a private copy, path=SUB/DIR only that part of it, refresh asks "
+    "the source again. from=KIND says what the URI alone does not (from=kaggle takes type=competition, dataset or "
+    "kernel), endpoint=URL which server has it, key=NAME which of your keys opens it. "
+    "A .zip or .tar, .tar.gz … is unpacked, one directory that holds all of it is kept; no-extract leaves it the file "
+    "that it is."
+)
+_KEY = "Give the job one of your keys, as files that its libraries find; $STOKER_KEYS_DIR has them."
 _TIME = "Time limit of an attempt: 90s, 30m, 1h30m, 2d, 01:30:00; a bare number is seconds."
 JOB_FLAGS = (
     JobFlag("--name", "name", "NAME", False, "Name of the job; an adjective and a noun when not given."),
@@ -40,6 +47,7 @@ JOB_FLAGS = (
     JobFlag("--env-file", "env_file", "FILE", True, "Variables from a file of NAME=VALUE lines."),
     JobFlag("--cwd", "cwd", "DIR", False, "Working directory; yours when not given."),
     JobFlag("--input", "input", "NAME=URI[,rw]", True, _INPUT),
+    JobFlag("--key", "key", "NAME", True, _KEY),
     JobFlag("--output", "output", "DIR[=URI]", False, _OUTPUT),
     JobFlag("--checkpoint", "checkpoint", "DIR", False, "Make DIR the checkpoint directory; it outlives attempts."),
     JobFlag("--requirements", "requirements", "FILE", False, "Run in a virtual environment built once from FILE."),

@@ -22,11 +22,15 @@ class WorkerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A bind mount of the directory `source` on `target`, seen by the workers alone."""
+    """A bind mount of `source` on `target`, seen by the workers alone.
+
+    With `writes` it is an overlay: what a worker changes lands below that directory, and `source` stays as it is.
+    """
 
     source: str
     target: str
     read_only: bool = True
+    writes: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,9 @@ class LaunchPlan:
     """Everything an executor needs to start one attempt, but for the values of its environment.
 
     `job` is the printed id ("42" or "42[7]"); `token` is 32 random hex digits that mark the attempt's processes;
-    `cpu_quota_milli` is a stated number of cores in thousandths, `cpu_weight_milli` a default one.
+    `cpu_quota_milli` is a stated number of cores in thousandths, `cpu_weight_milli` a default one. `user_namespace`:
+    the mounts are made in one of the worker's own. `notices` are lines of ours at the head of each log. `keys_dir` is
+    where the files of the job's keys go, which travel beside the plan: on a memory file system with `keys_mounted`.
     """
 
     attempt_id: int
@@ -89,6 +95,10 @@ class LaunchPlan:
     rlimits: tuple[ResourceLimit, ...] = ()
     mounts: tuple[Mount, ...] = ()
     links: tuple[Link, ...] = ()
+    user_namespace: bool = False
+    notices: tuple[str, ...] = ()
+    keys_dir: str | None = None
+    keys_mounted: bool = False
     identity: Identity | None = None
     log_limit_bytes: int | None = None
     cgroups: CgroupPlan = field(default_factory=CgroupPlan)
@@ -124,6 +134,7 @@ def from_document(document: dict[str, Any]) -> LaunchPlan:
             "mounts": tuple(Mount(**mount) for mount in values.pop("mounts", ())),
             "links": tuple(Link(**link) for link in values.pop("links", ())),
             "affinity": tuple(values.pop("affinity", ())),
+            "notices": tuple(values.pop("notices", ())),
             "cgroups": CgroupPlan(**values.pop("cgroups", {})),
             "identity": identity and Identity(identity["uid"], identity["gid"], tuple(identity["groups"])),
         }

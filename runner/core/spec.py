@@ -34,6 +34,8 @@ MEMORY_MIN_BYTES = 1 << 20
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"
 _KEY = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
+_SOURCE_KIND = r"^[a-z][a-z0-9+.-]{0,19}$"
+_ENDPOINT = r"^https?://[A-Za-z0-9.:\[\]_-]{1,255}(/[A-Za-z0-9._~%/-]{0,500})?$"
 _ARRAY = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?(?:%([0-9]{1,9}))?", re.ASCII)
 _ARRAY_SCHEMA = WithJsonSchema(
     {"type": "string", "pattern": r"^[0-9]{1,9}(-[0-9]{1,9})?(%(?!0+$)[0-9]{1,9})?$", "maxLength": 40}
@@ -45,6 +47,7 @@ Name = Annotated[
     StringConstraints(pattern=_NAME),
     WithJsonSchema({"type": "string", "pattern": _NAME.replace("^", "^(?![0-9]+$)")}),
 ]
+KeyName = Annotated[str, StringConstraints(pattern=_NAME)]
 Variable = Annotated[str, StringConstraints(pattern=_VARIABLE)]
 Key = Annotated[str, StringConstraints(pattern=_KEY)]
 Argument = Annotated[str, StringConstraints(max_length=131_072, pattern=r"^[^\x00]*$")]
@@ -146,12 +149,19 @@ class Input(_Document):
     uri: Text
     rw: bool = False
     refresh: bool = False
+    source_kind: Annotated[str, StringConstraints(pattern=_SOURCE_KIND)] | None = Field(default=None, alias="from")
+    endpoint: Annotated[str, StringConstraints(max_length=1024, pattern=_ENDPOINT)] | None = None
+    source_type: Literal["competition", "dataset", "kernel"] | None = Field(default=None, alias="type")
+    extract: bool = True
+    path: Text | None = None
+    key: KeyName | None = None
 
 
 class Upload(_Document):
     """Where a job's output is written to, beside the store; `{job}`, `{name}`, `{index}` and `{user}` are filled in."""
 
     uri: Text
+    key: KeyName | None = None
 
 
 class JobSpec(_Document):
@@ -184,6 +194,7 @@ class JobSpec(_Document):
     requeue: Literal["always", "never"] | None = None
     grace_s: Seconds | None = Field(default=None, alias="grace")
     signal: Annotated[str, Field(max_length=16), WithJsonSchema({"enum": _SIGNAL_NAMES})] | None = None
+    keys: Annotated[list[KeyName], Field(max_length=20)] = Field(default=[], alias="key")
     executor: Literal["process"] = "process"
     array: Annotated[str, Field(max_length=40), _ARRAY_SCHEMA] | None = None
 
@@ -271,11 +282,11 @@ def _beyond(spec: JobSpec) -> Iterator[tuple[str, str]]:
             yield f"env.{name}", "longer than the 128 KiB that the kernel takes"
 
 
-def _wrong(key: str, text: str, origins: dict[str, str]) -> UsageError:
+def _wrong(key: str, text: str, origins: dict[str, str], hint: str | None = None) -> UsageError:
     first = key.partition(".")[0]
     origin = next((origins[name] for name in (key, first) if name in origins), "")
     where = f" (from {origin})" if origin else ""
-    return UsageError(f"{key} is wrong{where}: {text}", hint=_HINTS.get(first, _SEE_SCHEMA), key=key)
+    return UsageError(f"{key} is wrong{where}: {text}", hint=hint or _HINTS.get(first, _SEE_SCHEMA), key=key)
 
 
 def _usage(error: ValidationError, origins: dict[str, str]) -> UsageError:
@@ -294,8 +305,9 @@ def _usage(error: ValidationError, origins: dict[str, str]) -> UsageError:
     if fault["type"] == "missing":
         return UsageError(f"{key} is missing{where}", hint=_HINTS.get(path[-1], _SEE_SCHEMA), key=key)
     # A value of these may be a secret, in its right place or not.
-    shown = "" if path[0] in {"env", "pass_env"} else f": {repr(fault.get('input'))[:80]}"
-    return _wrong(key, sentence(fault) + shown, origins)
+    hidden = path[0] in {"env", "pass_env", "key"} or path[-1] in {"endpoint", "key"}
+    shown = "" if hidden else f": {repr(fault.get('input'))[:80]}"
+    return _wrong(key, sentence(fault) + shown, origins, _HINTS.get(path[-1]))
 
 
 _SEE_SCHEMA = "`stoker schema job` describes the document"
@@ -303,9 +315,13 @@ _HINTS = {
     "array": "first and last index, and how many at once: 0-99%8",
     "command": "a job needs a command: stoker run -- python train.py",
     "cpus": "cpus is a number of cores, like 4 or 0.25",
+    "endpoint": "the URL of a server: https://host, or http://host:port",
     "env": "a name is letters, digits and underscore: --env NAME=VALUE",
+    "from": "the kind of source, like aws, gcp, azure, wasabi, git, hf or kaggle",
+    "type": "of a source from kaggle: competition, dataset or kernel",
     "gpus": "gpus is a whole number of devices, like 1",
     "grace": "write it as 90s, 30m, 1h30m or 2d",
+    "key": "the name of a key of yours; `stoker key ls` lists them",
     "kind": "leave it out: a job of kind training runs any command to its end",
     "mem": "write it as 512M, 8G or 1.5T",
     "name": "letters, digits, dot, dash and underscore; it begins with a letter or digit, 63 characters at most",

@@ -28,6 +28,7 @@ from runner.service.submit import request_from, secret_sources, split_environmen
 from runner.state import jobs
 from runner.state.ballast import Ballast
 from runner.state.engine import Database
+from storage.checkout import Permitted
 from storage.errors import DiskFull
 from storage.store import Store
 
@@ -64,7 +65,7 @@ class Context:
     sealer: Sealer
     store: Store
     boot_id: str
-    mounts_permitted: bool
+    permitted: Permitted
     prices: tuple[Price, ...]
     account_ids: dict[str, int]
     ballast: Ballast
@@ -84,7 +85,7 @@ class Context:
             config=self.config,
             inventory=self.board.inventory(),
             boot_id=self.boot_id,
-            mounts_permitted=self.mounts_permitted,
+            mounts_permitted=self.permitted.mounts,
             jobs_dir=self.paths.jobs_dir,
             admission=self.admission,
         )
@@ -174,7 +175,8 @@ def read_facts(context: Context, job_id: int) -> JobFacts:
         array_limit=array_limit,
         umask=umask,
         variables=variables,
-        inputs=tuple((input_name, writable, digest or "") for input_name, _, writable, digest in staged),
+        inputs=tuple((input_name, bool(writable), digest or "") for input_name, writable, digest, _ in staged),
         environment_dir=built,
         secret_sources=sources,
+        notices=tuple(notice for *_, notice in staged if notice),
     )

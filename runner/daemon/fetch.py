@@ -6,23 +6,27 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from runner.config import Config
+from runner.core.errors import StokerError
 from runner.core.reasons import Waiting, WaitReason
 from runner.core.units import format_size
-from runner.daemon import cache
+from runner.daemon import cache, keys
 from runner.daemon.context import Context
 from runner.state import jobs
+from storage.archives.members import Limits
+from storage.credentials import Credential
 from storage.download import Fetched, fetch
-from storage.errors import Cancelled, DiskFull, SourceFailed
+from storage.errors import Cancelled, DiskFull, SourceFailed, SourceRefused
+from storage.extract import is_archive
 from storage.journal import set_aside
 from storage.leases import Lease
 from storage.sources.base import Proxies, SourceOptions
 from storage.throttle import Throttle
 from storage.transfer import Retry
 from storage.upload import Pushed, push
-from storage.uri import Uri
+from storage.uri import Uri, parse
 
 QUIET_NS = 200_000_000
 
@@ -32,13 +36,17 @@ class Wanted:
     """An address to be brought into the store, and for whom.
 
     `key` is the name under which it is remembered, `home` where its user keeps credentials of their own. `refresh`
-    asks the source again though it is known.
+    asks the source again though it is known, `endpoint` is the server that the user says is asked, `opened_by` the
+    credential that opens it: whose, and its name. An archive is unpacked where `extract` says so.
     """
 
     uri: Uri
     key: str
     home: str | None = None
     refresh: bool = False
+    endpoint: str | None = None
+    extract: bool = True
+    opened_by: tuple[int, str] | None = None
 
 
 class NoRoom(Exception):
@@ -79,18 +87,37 @@ class Fetcher:
         self.context = context
         self.options = options
 
-    def remembered(self, address: Uri) -> str:
-        """Return the name under which an address is remembered: one that holds a secret by a keyed hash of it."""
-        if address.text == address.shown:
-            return address.text
-        return f"{address.shown} {self.context.sealer.keyed_hash(os.fsencode(address.text)).hex()}"
+    def remembered(
+        self,
+        address: Uri,
+        *,
+        endpoint: str | None = None,
+        extract: bool = True,
+        opened_by: tuple[int, str] | None = None,
+    ) -> str:
+        """Return the name under which an address is remembered: one that holds a secret by a keyed hash of it.
+
+        The same address may be something else at another server, or for another kind of source, and an archive that
+        is unpacked is another thing than the file. What was fetched with a key is remembered for that key alone, and
+        for the account and server that it names.
+        """
+        name = address.text
+        if address.text != address.shown:
+            name = f"{address.shown} {self.context.sealer.keyed_hash(os.fsencode(address.text)).hex()}"
+        if address.kind != parse(address.text, PurePath("/")).kind:
+            name += f" from={address.kind}"
+        if endpoint is not None:
+            name += f" endpoint={endpoint}"
+        if opened_by is not None:
+            name += f" {keys.mark(self.context, opened_by)}"
+        return f"{name} unpacked" if extract and not address.is_tree and is_archive(address.name) else name
 
     def known(self, wanted: Wanted, lease: Lease) -> Fetched | None:
         """Return what an address was when it was last fetched, kept by the lease, without asking anybody.
 
         A local path may have changed since, so it is read again.
         """
-        if wanted.refresh or wanted.uri.scheme == "file":
+        if wanted.refresh or wanted.uri.is_local:
             return None
         row = jobs.source(self.context.database.reader(), wanted.key)
         if row is None or not self.context.store.keep(lease, row[0]):
@@ -135,11 +162,18 @@ class Fetcher:
                 progress=look,
                 cancelled=lambda: cancelled() or short,
                 retry=Retry(failed=failed),
+                extract=self._limits() if wanted.extract else None,
             )
         except (Cancelled, DiskFull) as error:
             if isinstance(error, Cancelled) and not short:
                 raise
-            raise NoRoom(what, missing + self.min_free_bytes, cache.room_on_disk(self.context)) from None
+            # An archive shows only while it is unpacked how much it needs: more than was there, at least.
+            free = cache.room_on_disk(self.context)
+            raise NoRoom(what, max(missing + self.min_free_bytes, free + 1), free) from None
+
+    def _limits(self) -> Limits:
+        settings = self.context.config.storage
+        return Limits(settings.extract_members, settings.extract_limit_bytes, settings.extract_ratio)
 
     def push(
         self,
@@ -175,8 +209,26 @@ class Fetcher:
         )
 
     def options_for(self, wanted: Wanted) -> SourceOptions:
-        """Return how an address may be reached, for the user who asks."""
-        return replace(self.options, aws_dir=Path(wanted.home, ".aws") if wanted.home else None)
+        """Return how an address may be reached: with its key, unsealed for this transfer alone.
+
+        Without a key it is what the tools of the user who asks keep at home. Their ssh keys only where the runner is
+        they themselves: what they say is their home may be another's.
+        """
+        credential = self._credential(wanted)
+        options = replace(self.options, endpoint=wanted.endpoint, credential=credential)
+        if wanted.home is None or credential is not None:
+            return options
+        aws, gcloud, azure, ssh = (Path(wanted.home, name) for name in (".aws", ".config/gcloud", ".azure", ".ssh"))
+        own_ssh = ssh if options.allow_local_addresses else None
+        return replace(options, aws_dir=aws, gcloud_dir=gcloud, azure_dir=azure, ssh_dir=own_ssh)
+
+    def _credential(self, wanted: Wanted) -> Credential | None:
+        if wanted.opened_by is None:
+            return None
+        try:
+            return keys.opened(self.context, *wanted.opened_by)
+        except StokerError as error:
+            raise SourceRefused(error.message, error.hint) from None
 
     def check_room(self, what: str) -> None:
         """Raise `NoRoom` where the disk has less left than `[storage] min_free`."""

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -191,6 +192,8 @@ class Finisher:
     def _end(self, change: Change, running: RunningAttempt, record: AttemptRecord, ended: Ended) -> None:
         """Close an attempt: its element goes to saving, its time is billed, its resources come back."""
         attempt, ref = running.attempt, running.ref
+        if self.context.facts(ref.job_id).spec.keys:  # before anybody is told of the end, and again after a kill
+            shutil.rmtree(launch.keys_dir(self.context.paths, ref, attempt.number), ignore_errors=True)
         # What never began has no time of its own to end at.
         if attempt.start_ns is None:
             end_ns = None

@@ -23,6 +23,9 @@ from runner.state import jobs
 from schedulers.decision import Start
 from schedulers.resources import Allocation, ResourceRequest
 from storage import files
+from storage.checkout import Way
+
+COPIED: frozenset[Way] = frozenset({"reflink", "copy"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,16 @@ class JobFacts:
     inputs: tuple[tuple[str, bool, str], ...]
     environment_dir: str | None
     secret_sources: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """How an input gets to the job, and what of a view it is; a file is handed out in a directory of its own."""
+
+    way: Way
+    source: Path
+    is_file: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +114,19 @@ def checkpoint_dir(paths: Paths, ref: Ref) -> Path:
     return Path(paths.job_dir(ref.job_id, None if ref.idx == PLAIN else ref.idx), "checkpoint")
 
 
+def keys_dir(paths: Paths, ref: Ref, number: int) -> Path:
+    """Return where an attempt finds the keys it was given; nothing is left there after its end."""
+    return attempt_dir(paths, ref, number) / "keys"
+
+
 def make_directories(
-    paths: Paths, spares: Spares, attempt: Attempt, facts: JobFacts, *, mounts_permitted: bool
+    paths: Paths,
+    spares: Spares,
+    attempt: Attempt,
+    facts: JobFacts,
+    handed: Mapping[str, Handed],
+    *,
+    mounts_permitted: bool,
 ) -> None:
     """Make what an attempt expects to find; may be repeated."""
     directory = attempt_dir(paths, attempt.ref, attempt.number)
@@ -117,11 +141,16 @@ def make_directories(
         if name:
             place = Path(facts.spec.cwd or "/", name)
             files.make_directories(place if mounts_permitted else place.parent, mode=0o777 & ~facts.umask)
-    if mounts_permitted:
-        for input_name, writable, _ in facts.inputs:
-            if not writable:
-                (directory / "input" / input_name).mkdir(exist_ok=True)
-    else:
+    if facts.spec.keys:
+        keys_dir(paths, attempt.ref, attempt.number).mkdir(mode=0o700, exist_ok=True)
+    for input_name, given in handed.items():
+        if given.way in COPIED or (given.way == "link" and not given.is_file):
+            continue
+        place = directory / "input" / input_name
+        place.mkdir(exist_ok=True)
+        if given.is_file and given.way != "link":
+            (place / given.source.name).touch()
+    if not mounts_permitted:
         job_dir = paths.job_dir(attempt.ref.job_id, None)
         own = [(facts.spec.output, directory / "output"), (facts.spec.checkpoint, checkpoint_dir(paths, attempt.ref))]
         for named, target in own:
@@ -186,11 +215,11 @@ def build_plan(
     *,
     paths: Paths,
     mounts_permitted: bool,
-    views: Mapping[str, Path],
+    handed: Mapping[str, Handed],
     log_limit_bytes: int,
     default_grace_s: float,
 ) -> LaunchPlan:
-    """Return the plan of an attempt; `views` are the directories of its read-only inputs."""
+    """Return the plan of an attempt; `handed` says how it gets its inputs."""
     spec = facts.spec
     directory = attempt_dir(paths, order.attempt.ref, order.attempt.number)
     cwd = Path(spec.cwd or "/")
@@ -198,12 +227,19 @@ def build_plan(
     named = [(str(cwd / name), str(target)) for name, target in places if name]
     mounts = [Mount(source, target, read_only=False) for target, source in named] if mounts_permitted else []
     links = [] if mounts_permitted else [Link(path, target) for path, target in named]
-    for input_name, view in views.items():
-        place = str(directory / "input" / input_name)
-        if mounts_permitted:
-            mounts.append(Mount(str(view), place))
-        else:
-            links.append(Link(place, str(view)))
+    by_user = any(each.way == "user_overlay" for each in handed.values())
+    if by_user:  # such a worker may write to its user's read-only files, so it is kept from the store's
+        mounts.append(Mount(paths.store_dir, paths.store_dir))
+    for input_name, each in handed.items():
+        place = directory / "input" / input_name
+        target = str(place / each.source.name if each.is_file else place)
+        if each.way in {"bind", "user_bind"}:
+            mounts.append(Mount(str(each.source), target))
+        elif each.way in {"overlay", "user_overlay"}:
+            writes = str(directory / "writes" / input_name)
+            mounts.append(Mount(str(each.source), target, read_only=False, writes=writes))
+        elif each.way == "link":
+            links.append(Link(target, str(each.source)))
     return LaunchPlan(
         attempt_id=order.attempt.id,
         job=order.attempt.ref.label,
@@ -219,6 +255,10 @@ def build_plan(
         cpu_weight_milli=None if spec.cpus else order.allocation.cpu_milli or None,
         mounts=tuple(mounts),
         links=tuple(links),
+        user_namespace=by_user,
+        notices=facts.notices,
+        keys_dir=str(keys_dir(paths, order.attempt.ref, order.attempt.number)) if spec.keys else None,
+        keys_mounted=bool(spec.keys) and (mounts_permitted or by_user),
         log_limit_bytes=log_limit_bytes,
     )
 

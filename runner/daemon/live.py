@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from runner.core.reasons import Waiting, WaitReason
@@ -33,7 +34,7 @@ def live_facts(context: Context, devices: Devices, preparer: Preparer, saver: Sa
         admission=lambda: context.admission,
         stalled=lambda: context.stalled,
         enforced=lambda: {name: cgroups.enforces(name) for name in ("cpu", "memory")},
-        ways=lambda: {"cgroup": cgroups.unified is not None, "mounts": context.mounts_permitted},
+        ways=lambda: {"cgroup": cgroups.unified is not None, **asdict(context.permitted)},
     )
 
 

@@ -24,7 +24,8 @@ from runner.daemon.board import WaitingJob
 from runner.daemon.context import Context
 from runner.daemon.fetch import NoRoom
 from runner.daemon.guard import safely
-from runner.daemon.launch import JobFacts
+from runner.daemon.handout import may_copy
+from runner.daemon.launch import COPIED, JobFacts
 from runner.daemon.loop import Loop
 from runner.daemon.stage import Failed, Preparation, Staged, Stager
 from runner.executors.environments import BuildCancelled
@@ -147,7 +148,7 @@ class Preparer:
 
     def _let_through(self, preparation: Preparation, facts: JobFacts, lease: Lease) -> bool:
         preparation.needs = self.stager.needs(facts, lease)
-        if preparation.needs or any(writable for _, writable, _ in facts.inputs):
+        if preparation.needs or may_copy(self.context.permitted, facts):
             return True
         return self._run(preparation, facts, lease)
 
@@ -191,7 +192,7 @@ class Preparer:
         """Prepare a job. Until the rows that lead to it are committed, the lease keeps what was staged."""
         staged = self.stager.stage(preparation, facts, lease)
         directory = self.stager.build(preparation, facts)
-        copies = any(writable for _, writable, _ in facts.inputs)
+        copies = any(each.way in COPIED for each in staged.values())
         self.context.desk.insist(lambda change: self._staged(change, preparation, staged, directory, ready=not copies))
         while copies and (left := sorted(preparation.waiting)) and not preparation.cancelled:
             self.stager.copy(preparation, facts, staged, left[0])
@@ -242,11 +243,20 @@ class Preparer:
         job_id = preparation.job_id
         if self._jobs.get(job_id) is not preparation:
             return
-        for name, (key, fetched) in ((name, (each.key, each.fetched)) for name, each in staged.items()):
+        for name, each in staged.items():
+            fetched, key = each.fetched, each.key
             digest, size_bytes, files = fetched.tree_digest, fetched.size_bytes, fetched.files
             pins = json.dumps(dict(fetched.pins))
             jobs.set_input(
-                change.connection, job_id, name, digest=digest, size_bytes=size_bytes, files=files, pins=pins
+                change.connection,
+                job_id,
+                name,
+                tree_digest=digest,
+                size_bytes=size_bytes,
+                files=files,
+                pins=pins,
+                way=each.way,
+                notice=each.notice,
             )
             jobs.set_source(
                 change.connection,

@@ -15,13 +15,14 @@ from runner.core.units import format_duration, format_size
 from runner.daemon import cache
 from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, NoRoom, Wanted
-from runner.daemon.launch import JobFacts, attempt_dir
+from runner.daemon.handout import handed_out, notice
+from runner.daemon.launch import COPIED, Handed, JobFacts, attempt_dir
 from runner.executors.environments import Builder, EnvironmentFailed, probe
 from runner.service.desk import Enqueue
 from runner.service.submit import interpreter_of
 from runner.state import jobs
 from runner.telemetry.tail import LogTail
-from storage.checkout import checkout, view
+from storage.checkout import Way, checkout
 from storage.download import Fetched
 from storage.errors import Cancelled, DiskFull, SourceFailed, StorageError, WrongBytes
 from storage.leases import Lease
@@ -65,10 +66,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """An input in the store; `key` is the name under which its address is remembered."""
+    """An input in the store; `key` is the name under which its address is remembered.
+
+    `way` is how the job gets it, `notice` what the job is told about that.
+    """
 
     key: str
     fetched: Fetched
+    way: Way
+    notice: str | None = None
 
 
 class Failed(Exception):
@@ -91,14 +97,20 @@ class Stager:
     def sources(self, facts: JobFacts) -> list[Source]:
         """Return the inputs of a job, by name."""
         found = []
-        for name, address, digest, size_bytes, files, pins in jobs.staged(self.context.database.reader(), facts.job_id):
+        rows = jobs.staged(self.context.database.reader(), facts.job_id)
+        for name, address, key_name, digest, size_bytes, files, pins in rows:
             pinned = Fetched(digest, size_bytes, files, json.loads(pins)) if digest else None
-            uri = parse(facts.secret_sources.get(name, address), PurePath("/"))
+            stated = facts.spec.inputs[name]
+            opened_by = (facts.owner_uid, key_name) if key_name is not None else None
+            uri = parse(facts.secret_sources.get(name, address), PurePath("/"), stated.source_kind)
             wanted = Wanted(
                 uri,
-                self.fetcher.remembered(uri),
+                self.fetcher.remembered(uri, endpoint=stated.endpoint, extract=stated.extract, opened_by=opened_by),
                 home=facts.variables.get("HOME"),
-                refresh=facts.spec.inputs[name].refresh,
+                refresh=stated.refresh,
+                endpoint=stated.endpoint,
+                extract=stated.extract,
+                opened_by=opened_by,
             )
             found.append(Source(name, wanted, pinned))
         return found
@@ -112,20 +124,21 @@ class Stager:
 
     def stage(self, preparation: Preparation, facts: JobFacts, lease: Lease) -> dict[str, Staged]:
         """Bring every input into the store, its read-only view with it."""
-        staged: dict[str, Staged] = {}
+        found: dict[str, tuple[Source, Fetched]] = {}
+        handed: dict[str, Handed] = {}
         base = 0
         for source in self.sources(facts):
             try:
                 fetched = self._known(source, lease) or self._fetch(preparation, source, base)
                 _same(source, fetched)
-                view(self.context.store, fetched.tree_digest)
+                found[source.name] = source, fetched
+                handed = handed_out(self.context, facts, {name: each.tree_digest for name, (_, each) in found.items()})
             except (Cancelled, DiskFull):
                 raise
             except (StorageError, OSError) as error:
                 raise Failed(Ending.INPUT_FAILED, _sentence(source, error), name=source.name) from error
             base += fetched.size_bytes
-            staged[source.name] = Staged(source.wanted.key, fetched)
-        return staged
+        return {name: self._staged(facts, *each, handed[name].way) for name, each in found.items()}
 
     def build(self, preparation: Preparation, facts: JobFacts) -> str | None:
         """Build the environment a job names; None where it names none."""
@@ -162,25 +175,32 @@ class Stager:
         return str(built)
 
     def copy(self, preparation: Preparation, facts: JobFacts, staged: Mapping[str, Staged], index: int) -> None:
-        """Make the private copies of writable inputs for the attempt that an element begins next."""
+        """Make the copies of inputs that are handed out so, for the attempt that an element begins next."""
         number = preparation.attempts.get(index, 0) + 1
         directory = attempt_dir(self.context.paths, Ref(facts.job_id, index), number) / "input"
-        for name, writable, _ in facts.inputs:
+        for name, each in staged.items():
             target = directory / name
-            if not writable or target.exists():
+            if each.way not in COPIED or (target.exists() and any(target.iterdir())):
                 continue
-            fetched = staged[name].fetched
+            fetched = each.fetched
             self.fetcher.check_room(f"its copy of input {name}")
             self.tell(preparation, WaitReason(Waiting.STAGING, f"copying input {name}"))
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                checkout(self.context.store, fetched.tree_digest, target, writable=True)
+                part = facts.spec.inputs[name].path or ""
+                checkout(self.context.store, fetched.tree_digest, target, writable=True, part=part)
             except DiskFull:
                 raise NoRoom(
                     f"its copy of input {name}", fetched.size_bytes, cache.room_on_disk(self.context)
                 ) from None
             except (StorageError, OSError) as error:
                 raise Failed(Ending.INPUT_FAILED, f"input {name}: {error}", name=name) from error
+
+    def _staged(self, facts: JobFacts, source: Source, fetched: Fetched, way: Way) -> Staged:
+        part = facts.spec.inputs[source.name].path or ""
+        digest, size_bytes = fetched.tree_digest, fetched.size_bytes
+        told = notice(self.context, source.name, way, digest=digest, part=part, size_bytes=size_bytes)
+        return Staged(source.wanted.key, fetched, way, told)
 
     def tell(self, preparation: Preparation, reason: WaitReason) -> None:
         """Let everybody see what a job is being prepared with."""

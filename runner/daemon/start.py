@@ -9,10 +9,11 @@ import shutil
 from runner.core.errors import StokerError, Unavailable
 from runner.core.job import Attempt
 from runner.core.lifecycle import State
-from runner.daemon import launch
+from runner.daemon import keys, launch
 from runner.daemon.board import RunningAttempt
 from runner.daemon.context import Context
 from runner.daemon.devices import Devices
+from runner.daemon.handout import handed_out
 from runner.daemon.launch import Order
 from runner.daemon.loop import Loop
 from runner.daemon.steps import Step
@@ -22,8 +23,8 @@ from runner.service.submit import request_from
 from runner.state import jobs
 from schedulers.decision import Start
 from schedulers.resources import Allocation
-from storage.checkout import view
 from storage.errors import StorageError
+from storage.keyfiles import files_of
 
 RELAUNCH_S = 0.5
 LAUNCHES_MAX = 3
@@ -150,19 +151,23 @@ class Starter:
         if locks is None:
             raise Unavailable("its device may have been another runner's meanwhile")
         facts = context.facts(attempt.ref.job_id)
-        launch.make_directories(context.paths, context.trees, attempt, facts, mounts_permitted=context.mounts_permitted)
+        handed = handed_out(context, facts, {name: digest for name, _, digest in facts.inputs})
+        mounts_permitted = context.permitted.mounts
+        launch.make_directories(context.paths, context.trees, attempt, facts, handed, mounts_permitted=mounts_permitted)
         context.step(Step.LAUNCH_DIRECTORIES)
-        views = {name: view(context.store, digest) for name, writable, digest in facts.inputs if not writable}
         plan = launch.build_plan(
             order,
             facts,
             paths=context.paths,
-            mounts_permitted=context.mounts_permitted,
-            views=views,
+            mounts_permitted=mounts_permitted,
+            handed=handed,
             log_limit_bytes=context.config.storage.log_limit_bytes,
             default_grace_s=context.config.defaults.grace_s,
         )
         environment = launch.build_environment(order, facts, paths=context.paths, now_s=context.clock.now_us() / 1e6)
+        given = {name: keys.opened(context, facts.owner_uid, name) for name in facts.spec.keys}
+        key_files, pointers = files_of(given, plan.keys_dir or "")
+        environment |= {name: value for name, value in pointers.items() if name not in facts.spec.env}
         prepared = context.executor.prepare(attempt.id, plan)
         context.step(Step.LAUNCH_PREPARED)
-        return context.executor.launch(prepared, [environment], locks).pidfd
+        return context.executor.launch(prepared, [environment], locks, key_files).pidfd

@@ -76,7 +76,10 @@ class Uploader:
             "user": user_name(facts.owner_uid) or str(facts.owner_uid),
         }
         uri = parse(addresses.fill(template, values), PurePath("/"))
-        return Wanted(uri, self.fetcher.remembered(uri), home=facts.variables.get("HOME"))
+        key = facts.spec.upload.key
+        opened_by = (facts.owner_uid, key) if key is not None else None
+        name = self.fetcher.remembered(uri, opened_by=opened_by)
+        return Wanted(uri, name, home=facts.variables.get("HOME"), opened_by=opened_by)
 
     def submit(self, upload: Upload) -> None:
         """Begin an upload, or go on with it."""

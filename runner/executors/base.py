@@ -13,6 +13,7 @@ from runner.executors.records import FinalRecord, RankExit, StartRecord
 Lock = Literal["held", "free", "absent"]
 Fate = Literal["alive", "finished", "lost", "never_ran"]
 Environments = Sequence[Mapping[str, str]]
+NO_KEYS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,17 @@ class Executor(Protocol):
         """Make the attempt's control directory and take its lock; nothing runs yet."""
         ...
 
-    def launch(self, prepared: Prepared, environments: Environments, device_lock_fds: Sequence[int] = ()) -> Launched:
-        """Hand the attempt to a watcher of its own; one environment a worker. Closes what prepare opened."""
+    def launch(
+        self,
+        prepared: Prepared,
+        environments: Environments,
+        device_lock_fds: Sequence[int] = (),
+        key_files: Mapping[str, str] = NO_KEYS,
+    ) -> Launched:
+        """Hand the attempt to a watcher of its own; one environment a worker. Closes what prepare opened.
+
+        `key_files` is the content of each file below the plan's `keys_dir`.
+        """
         ...
 
     def abandon(self, prepared: Prepared) -> None:

@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from runner.core.plan import LaunchPlan
-from runner.executors.base import AttemptRecord, Environments, Launched, Lock, Prepared, Swept
+from runner.executors.base import NO_KEYS, AttemptRecord, Environments, Launched, Lock, Prepared, Swept
 from runner.executors.cgroups import CgroupRoots
 from runner.executors.link import SpawnerLink
 from runner.executors.marks import Box, reopen_process
@@ -108,7 +108,13 @@ class ProcessExecutor:
         os.mkfifo(directory + "/control", 0o600)
         return _Made.open(directory, blank, document, new=os.O_CREAT | os.O_EXCL)
 
-    def launch(self, prepared: Prepared, environments: Environments, device_lock_fds: Sequence[int] = ()) -> Launched:
+    def launch(
+        self,
+        prepared: Prepared,
+        environments: Environments,
+        device_lock_fds: Sequence[int] = (),
+        key_files: Mapping[str, str] = NO_KEYS,
+    ) -> Launched:
         """Have a watcher forked for the attempt; close our record and FIFO whatever happens.
 
         Raises Unavailable when the spawner did not answer: then `look` tells whether the attempt runs.
@@ -118,6 +124,7 @@ class ProcessExecutor:
             rest = {
                 "control_dir": str(prepared.control_dir),
                 "envs": [dict(environment) for environment in environments],
+                "keys": dict(key_files),
                 "token_hash": hashlib.sha256(plan.token.encode()).hexdigest(),
                 "undead_after_s": self.undead_after_s,
                 "beat_s": self.beat_s,

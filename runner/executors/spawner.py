@@ -27,12 +27,11 @@ if TYPE_CHECKING:
 if TYPE_CHECKING or __name__ != "__main__":
     from runner.executors import watcher, wire
 else:  # by path: nothing of the product can be imported without `site`
-    _loaded = []
-    for _name in ("watcher", "wire"):
+    for _name in ("mounts", "watcher", "wire"):  # the second imports the first
         _spec = importlib.util.spec_from_file_location(_name, os.path.join(os.path.dirname(__file__), _name + ".py"))
-        _loaded.append(importlib.util.module_from_spec(_spec))
-        _spec.loader.exec_module(_loaded[-1])
-    watcher, wire = _loaded
+        sys.modules[_name] = importlib.util.module_from_spec(_spec)
+        _spec.loader.exec_module(sys.modules[_name])
+    watcher, wire = sys.modules["watcher"], sys.modules["wire"]
 
 Connection = wire.Connection
 RefusalError = wire.RefusalError

@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import struct
+import sys
 import time
 import zlib
 
@@ -24,6 +25,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, NoReturn
+
+if TYPE_CHECKING or __name__ != "watcher":
+    from runner.executors import mounts
+else:  # the spawner has loaded it by its path
+    mounts = sys.modules["mounts"]
 
 RECORD_VERSION = 2
 RECORD_MAGIC = b"STKR"
@@ -62,10 +68,8 @@ SCRUBBED = (
 _SIG_SETMASK = 2
 _SYS_CLONE3 = 435
 _CLONE_ARGS = struct.Struct("<11Q")
-_CLONE_NEWNS = 0x20000
 _CLONE_INTO_CGROUP = 0x200000000
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
-_MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_SLAVE = 1, 32, 4096, 16384, 1 << 19
 _PUNCH_HOLE_KEEP_SIZE = 3
 _NS = 1_000_000_000
 
@@ -149,15 +153,12 @@ class Host:
         anonymous = os.eventfd(0)
         self.anonymous_device = os.fstat(anonymous).st_dev
         os.close(anonymous)
-        for name in ("prctl", "syscall", "sigprocmask"):
+        for name in ("prctl", "syscall", "sigprocmask", "mount", "unshare"):
             getattr(self.libc, name)  # ctypes looks a function up when it is first named
 
     def check(self, result: int, what: str) -> int:
         """Return the result of a libc call, or raise the OSError it left in errno."""
-        if result < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"{what}: {os.strerror(number)}")
-        return result
+        return mounts.check(result, what)
 
     def signal_descriptor(self, *signals: int) -> int:
         """Return a signalfd for signals that are blocked."""
@@ -201,13 +202,6 @@ class Host:
             _CLONE_ARGS.pack(_CLONE_INTO_CGROUP, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, group), _CLONE_ARGS.size
         )
         return self.check(self.libc.syscall(_SYS_CLONE3, arguments, _CLONE_ARGS.size), "clone3")
-
-    def mount(self, source: str | None, target: str, flags: int) -> None:
-        """Call mount(2) without type and data."""
-        self.check(
-            self.libc.mount(source and os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(flags), None),
-            f"mount on {target}",
-        )
 
 
 class Tree:
@@ -469,8 +463,12 @@ class Watcher:
         return os.open(name, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self.directory)
 
     def _start(self, gate: int, opener: int) -> None:
+        if not self.plan["keys_mounted"]:
+            mounts.write_keys(self.plan, self.request["keys"])
         for planned in self.plan["workers"]:
             log = self._create(f"log.{planned['rank']}", os.O_WRONLY | os.O_APPEND)
+            for line in self.plan["notices"]:
+                os.write(log, f"stoker: {line}\n".encode(errors="replace"))
             worker = Worker(planned["rank"], log)
             self.workers.append(worker)
             worker.trouble, trouble = os.pipe()
@@ -499,6 +497,7 @@ class Watcher:
         # The sync of a new file makes its name durable on ext4, xfs and btrfs.
         os.fdatasync(self.record)
         os.write(opener, b"x" * len(self.workers))
+        self.request["keys"] = dict.fromkeys(self.request["keys"], "")
         self._hint("started")
 
     def _fail_launch(self, detail: str) -> None:
@@ -616,6 +615,7 @@ class Watcher:
 
     def _finish(self) -> None:
         self.done = True
+        mounts.remove_keys(self.plan, self.request["keys"])
         document = {
             "attempt_id": self.plan["attempt_id"],
             "monotonic_ns": time.monotonic_ns(),
@@ -795,7 +795,7 @@ def _enter(watcher: Watcher, worker: Worker, step: list[str], gate: int, trouble
     _redirect(watcher.host, worker.log, gate, trouble)
     _reset(watcher.host, plan, watcher.tree)
     step[0] = "mount"
-    _mount(watcher.host, plan)
+    mounts.enter(watcher.host.libc, plan, worker.rank, watcher.request["keys"])
     step[0] = "identity"
     if plan["identity"]:
         os.setgroups(plan["identity"]["groups"])
@@ -835,20 +835,6 @@ def _reset(host: Host, plan: dict[str, Any], tree: Tree) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, plan["nice"])
     if plan["affinity"]:
         os.sched_setaffinity(0, plan["affinity"])
-
-
-def _mount(host: Host, plan: dict[str, Any]) -> None:
-    if not plan["mounts"]:
-        return
-    host.check(host.libc.unshare(_CLONE_NEWNS), "unshare")
-    # A slave, not private: what the box unmounts later is not kept busy by a job that runs for a week.
-    host.mount(None, "/", _MS_REC | _MS_SLAVE)
-    for mount in plan["mounts"]:
-        if not plan["identity"]:
-            os.makedirs(mount["target"], exist_ok=True)
-        host.mount(mount["source"], mount["target"], _MS_BIND)
-        if mount["read_only"]:
-            host.mount(None, mount["target"], _MS_BIND | _MS_REMOUNT | _MS_RDONLY)
 
 
 def _link(link: dict[str, str]) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
-PROTOCOL = 2
+PROTOCOL = 3
 LENGTH = struct.Struct("<I")
 ADDRESS_BYTES_MAX = 107
 FRAME_BYTES_MAX = 16 << 20

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def examine(
     stalled: str,
     ways: Mapping[str, bool],
 ) -> dict[str, Any]:
-    """Run every check. `ways` says what this runner may do: mounts, cgroup kill."""
+    """Run every check. `ways` says what this runner may do: mounts of each kind, reflinks, cgroup kill."""
     checks = [
         _sqlite(),
         _filesystem(paths),
@@ -36,7 +37,7 @@ def examine(
         _gpus(gpus),
         _cgroup(ways),
         *(_limit(name, holds=holds) for name, holds in enforced.items()),
-        _mounts(ways),
+        inputs_check(ways, _settings()),
         _restart(),
         _clock(),
         _tool("git", "git sources"),
@@ -104,10 +105,38 @@ def _limit(name: str, *, holds: bool) -> Check:
     )
 
 
-def _mounts(ways: Mapping[str, bool]) -> Check:
-    if ways.get("mounts"):
-        return Check("inputs", "ok", "read-only binds, in constant time")
-    return Check("inputs", "ok", "links to read-only directories; private copies where asked for")
+def inputs_check(ways: Mapping[str, bool], settings: Mapping[str, str]) -> Check:
+    """Say how inputs are handed out; `settings` are those of the kernel that decide about user namespaces."""
+    read_only = "read-only binds" if ways.get("mounts") else "read-only links"
+    if ways.get("overlay"):
+        return Check("inputs", "ok", f"{read_only}, overlays where they are written to: in constant time")
+    if ways.get("user_overlay"):
+        writable = "overlays in a user namespace where they are written to"
+        return Check("inputs", "ok", f"{read_only}, {writable}: in constant time")
+    mend = next((f"`sysctl {name}={good}`" for name, (bad, good) in _FORBIDS.items() if settings.get(name) == bad), "")
+    if not mend and ways.get("mounts"):
+        mend = "keep the state on a disk that is no overlay itself and no network's"
+    mend = mend or "run it where user namespaces and mounts are permitted"
+    if ways.get("reflink"):
+        return Check("inputs", "ok", f"{read_only}, reflinks where they are written to", f"for overlays: {mend}")
+    hint = f"{mend}, or keep the state on xfs or btrfs; then restart the runner"
+    return Check("inputs", "warn", f"{read_only}, whole copies where they are written to", hint)
+
+
+# What forbids a user namespace to who is not root, and what permits it.
+_FORBIDS = {
+    "kernel.unprivileged_userns_clone": ("0", "1"),
+    "kernel.apparmor_restrict_unprivileged_userns": ("1", "0"),
+    "user.max_user_namespaces": ("0", "15000"),
+}
+
+
+def _settings() -> dict[str, str]:
+    found = {}
+    for name in _FORBIDS:
+        with suppress(OSError):
+            found[name] = Path("/proc/sys", *name.split(".")).read_text().strip()
+    return found
 
 
 def _restart() -> Check:

@@ -11,6 +11,7 @@ from runner.core.errors import NotFound
 from runner.core.job import PLAIN
 from runner.identity.sealing import Sealer
 from runner.paths import Paths
+from runner.service import keys
 from runner.service.refs import Target
 from runner.service.submit import split_environment
 from runner.state import jobs
@@ -63,10 +64,11 @@ def attempt_ended(connection: sqlite3.Connection, attempt_id: int) -> bool:
 
 
 def mask_of(connection: sqlite3.Connection, sealer: Sealer, target: Target) -> Mask:
-    """Return what hides the secrets that a job was given, wherever its log is shown."""
+    """Return what hides the secrets that a job was given or its user keeps, wherever its log is shown."""
     row = jobs.job_facts(connection, target.job_id)
     sealed = jobs.variables_of(connection, target.job_id)
     if row is None or sealed is None:
         return mask_for(())
     _, variables = split_environment(sealer.unseal(row[3], "environment", "variables", sealed))
-    return mask_for(value for name, value in variables.items() if looks_secret(name))
+    own = [value for name, value in variables.items() if looks_secret(name)]
+    return mask_for([*own, *keys.secrets_of(connection, sealer, row[3])])

@@ -14,10 +14,10 @@ from typing import Any
 from runner.core import addresses, documents, environment, names
 from runner.core.errors import NeverFits, StokerError, Unavailable, UsageError
 from runner.core.job import PLAIN, Ref
-from runner.core.spec import JobSpec, Upload, is_text, parse_array, validate
+from runner.core.spec import Input, JobSpec, Upload, is_text, parse_array, validate
 from runner.identity.sealing import Sealer
 from runner.ledger.pricing import rate_for
-from runner.service import places
+from runner.service import keys, places
 from runner.service.desk import Change, Enqueue
 from runner.service.intake import Caller, flags_of
 from runner.state import jobs, listing
@@ -29,8 +29,11 @@ from schedulers.placement import never_fits
 from schedulers.resources import Inventory, ResourceRequest
 from schedulers.snapshot import Candidate, Entry, Snapshot
 from storage import uri as uris
+from storage.credentials import kind_for
 from storage.destinations import check_destination
 from storage.errors import StorageError
+from storage.filesystems import check_package
+from storage.manifest import check_path
 
 # Beside the names of inputs, which cannot be this: the address of the output, where it holds a secret.
 UPLOAD = "=upload"
@@ -38,7 +41,7 @@ UPLOAD = "=upload"
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A job read, checked and sealed, ready to be written."""
+    """A job read, checked and sealed, ready to be written; `key_kinds` says what key each address asks for."""
 
     spec: JobSpec
     stored: str
@@ -47,6 +50,7 @@ class Prepared:
     variables_sealed: bytes
     left_out: tuple[str, ...]
     input_uris: tuple[tuple[str, str, bool], ...]
+    key_kinds: Mapping[str, str | None]
 
 
 class Envelope:
@@ -102,8 +106,9 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
     cwd = envelope.directory(spec)
     if spec.metrics:
         compile_patterns(spec.metrics)
-    sources = {name: _source(each.uri, cwd) for name, each in sorted(spec.inputs.items())}
+    sources = {name: _source(name, each, cwd, envelope.caller.env) for name, each in sorted(spec.inputs.items())}
     upload = _destination(spec.upload.uri if spec.upload is not None else envelope.outputs, cwd)
+    parts = {name: _part(name, each.path, sources[name]) for name, each in spec.inputs.items()}
     secret = {name: each for name, each in sources.items() if each.text != each.shown}
     kept = {name: each.text for name, each in secret.items()}
     if upload is not None and upload.text != upload.shown:
@@ -114,11 +119,15 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
             "cwd": str(cwd),
             "requirements": _requirements(spec.requirements, cwd),
             "output": _inside(spec.output, cwd, "--output"),
-            "upload": None if upload is None else Upload(uri=upload.shown),
+            "upload": None
+            if upload is None
+            else Upload(uri=upload.shown, key=spec.upload.key if spec.upload else None),
             "checkpoint": _inside(spec.checkpoint, cwd, "--checkpoint"),
             "env": dict.fromkeys(spec.env, ""),
             "inputs": {
-                name: each.model_copy(update={"uri": secret[name].shown}) if name in secret else each
+                name: each.model_copy(
+                    update={"path": parts[name]} | ({"uri": secret[name].shown} if name in secret else {})
+                )
                 for name, each in spec.inputs.items()
             },
         }
@@ -131,6 +140,9 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
         variables_sealed=sealed,
         left_out=left_out,
         input_uris=tuple((name, each.shown, spec.inputs[name].rw) for name, each in sources.items()),
+        key_kinds={
+            name: kind_for(each) for name, each in (sources | ({} if upload is None else {UPLOAD: upload})).items()
+        },
     )
 
 
@@ -148,8 +160,9 @@ def prepare_batch(head: dict[str, Any], lines: Sequence[dict[str, Any]], envelop
     return prepared
 
 
-def dry_run(change: Change, prepared: Prepared) -> dict[str, Any]:
+def dry_run(change: Change, prepared: Prepared, uid: int) -> dict[str, Any]:
     """Say what a job would be: its spec with the origin of each value, what it would hold and whether it would wait."""
+    key_names = keys.of_job(change.connection, uid, prepared.spec, prepared.key_kinds, output=UPLOAD)
     request = request_of(prepared.spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
     if refusal:
@@ -176,7 +189,17 @@ def dry_run(change: Change, prepared: Prepared) -> dict[str, Any]:
             "cpu_milli": request.cpu_milli,
             "memory_bytes": request.memory_bytes,
             "devices": list(devices),
-            "inputs": [{"name": name, "uri": uri, "rw": rw} for name, uri, rw in prepared.input_uris],
+            "inputs": [
+                {
+                    "name": name,
+                    "uri": uri,
+                    "rw": rw,
+                    "path": prepared.spec.inputs[name].path,
+                    "key": key_names[name],
+                }
+                for name, uri, rw in prepared.input_uris
+            ],
+            "keys": prepared.spec.keys,
             "left_out": list(prepared.left_out),
         },
         "estimate": {"rate_micro_per_hour": rate.micro_per_hour},
@@ -213,6 +236,7 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         raise NeverFits(
             f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has"
         )
+    key_names = keys.of_job(change.connection, caller.uid, prepared.spec, prepared.key_kinds, output=UPLOAD)
     name = spec.name or names.made_up(number)
     first, last, limit = parse_array(spec.array) if spec.array else (PLAIN, PLAIN, None)
     indices = tuple(range(first, last + 1))
@@ -222,7 +246,7 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         owner_uid=caller.uid,
         account=caller.account,
         name=name,
-        spec=prepared.stored,
+        spec=_with_key(prepared, key_names.get(UPLOAD)),
         request=json.dumps([request.gpus, request.cpu_milli, request.memory_bytes, request.workers]),
         variables=prepared.variables_digest,
         priority=spec.priority,
@@ -239,7 +263,7 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
             unfinished=lambda other: _unfinished(change.connection, other),
         )
     for input_name, address, writable in prepared.input_uris:
-        jobs.insert_input(change.connection, job_id, input_name, address, writable=writable)
+        jobs.insert_input(change.connection, (job_id, input_name, address, writable, key_names[input_name]))
     jobs.note(change.connection, change.now_us, "submitted", Ref(job_id, PLAIN), {"name": name})
     prepares = bool(prepared.input_uris or spec.requirements)
     change.effects.append(Enqueue(job_id, indices, request, spec.priority, change.now_us, limit, prepares))
@@ -252,6 +276,14 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         "left_out": list(prepared.left_out),
         "warnings": [],
     }
+
+
+def _with_key(prepared: Prepared, name: str | None) -> str:
+    """Return the document to be stored: the key that an output is written with is settled when it is submitted."""
+    if name is None or prepared.spec.upload is None:
+        return prepared.stored
+    upload = prepared.spec.upload.model_copy(update={"key": name})
+    return json.dumps(prepared.spec.model_copy(update={"upload": upload}).document())
 
 
 def _unfinished(connection: sqlite3.Connection, job_id: int) -> JobSpec | None:
@@ -288,12 +320,15 @@ def _requirements(file: str | None, cwd: Path) -> str | None:
     return str(path)
 
 
-def _source(text: str, cwd: Path) -> uris.Uri:
+def _source(name: str, wanted: Input, cwd: Path, env: Mapping[str, str]) -> uris.Uri:
     try:
-        parsed = uris.parse(text, cwd)
+        text = uris.of_type(wanted.uri, wanted.source_kind, wanted.source_type)
+        parsed = uris.parse(text, cwd, wanted.source_kind, env)
+        uris.check_endpoint(parsed, wanted.endpoint)
+        check_package(parsed)
     except StorageError as error:
-        raise UsageError(f"--input: {error.message}", hint=error.hint) from None
-    if parsed.scheme == "file" and not os.path.exists(parsed.path):
+        raise UsageError(f"--input {name}: {error.message}", hint=error.hint) from None
+    if parsed.is_local and not os.path.exists(parsed.path):
         raise UsageError(
             f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory"
         )
@@ -311,6 +346,22 @@ def _destination(text: str, cwd: Path) -> uris.Uri | None:
     except StorageError as error:
         raise UsageError(f"--output: {error.message}", hint=error.hint) from None
     return parsed
+
+
+def _part(name: str, path: str | None, source: uris.Uri) -> str | None:
+    """Return what of an artifact an input is, as trees have it; of a local directory it must be there."""
+    if path is None:
+        return None
+    part = path.removesuffix("/")
+    try:
+        check_path(part)
+    except StorageError as error:
+        raise UsageError(f"--input {name}: {error.message}", hint="name a part of it: ,path=sub/dir") from None
+    if source.scheme == "file" and os.path.isdir(source.path) and not os.path.lexists(os.path.join(source.path, part)):
+        raise UsageError(
+            f"--input {name}: there is no {part!r} in {source.shown!r}", hint="`,path=` names a directory or file of it"
+        )
+    return part
 
 
 def interpreter_of(env: Mapping[str, str], cwd: str) -> str:

@@ -112,7 +112,7 @@ def show(connection: sqlite3.Connection, live: LiveFacts, target: Target, now_us
         "cwd": spec.get("cwd"),
         "account": facts[4],
         "env_names": sorted(spec.get("env", {})),
-        "inputs": _inputs(connection, target.job_id),
+        "inputs": _inputs(connection, target.job_id, spec),
         "outputs": [_output(each) for each in artifacts.of_job(connection, target.job_id) if _meant(each.ref, target)],
         "output_left_out": _left_out(connection, target),
         "attempts": [_attempt(each) for each in attempts],
@@ -329,13 +329,18 @@ def _summary(connection: sqlite3.Connection, target: Target, groups: list[Group]
     return " · ".join(parts)
 
 
-def _inputs(connection: sqlite3.Connection, job_id: int) -> list[dict[str, Any]]:
+def _inputs(connection: sqlite3.Connection, job_id: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
     rows = connection.execute(
-        "SELECT name, uri, writable, tree_digest, size_bytes, files, fault FROM inputs WHERE job_id = ? ORDER BY name",
+        "SELECT name, uri, writable, tree_digest, size_bytes, files, fault, way, notice, pins, key_name FROM inputs"
+        " WHERE job_id = ? ORDER BY name",
         (job_id,),
     )
-    names = ("name", "uri", "rw", "digest", "size_bytes", "files", "fault")
-    return [dict(zip(names, row, strict=True)) for row in rows]
+    names = ("name", "uri", "rw", "digest", "size_bytes", "files", "fault", "way", "notice", "pins", "key")
+    found = [dict(zip(names, row, strict=True)) for row in rows]
+    return [
+        each | {"path": spec["input"][each["name"]].get("path"), "pins": json.loads(each["pins"] or "{}")}
+        for each in found
+    ]
 
 
 def _left_out(connection: sqlite3.Connection, target: Target) -> dict[str, Any] | None:

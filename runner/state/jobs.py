@@ -49,11 +49,9 @@ def insert_job(
     return job_id
 
 
-def insert_input(connection: sqlite3.Connection, job_id: int, name: str, uri: str, *, writable: bool) -> None:
-    """Write one input of a job, not yet staged."""
-    connection.execute(
-        "INSERT INTO inputs (job_id, name, uri, writable) VALUES (?, ?, ?, ?)", (job_id, name, uri, int(writable))
-    )
+def insert_input(connection: sqlite3.Connection, row: tuple[int, str, str, bool, str | None]) -> None:
+    """Write one input of a job, not yet staged: job, name, URI, writable, the key that opens it."""
+    connection.execute("INSERT INTO inputs (job_id, name, uri, writable, key_name) VALUES (?, ?, ?, ?, ?)", row)
 
 
 def keep_variables(connection: sqlite3.Connection, digest: bytes, sealed: bytes) -> None:
@@ -337,18 +335,18 @@ def spent_endings(connection: sqlite3.Connection, ref: Ref) -> list[str]:
     return [row[0] for row in rows]
 
 
-def inputs(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, str, bool, str | None]]:
-    """Return (name, URI, writable, tree digest once staged) of a job's inputs."""
-    rows = connection.execute(
-        "SELECT name, uri, writable, tree_digest FROM inputs WHERE job_id = ? ORDER BY name", (job_id,)
-    )
-    return [(name, uri, bool(writable), digest) for name, uri, writable, digest in rows]
-
-
-def staged(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, str, str | None, int, int, str]]:
-    """Return (name, URI, tree digest, bytes, files, pins) of a job's inputs; the last four count with a digest."""
+def inputs(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, int, str | None, str | None]]:
+    """Return (name, writable, and once it is staged the tree's digest and what to tell the job) of a job's inputs."""
     return connection.execute(
-        "SELECT name, uri, tree_digest, size_bytes, files, pins FROM inputs WHERE job_id = ? ORDER BY name", (job_id,)
+        "SELECT name, writable, tree_digest, notice FROM inputs WHERE job_id = ? ORDER BY name", (job_id,)
+    ).fetchall()
+
+
+def staged(connection: sqlite3.Connection, job_id: int) -> list[tuple[str, str, str | None, str | None, int, int, str]]:
+    """Return (name, URI, its key, tree digest, bytes, files, pins) of a job's inputs; the last count with a digest."""
+    return connection.execute(
+        "SELECT name, uri, key_name, tree_digest, size_bytes, files, pins FROM inputs WHERE job_id = ? ORDER BY name",
+        (job_id,),
     ).fetchall()
 
 
@@ -357,14 +355,12 @@ def owner_of(connection: sqlite3.Connection, job_id: int) -> int:
     return int(connection.execute("SELECT owner_uid FROM jobs WHERE id = ?", (job_id,)).fetchone()[0])
 
 
-def set_input(
-    connection: sqlite3.Connection, job_id: int, name: str, *, digest: str, size_bytes: int, files: int, pins: str
-) -> None:
-    """Write down what an input turned out to be."""
+def set_input(connection: sqlite3.Connection, job_id: int, name: str, **facts: str | int | None) -> None:
+    """Write down what an input turned out to be and how it is handed out, by column."""
+    columns = ", ".join(f"{column} = ?" for column in facts)
     connection.execute(
-        "UPDATE inputs SET tree_digest = ?, size_bytes = ?, files = ?, pins = ?, fault = NULL"
-        " WHERE job_id = ? AND name = ?",
-        (digest, size_bytes, files, pins, job_id, name),
+        f"UPDATE inputs SET {columns}, fault = NULL WHERE job_id = ? AND name = ?",  # noqa: S608 - names of ours
+        (*facts.values(), job_id, name),
     )
 
 

@@ -1,7 +1,6 @@
 """Every table as SQLModel describes it: what the migrations make, in types of Python (a test holds the two together).
 
-The runner never imports this: SQLModel costs 36 MB and a quarter of a second, and rows of an ORM never leave this room.
-It is for reading a backup, or a stopped runner's database, from a notebook or a script.
+For reading a backup or a stopped runner's database from a script. The runner never imports it: that costs 36 MB.
 """
 
 from __future__ import annotations
@@ -250,6 +249,9 @@ class Input(SQLModel, table=True):
     files: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
     pins: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
     fault: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    way: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    notice: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    key_name: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
 
 
 class Job(SQLModel, table=True):
@@ -277,6 +279,28 @@ class Job(SQLModel, table=True):
     environment_dir: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
     created_us: int = Field(sa_column=Column(Integer, nullable=False))
     removed_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+
+
+class Key(SQLModel, table=True):
+    """One row of `keys`."""
+
+    __tablename__: ClassVar[str] = "keys"
+    __table_args__: ClassVar[tuple[object, ...]] = (
+        UniqueConstraint("owner_uid", "name"),
+        CheckConstraint("owner_uid >= 0"),
+        {"sqlite_strict": True, "sqlite_autoincrement": True},
+    )
+
+    id: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, nullable=False))
+    owner_uid: int = Field(sa_column=Column(Integer, nullable=False))
+    name: str = Field(sa_column=Column(Text, nullable=False))
+    kind: str = Field(sa_column=Column(Text, nullable=False))
+    sealed: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    public: str = Field(sa_column=Column(Text, nullable=False))
+    secrets: str = Field(sa_column=Column(Text, nullable=False))
+    created_us: int = Field(sa_column=Column(Integer, nullable=False))
+    rotated_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    used_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
 
 
 class LedgerHead(SQLModel, table=True):

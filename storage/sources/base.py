@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -28,18 +28,25 @@ class Proxies:
 class SourceOptions:
     """How sources may be reached; everything a source needs comes from here, never from the process's environment.
 
-    `credential` is the key that the fetch was given. Without one, `aws_dir` is the directory with the user's own
-    `credentials` and `config` (None: anonymous). With `allow_local_addresses` false
-    link-local addresses are refused and loopback is, unless the host is in `allow_hosts`. A transfer that moves
-    nothing for `stall_s` seconds is broken off; all that share a `throttle` together keep to its rate.
-    A body whose length nobody states is refused past `unsized_bytes`.
+    `credential` is the key that the fetch was given. Without one, `aws_dir`, `gcloud_dir`, `azure_dir` and `ssh_dir`
+    are the directories where the user's own tools keep theirs (None: anonymous). `endpoint` is the server that the user
+    names; `s3_endpoint` the one of this box, for whoever names none. `scratch` is a directory for what has to be
+    fetched whole before it can be read. With `allow_local_addresses` false link-local addresses are refused and
+    loopback is, unless the host is in `allow_hosts`. A transfer that moves nothing for `stall_s` seconds is broken off;
+    all that share a `throttle` together keep to its rate. A body whose length nobody states is refused past
+    `unsized_bytes`.
     """
 
     credential: Credential | None = None
+    endpoint: str | None = None
     s3_endpoint: str | None = None
     s3_region: str | None = None
     aws_dir: Path | None = None
     aws_profile: str = "default"
+    gcloud_dir: Path | None = None
+    azure_dir: Path | None = None
+    ssh_dir: Path | None = None
+    scratch: Path | None = None
     allow_local_addresses: bool = True
     allow_hosts: frozenset[str] = frozenset()
     ca_file: Path | None = None
@@ -56,7 +63,8 @@ class Item:
     """One file of a source, as far as the source describes it before its bytes are read.
 
     `locator` is what the source opens. `etag` is a strong tag: equal tag, equal bytes. `checksum` is (algorithm, hex)
-    with algorithm `sha256` or `md5`. `ranged` says that any part can be asked for.
+    with algorithm `sha256` or `md5`. `ranged` says that any part can be asked for. `version` is the source's own name
+    of this state of the file, where it has one.
     """
 
     path: str
@@ -66,14 +74,16 @@ class Item:
     checksum: tuple[str, str] | None = None
     executable: bool = False
     ranged: bool = False
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All files of a source."""
+    """All files of a source; `pins` say which state of it they are, beside what their own tags say."""
 
     items: tuple[Item, ...]
     is_tree: bool
+    pins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

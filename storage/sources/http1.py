@@ -57,12 +57,14 @@ class Exchange:
         """Speak TLS from now on; raise `ssl.SSLError`."""
         self._tls = _Tls(self.socket, context, host)
 
-    def ask(self, method: str, target: str, headers: Mapping[str, str]) -> None:
-        """Send a request without a body."""
+    def ask(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None = None) -> None:
+        """Send a request."""
+        if body is not None:
+            headers = {**headers, "Content-Length": str(len(body))}
         head = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
         if " " in target or any(_UNSENDABLE.search(line) for line in head):
             raise Malformed("the request cannot be sent")
-        data = ("\r\n".join(head) + "\r\n\r\n").encode("latin-1")
+        data = ("\r\n".join(head) + "\r\n\r\n").encode("latin-1") + (body or b"")
         try:
             self._tls.send(data) if self._tls is not None else self.socket.sendall(data)
         except BlockingIOError as error:

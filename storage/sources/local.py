@@ -13,6 +13,11 @@ from storage.sources.base import Item, Listing, SourceOptions, Stream
 from storage.uri import Uri
 from storage.walk import Found, walk
 
+# What the kernel makes up as it is read: sizes are zero, reading has effects, and a walk has no end.
+_MADE_UP = frozenset(
+    {"bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "efivarfs", "fusectl", "mqueue", "nsfs", "proc"}
+    | {"pstore", "securityfs", "selinuxfs", "sysfs", "tracefs"}
+)
 # A file written in the same tick as it was looked at may change without its times telling.
 RACY_S = 2.0
 
@@ -40,6 +45,7 @@ class LocalSource:
         path = Path(uri.path)
         root_fd = open_root(uri)
         try:
+            _check_kind(uri, {os.fstat(root_fd).st_dev})
             if not path.is_dir():
                 if uri.is_tree:
                     raise SourceMissing(f"{uri.shown} is a file", "leave out the trailing /")
@@ -47,13 +53,14 @@ class LocalSource:
                 fd, facts = files.open_regular(root_fd, real)
                 os.close(fd)
                 return [Found(uri.name, real, facts)], False
-            found, skipped = walk(root_fd, cancelled)
+            found, skipped = walk(root_fd, cancelled, whole=True)
         except FileNotFoundError as error:
             raise SourceChanged(f"{uri.shown} changed while it was listed") from error
         except OSError as error:
             raise SourceRefused(f"{uri.shown} cannot be read: {error.strerror}") from error
         finally:
             os.close(root_fd)
+        _check_kind(uri, {each.facts.st_dev for each in found})
         if skipped:
             first = skipped[0]
             raise SourceRefused(
@@ -78,7 +85,7 @@ class LocalSource:
         if item.etag is not None and item.etag != etag:
             os.close(fd)
             raise SourceChanged(f"{uri.shown}: {item.path!r} changed while it was read")
-        return _stream(fd, facts.st_size, etag, start, end)
+        return file_stream(fd, facts.st_size, etag, start, end)
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
@@ -98,7 +105,19 @@ def open_root(uri: Uri) -> int:
         raise SourceRefused(f"{uri.shown} cannot be opened: {error.strerror}") from error
 
 
-def _stream(fd: int, size: int, etag: str, start: int, end: int | None) -> Stream:
+def _check_kind(uri: Uri, devices: set[int]) -> None:
+    """Raise `SourceRefused` where files are the kernel's own answers and not bytes that somebody stored."""
+    numbers = {f"{os.major(device)}:{os.minor(device)}" for device in devices}
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+        fields = line.split()
+        kind = fields[fields.index("-") + 1]
+        if fields[2] in numbers and kind in _MADE_UP:
+            why = f"{uri.shown} is of the kernel ({kind}), not of a disk"
+            raise SourceRefused(why, "write what you need of it to a file")
+
+
+def file_stream(fd: int, size: int, etag: str, start: int, end: int | None) -> Stream:
+    """Return the bytes of an open file, which the stream closes."""
     at, stop, closed = start, size if end is None else min(end, size), False
 
     def read(buffer: memoryview) -> int:

@@ -28,18 +28,26 @@ def open_range(
     end: int | None,
     shown: str,
     stated: Stated,
+    tag: Callable[[Mapping[str, str]], str | None] | None = None,
+    body: bytes | None = None,
+    was_public: bool = False,
 ) -> Stream:
-    """Open a file at `start`; `stated(headers, whole)` finds the checksum of the whole file in an answer."""
+    """Open a file at `start`; `stated(headers, whole)` finds the checksum of the whole file in an answer.
+
+    `tag` finds what the item's tag is compared with, where that is no tag of HTTP and so cannot be a condition.
+    With a `body` it is asked for by a POST, whose answer leads to the file.
+    """
     sent = dict(headers)
     ranged = start > 0 or end is not None
     if ranged:
         sent["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-    if item.etag is not None:
+    if item.etag is not None and tag is None:
         sent["If-Match"] = item.etag
-    response = wire.get(url, sent, shown=shown)
+    method = "GET" if body is None else "POST"
+    response = wire.get(url, sent, method=method, body=body, shown=shown, was_public=was_public)
     try:
         first, total = _extent(response, start, ranged=ranged)
-        etag = strong_etag(response.headers)
+        etag = (tag or strong_etag)(response.headers)
         if item.etag is not None and etag != item.etag:
             raise SourceChanged(f"{shown} changed while it was read")
         if item.etag is not None and item.size is not None and total is not None and total != item.size:

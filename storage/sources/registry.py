@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
+from storage.sources.azure import AzureSource
 from storage.sources.base import Source, SourceOptions
+from storage.sources.ftp import FtpSource
+from storage.sources.gcs import GcsSource
+from storage.sources.git import GitSource
+from storage.sources.hf import HubSource
 from storage.sources.http import HttpSource
+from storage.sources.kaggle import KaggleSource
 from storage.sources.local import LocalSource
+from storage.sources.other import OtherSource
 from storage.sources.s3 import S3Source
-from storage.uri import Uri
+from storage.uri import OTHERS, Uri
 
 SOURCES: Mapping[str, Callable[[SourceOptions], Source]] = {
+    "az": AzureSource,
     "file": LocalSource,
+    "ftp": FtpSource,
+    "ftps": FtpSource,
+    "gs": GcsSource,
+    "git": GitSource,
+    "hf": HubSource,
     "http": HttpSource,
     "https": HttpSource,
+    "kaggle": KaggleSource,
     "s3": S3Source,
+    **dict.fromkeys(OTHERS, OtherSource),
 }
 
 
+WASABI = "https://s3.wasabisys.com"
+
+
 def open_source(uri: Uri, options: SourceOptions) -> Source:
-    """Return the source that reads this uri."""
+    """Return the source that reads this uri; raise `SourceRefused`."""
+    if uri.kind == "wasabi":
+        return S3Source(replace(options, s3_endpoint=None, s3_region=None), home=WASABI)
     return SOURCES[uri.scheme](options)
+
+
+def server_of(source: Source) -> str:
+    """Return the server that a source asks though its addresses do not name it; empty where they do."""
+    return source.server if isinstance(source, AzureSource | GcsSource | HubSource | KaggleSource | S3Source) else ""

@@ -29,10 +29,12 @@ _MD5_ETAG = re.compile(r'"([0-9a-f]{32})"')
 class S3Source:
     """An object store that speaks S3."""
 
-    def __init__(self, options: SourceOptions) -> None:
-        """Read the credentials; connect lazily."""
-        self._access = filesystems.aws_access(options)
-        self._wire = Wire(options, sign=_signer(self._access))
+    def __init__(self, options: SourceOptions, *, home: str | None = None) -> None:
+        """Read the credentials; connect lazily. `home` is the server where nothing else names one: else Amazon's."""
+        access = filesystems.aws_access(options)
+        self._access = access if access.endpoint is not None else replace(access, endpoint=home)
+        self.server = self._access.endpoint or ""
+        self._wire = Wire(options, sign=sign_as(self._access, "s3", self._access.region))
 
     def list(self, uri: Uri, cancelled: Callable[[], bool] = never) -> Listing:
         """Return the object, or all objects below the prefix."""
@@ -133,10 +135,11 @@ class S3Source:
         return f"https://{bucket}.s3.{self._access.region}.amazonaws.com/{path}"
 
 
-def _signer(access: AwsAccess) -> Signer | None:
+def sign_as(access: AwsAccess, service: str, region: str) -> Signer | None:
+    """Return what signs requests to a service with these keys (SigV4), None where they are anonymous."""
     if access.key is None or access.secret is None:
         return None
-    return Signer(access.key, access.secret, access.token, access.region)
+    return Signer(access.key, access.secret, access.token, region, service=service)
 
 
 def _split(item: Item) -> tuple[str, str]:

@@ -19,9 +19,16 @@ class Signer:
     """Signs for one key and one region; any thread may use it. `now` returns the time in UTC."""
 
     def __init__(
-        self, key: str, secret: str, token: str | None, region: str, now: Callable[[], dt.datetime] | None = None
+        self,
+        key: str,
+        secret: str,
+        token: str | None,
+        region: str,
+        now: Callable[[], dt.datetime] | None = None,
+        *,
+        service: str = "s3",
     ) -> None:
-        self._key, self._secret, self._token, self._region = key, secret, token, region
+        self._key, self._secret, self._token, self._region, self._service = key, secret, token, region, service
         self._now = now or (lambda: dt.datetime.now(dt.UTC))
         self._day = ("", b"")
 
@@ -40,7 +47,7 @@ class Signer:
         query = "&".join(sorted(parts.query.split("&"))) if parts.query else ""
         lines = "".join(f"{name}:{value}\n" for name, value in signed)
         canonical = f"{method}\n{parts.path or '/'}\n{query}\n{lines}\n{names}\n{EMPTY_SHA256}"
-        scope = f"{day}/{self._region}/s3/aws4_request"
+        scope = f"{day}/{self._region}/{self._service}/aws4_request"
         text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
         signature = hmac.digest(key, text.encode(), "sha256").hex()
         authorization = f"AWS4-HMAC-SHA256 Credential={self._key}/{scope}, SignedHeaders={names}, Signature={signature}"
@@ -49,7 +56,7 @@ class Signer:
     def _day_key(self, day: str) -> tuple[str, bytes]:
         if self._day[0] != day:
             key = f"AWS4{self._secret}".encode()
-            for word in (day, self._region, "s3", "aws4_request"):
+            for word in (day, self._region, self._service, "aws4_request"):
                 key = hmac.digest(key, word.encode(), "sha256")
             self._day = (day, key)
         return self._day

@@ -7,26 +7,26 @@ nothing. No redirect leads from a public to a private address, nor from TLS to p
 from __future__ import annotations
 
 import base64
-import ipaddress
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from storage.errors import SourceChanged, SourceFailed, SourceMissing, SourceRefused
 from storage.sources.base import SourceOptions
+from storage.sources.dial import address, allowed, dial, why
 from storage.sources.http1 import Exchange, Malformed
 from storage.sources.proxies import proxy_for
+from storage.sources.reasons import reason, secrets_of
 
 MAX_REDIRECTS = 5
 MAX_DRAINED_BYTES = 64 << 10
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+MAX_REASON_BYTES = 8 << 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BREAKS = (OSError, Malformed)
 
@@ -42,6 +42,7 @@ class Response:
     url: str
     exchange: Exchange
     close: Callable[[], None]
+    public: bool
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill the buffer as far as the body goes, less where the sender pauses; 0 at the end."""
@@ -75,38 +76,62 @@ class Wire:
         self._guard = threading.Lock()
         self._tls: ssl.SSLContext | None = None
         self._closed = False
+        self._secrets = secrets_of(options.credential)
 
     def get(
-        self, url: str, headers: Mapping[str, str], *, method: str = "GET", shown: str, redirects: int = MAX_REDIRECTS
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        method: str = "GET",
+        body: bytes | None = None,
+        shown: str,
+        redirects: int = MAX_REDIRECTS,
+        was_public: bool = False,
     ) -> Response:
         """Send one request and follow redirects; return the answer if its status is 2xx, 304 or 416.
 
-        Raise `SourceMissing`, `SourceRefused`, `SourceChanged` (412) or `SourceFailed` otherwise; messages name
-        `shown`, never the URL.
+        A `body` goes to the first address only. `was_public` says that a public address named this one. Raise
+        `SourceMissing`, `SourceRefused`, `SourceChanged` (412) or `SourceFailed` otherwise; messages name `shown`,
+        never the URL.
         """
-        origin, was_public = _origin(urlsplit(url)), False
+        origin = _origin(urlsplit(url))
         for _ in range(redirects + 1):
             parts = urlsplit(url)
             own = _origin(parts) == origin
-            response, public = self._send(
-                method, parts, self._headers(method, url, headers, own=own), shown, was_public
-            )
+            sent = self._headers(method, url, headers, own=own)
+            response, public = self._send(method, parts, sent, body, shown=shown, was_public=was_public)
             was_public = was_public or public
             target = response.headers.get("location")
             if response.status not in _REDIRECTS or target is None:
-                _check(response, shown)
-                return response
+                _check(response, shown, self._secrets)
+                return replace(response, public=was_public)
             response.close()
             if self._sign is not None:
                 raise SourceRefused(f"{shown} answers with a redirect", "check the endpoint and the region")
             url = _following(parts, target, shown)
+            if body is not None:
+                method, body = "GET", None
+                headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
         raise SourceRefused(f"{shown} redirects too often")
 
-    def check(self, url: str, shown: str) -> None:
-        """Raise `SourceRefused` unless a host has an address that may be fetched from: for libraries that connect."""
-        parts = urlsplit(url)
-        if not self._options.allow_local_addresses:
-            self._connect(parts, shown).close()
+    def ask(self, url: str, headers: Mapping[str, str], *, shown: str) -> Response:
+        """Send one GET and return whatever the answer is, a redirect or a refusal too."""
+        sent = self._headers("GET", url, headers, own=True)
+        return self._send("GET", urlsplit(url), sent, None, shown=shown, was_public=False)[0]
+
+    def check(self, url: str, shown: str) -> str | None:
+        """Raise `SourceRefused` unless a host has an address that may be fetched from: for programs that connect.
+
+        Return that address where only some may be, so that the program can be bound to it.
+        """
+        if self._options.allow_local_addresses:
+            return None
+        connection = self._connect(urlsplit(url), shown)
+        try:
+            return str(connection.socket.getpeername()[0])
+        finally:
+            connection.close()
 
     def close(self) -> None:
         """Close idle connections and break those in use, so that nobody waits for a silent server."""
@@ -126,7 +151,14 @@ class Wire:
         return dict(self._sign(method, url, sent)) if self._sign is not None else sent
 
     def _send(
-        self, method: str, parts: SplitResult, headers: Mapping[str, str], shown: str, was_public: bool
+        self,
+        method: str,
+        parts: SplitResult,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        *,
+        shown: str,
+        was_public: bool,
     ) -> tuple[Response, bool]:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         while True:
@@ -135,7 +167,7 @@ class Wire:
                 if was_public and not connection.public:
                     raise SourceRefused(f"{shown} redirects from a public to a private address")
                 whole = connection.prefix + target
-                connection.ask(method, whole, {"Host": _host(parts), **connection.headers, **headers})
+                connection.ask(method, whole, {"Host": _host(parts), **connection.headers, **headers}, body)
                 status, found = connection.answer(method)
             except _BREAKS as error:
                 self._drop(connection)
@@ -146,9 +178,8 @@ class Wire:
             except SourceRefused:
                 self._drop(connection)
                 raise
-            return Response(status, found, parts.geturl(), connection, self._closer(parts, connection)), (
-                connection.public
-            )
+            close = self._closer(parts, connection)
+            return Response(status, found, parts.geturl(), connection, close, connection.public), connection.public
 
     def _drop(self, connection: Exchange) -> None:
         with self._guard:
@@ -194,56 +225,41 @@ class Wire:
     def _connect(self, parts: SplitResult, shown: str) -> Exchange:
         host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
         proxy = proxy_for(self._options.proxies, parts.scheme, host, port)
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            if proxy is None:
-                raise SourceFailed(
-                    f"{shown}: the host {host} has no address", "check the name and the network"
-                ) from error
-            found = []  # the proxy may know it
-        allowed = [each for each in found if _allowed(address(str(each[4][0])), host, self._options)]
-        if len(allowed) < len(found) and (proxy is not None or not allowed):
-            raise SourceRefused(
-                f"{shown} is at a local address, which this runner does not fetch from", "see allow_hosts"
-            )
         if proxy is not None:
-            public = all(address(str(each[4][0])).is_global for each in found)
-            connection = self._through(proxy, parts, shown, public=public)
+            connection = self._through(proxy, parts, shown, public=self._named(host, port, shown))
         else:
-            connection = self._open(allowed, shown)
+            connected, ip = dial(host, port, self._options, shown)
+            connection = Exchange(connected, self._options.stall_s, public=ip.is_global)
         if parts.scheme == "https" and self._tls is not None:
             try:
                 connection.secure(self._tls, host)
             except _BREAKS as error:
                 connection.close()
-                transient = not isinstance(error, ssl.SSLCertVerificationError)
-                raise SourceFailed(f"{shown} cannot be reached: {_why(error)}", transient=transient) from error
+                certificate = isinstance(error, ssl.SSLCertVerificationError)
+                hint = "is its authority one that this box trusts?" if certificate else ""
+                raise SourceFailed(
+                    f"{shown} cannot be reached: {_why(error)}", hint, transient=not certificate
+                ) from error
         return connection
 
-    def _open(self, found: Sequence[Any], shown: str) -> Exchange:
-        last: OSError | None = None
-        for family, kind, protocol, _, place in found:
-            connected = socket.socket(family, kind, protocol)
-            connected.settimeout(self._options.stall_s)
-            try:
-                connected.connect(place)
-            except OSError as error:
-                connected.close()
-                last = error
-                continue
-            return Exchange(connected, self._options.stall_s, public=address(str(place[0])).is_global)
-        raise SourceFailed(f"{shown} cannot be reached: {_why(last or OSError())}") from last
+    def _named(self, host: str, port: int, shown: str) -> bool:
+        """Say whether a host that a proxy is to reach is public, as far as this box knows; raise `SourceRefused`."""
+        try:
+            found = [address(str(each[4][0])) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        except (OSError, UnicodeError):
+            return True  # the proxy may know it
+        if not all(allowed(ip, host, self._options) for ip in found):
+            raise SourceRefused(
+                f"{shown} is at a local address, which this runner does not fetch from", "see allow_hosts"
+            )
+        return all(ip.is_global for ip in found)
 
     def _through(self, proxy: SplitResult, parts: SplitResult, shown: str, *, public: bool) -> Exchange:
         """Connect by the operator's proxy, whose address no rule concerns; errors never show its credentials."""
         name, port = proxy.hostname or "", proxy.port or _PORTS["http"]
-        try:
-            found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError):
-            raise SourceFailed(f"{shown}: the proxy {name} has no address", "check https_proxy") from None
-        connection = self._open(found, f"{shown}: the proxy {name}")
-        connection.public = public
+        options = replace(self._options, allow_local_addresses=True)
+        connected, _ = dial(name, port, options, f"{shown}: the proxy {name}")
+        connection = Exchange(connected, self._options.stall_s, public=public)
         user = basic_credentials(proxy.geturl())
         headers = {} if user is None else {"Proxy-Authorization": basic(user)}
         if parts.scheme == "http":
@@ -302,44 +318,41 @@ def basic(user: tuple[str, str]) -> str:
     return "Basic " + base64.b64encode(":".join(user).encode()).decode("ascii")
 
 
-def address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Return the address that packets end at: the IPv4 one where an IPv6 form only wraps it."""
-    found = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            return found.ipv4_mapped
-        if found in _NAT64:
-            return ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-    return found
-
-
-def _allowed(ip: ipaddress.IPv4Address | ipaddress.IPv6Address, host: str, options: SourceOptions) -> bool:
-    if options.allow_local_addresses:
-        return True
-    if ip.is_link_local or ip.is_multicast or ip.is_unspecified:
-        return False
-    return not ip.is_loopback or host in options.allow_hosts
-
-
-def _check(response: Response, shown: str) -> None:
+def _check(response: Response, shown: str, secrets: Iterable[str]) -> None:
     status = response.status
     if 200 <= status < 300 or status in {304, 416}:
         return
-    response.close()
+    said = _said(response, secrets)
     if status in {404, 410}:
-        raise SourceMissing(f"{shown} does not exist", "check the address")
+        more = f": {said}" if said.lower() not in {"", "not found"} else ""
+        raise SourceMissing(f"{shown} does not exist{more}", "check the address")
     if status in {401, 403, 407}:
-        raise SourceRefused(f"{shown} may not be read ({status})", "check the credentials and their permissions")
+        raise SourceRefused(
+            f"{shown} may not be read ({status}{said and f', {said}'})", "check the credentials and their permissions"
+        )
     if status == 412:
         raise SourceChanged(f"{shown} changed while it was read")
     region = response.headers.get("x-amz-bucket-region")
     if status in {301, 307, 400} and region is not None:
         raise SourceRefused(f"{shown} is in another region", f"set the region to {region[:40]!r}")
     raise SourceFailed(
-        f"{shown} answers with status {status}",
+        f"{shown} answers with status {status}{said and f': {said}'}",
         transient=status in {408, 425, 429} or status >= 500,
         retry_after_s=retry_after_s(response.headers.get("retry-after", ""), time.time()),
     )
+
+
+def _said(response: Response, secrets: Iterable[str]) -> str:
+    """Return why the provider refused, where it says so in a few words; a body that does not come is no reason."""
+    body, buffer = b"", memoryview(bytearray(MAX_REASON_BYTES))
+    try:
+        while len(body) < MAX_REASON_BYTES and (count := response.readinto(buffer[len(body) :])):
+            body += buffer[len(body) : len(body) + count]
+    except SourceFailed:
+        pass
+    finally:
+        response.close()
+    return reason(response.headers, body, secrets)
 
 
 def retry_after_s(text: str, now_s: float) -> float | None:
@@ -353,8 +366,6 @@ def retry_after_s(text: str, now_s: float) -> float | None:
 
 
 def _why(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "nothing arrived for too long"
     if isinstance(error, Malformed):
         return f"the answer is not valid HTTP ({error})"
-    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+    return why(error) if isinstance(error, OSError) else type(error).__name__

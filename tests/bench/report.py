@@ -36,7 +36,10 @@ _TAIL = """
 - *History*: {history} jobs with their elements, attempts and events written into the database of a runner that is down.
 - *Idle*: CPU time of all threads and voluntary context switches of runner and spawner, over a minute, with the job that holds
   the slots not sampled; the peer is its server.
+- *Artifact*: start to start of the elements of an array on one slot, which is staged once; the difference to one without an
+  input is what the hand-out adds.
 - *SIGKILL*: from the signal until a listing over a new connection shows all 64 jobs running.
+- *Archives*: in a file system in memory; ours ends when the tree is published, theirs when the process has ended.
 - *Followers*: one process reads 200 event streams, counts each one's lines to the end of the log, and shares the machine's cores
   with the runner.
 """

@@ -17,7 +17,7 @@ from pathlib import Path
 from runner.core.errors import NoRunner
 from schedulers.decide import decide as choose
 from schedulers.snapshot import Snapshot
-from tests.bench import history
+from tests.bench import bench_archives, history
 from tests.bench.bench_decide import box, different, shuffled
 from tests.bench.kit import HERE, Bench, Memory, Spread, Timeout, memory, shown, spread, usage, whole_ms
 from tests.bench.ours import STOKER, Ours
@@ -438,6 +438,20 @@ def decide(room: Room) -> list[Row]:
     ]
 
 
+def archives(room: Room) -> list[Row]:
+    """An archive into the store, hashed, against the tool that writes files."""
+    rows = []
+    for found in bench_archives.measured(bench_archives.MEMORY, room.count(9)):
+        must, aim = (
+            Limit("", None) if limit is None else Limit(f"≤ {limit} x: {found.ratio:.2f}", found.ratio <= limit)
+            for limit in (found.race.must, found.race.aim)
+        )
+        ours, theirs = bench_archives.shown(found.ours), bench_archives.shown(found.theirs)
+        what = f"{found.race.name.removeprefix('x')} of 217 MB in 3 302 files → verified artifact, s (of CPU)"
+        rows.append(Row(what, ours, f"{found.race.peer[0]} {theirs}", must, aim))
+    return rows
+
+
 ROWS: dict[str, Callable[[Room], list[Row]]] = {
     "start": start_latency,
     "cli": cli_submit,
@@ -449,6 +463,7 @@ ROWS: dict[str, Callable[[Room], list[Row]]] = {
     "comeback": comeback,
     "followers": followers,
     "decide": decide,
+    "archives": archives,
 }
 
 

@@ -12,19 +12,33 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from urllib.parse import SplitResult
+from urllib.parse import SplitResult, quote
 
 import pytest
 
+from storage.credentials import Credential
 from storage.download import Fetched, fetch
 from storage.errors import Cancelled, DiskFull, SourceFailed, SourceMissing, SourceRefused, StorageError, WrongBytes
-from storage.sources import wire
+from storage.sources import dial, wire
 from storage.sources.base import SourceOptions
 from storage.sources.http import HttpSource
 from storage.sources.registry import open_source
 from storage.store import Store
 from storage.transfer import Retry
 from storage.uri import Uri, parse
+from tests.clouds import (
+    AZURE_ACCOUNT,
+    AZURE_KEY,
+    Azure,
+    Ftp,
+    Gcs,
+    azure_server,
+    certificate,
+    ftp_server,
+    gcs_server,
+    sftp_server,
+)
+from tests.hub import Repo, hub_server
 from tests.servers import S3, Answer, Web, http_server, s3_server, tmpfs
 
 QUICK = Retry(tries=4, base_s=0.0, cap_s=0.0, sleep=lambda _: None, random=random.Random(1).random)
@@ -33,15 +47,37 @@ PART = 64 << 10
 
 @dataclass
 class Place:
-    """A directory and how to name what is in it as a source."""
+    """Somewhere files can be put, and how to name what is in it as a source.
 
-    root: Path
+    `write` puts a file there; `quoted` says that an address writes a path as URLs do; `checksum` is the one that the
+    source states.
+    """
+
+    kind: str
     prefix: str
     options: SourceOptions
+    write: Callable[[str, bytes], object]
+    quoted: bool = False
+    checksum: str | None = None
+
+    def put(self, path: str, data: bytes) -> None:
+        """Make a file with this content."""
+        self.write(path, data)
 
     def uri(self, path: str) -> Uri:
-        """Return the source that a path below the directory is."""
-        return parse(f"{self.prefix}/{path}", PurePath("/"))
+        """Return the source that a path below the place is."""
+        return parse(f"{self.prefix}/{quote(path) if self.quoted else path}", PurePath("/"))
+
+
+def into(root: Path) -> Callable[[str, bytes], None]:
+    """Return what writes files below a directory, as if long ago: what was written just now may change untold."""
+
+    def write(path: str, data: bytes) -> None:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(data)
+        os.utime(root / path, (1_000_000_000, 1_000_000_000))
+
+    return write
 
 
 @pytest.fixture(scope="module")
@@ -53,23 +89,79 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         yield server
 
 
-@pytest.fixture(params=["local", "http", "s3"])
+@pytest.fixture(scope="module")
+def gcs() -> Iterator[Gcs]:
+    """One server of Google's kind for the module."""
+    with gcs_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def azure() -> Iterator[Azure]:
+    """One server of Azure's kind for the module."""
+    with azure_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def ftp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ftp]:
+    """One FTP server for the module."""
+    with ftp_server(tmp_path_factory.mktemp("ftp")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def ftps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ftp]:
+    """One FTP server with TLS for the module."""
+    base = tmp_path_factory.mktemp("ftps")
+    with ftp_server(base, certificate=certificate(base)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def sftp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ftp]:
+    """One SFTP server for the module, read through fsspec; beside its directory the keys that open it."""
+    base = tmp_path_factory.mktemp("sftp")
+    (base / "files").mkdir()
+    with sftp_server(base / "files", base / ".ssh") as server:
+        yield server
+
+
+SMALL = SourceOptions(part_bytes=PART, threads=4, stall_s=20)
+AZURE = Credential("azure", {"account_name": AZURE_ACCOUNT, "account_key": AZURE_KEY})
+
+
+@pytest.fixture(params=["local", "http", "s3", "gcs", "azure", "ftp", "ftps", "sftp", "hf"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """An empty place of each kind."""
-    root = tmp_path / "source"
+    kind: str = request.param
+    name = f"b{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12]}"
+    server = request.getfixturevalue(kind) if kind not in {"local", "http", "hf"} else None
+    root = server.root / name if kind in {"s3", "ftp", "ftps", "sftp"} else tmp_path / "source"
     root.mkdir()
-    small = SourceOptions(part_bytes=PART, threads=4, stall_s=20)
-    if request.param == "local":
-        yield Place(root, str(root), small)
-    elif request.param == "http":
+    if kind == "local":
+        yield Place(kind, str(root), SMALL, into(root))
+    elif kind == "http":
         with http_server(root) as web:
-            yield Place(root, web.url, small)
+            yield Place(kind, web.url, SMALL, into(root), quoted=True)
+    elif kind == "hf":
+        with hub_server(tmp_path / "cdn") as hub:
+            repo = hub.repos["datasets/team/place"] = Repo([{}])
+            options = replace(SMALL, endpoint=hub.url, scratch=tmp_path)
+            yield Place(kind, "hf://datasets/team/place", options, repo.put)
+    elif kind == "s3":
+        options = replace(SMALL, endpoint=server.endpoint, aws_dir=server.aws_dir)
+        yield Place(kind, f"s3://{name}", options, into(root), checksum="md5")
+    elif kind in {"gcs", "azure"}:
+        server.make(name)
+        options = replace(SMALL, endpoint=server.endpoint, credential=AZURE if kind == "azure" else None)
+        prefix = f"{'gs' if kind == 'gcs' else 'az'}://{name}"
+        yield Place(kind, prefix, options, lambda path, data: server.put(name, path, data), checksum="md5")
+    elif kind == "sftp":
+        yield Place(kind, f"{server.url}/{name}", replace(SMALL, ssh_dir=server.root.parent / ".ssh"), into(root))
     else:
-        server: S3 = request.getfixturevalue("s3")
-        bucket = server.root / f"b{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12]}"
-        bucket.mkdir()
-        options = replace(small, s3_endpoint=server.endpoint, aws_dir=server.aws_dir)
-        yield Place(bucket, f"s3://{bucket.name}", options)
+        options = replace(SMALL, ca_file=server.root / "server.pem" if kind == "ftps" else None)
+        yield Place(kind, f"{server.url}/{name}", options, into(root), quoted=True)
 
 
 @pytest.fixture
@@ -109,7 +201,7 @@ def no_debris(store: Store) -> bool:
 
 def test_one_file_becomes_a_tree_of_one(place: Place, store: Store) -> None:
     """A source without a trailing slash is an artifact with one entry of the file's name."""
-    (place.root / "model.bin").write_bytes(b"weights")
+    place.put("model.bin", b"weights")
     fetched = take(store, place.uri("model.bin"), place.options)
     assert contents(store, fetched) == {"model.bin": b"weights"}
     assert (fetched.size_bytes, fetched.files) == (7, 1)
@@ -126,8 +218,7 @@ def test_a_tree_keeps_every_path_and_byte(place: Place, store: Store) -> None:
         "big.bin": random.Random(7).randbytes(5 * PART + 17),
     }
     for path, data in wanted.items():
-        (place.root / "set" / path).parent.mkdir(parents=True, exist_ok=True)
-        (place.root / "set" / path).write_bytes(data)
+        place.put(f"set/{path}", data)
     fetched = take(store, place.uri("set/"), place.options)
     assert contents(store, fetched) == wanted
     assert store.verify(fetched.tree_digest) == []
@@ -135,9 +226,8 @@ def test_a_tree_keeps_every_path_and_byte(place: Place, store: Store) -> None:
 
 def test_many_small_files(place: Place, store: Store) -> None:
     """Three hundred files arrive, equal bytes stored once."""
-    (place.root / "many").mkdir()
     for index in range(300):
-        (place.root / "many" / f"{index:03}").write_bytes(str(index % 100).encode())
+        place.put(f"many/{index:03}", str(index % 100).encode())
     fetched = take(store, place.uri("many/"), place.options)
     assert fetched.files == 300
     assert store.usage().objects == 100
@@ -154,13 +244,10 @@ def test_what_is_not_there_is_missing(place: Place, store: Store) -> None:
 
 def test_a_changed_file_is_fetched_again_and_others_are_not(place: Place, store: Store) -> None:
     """After one file changed, the new artifact has its new bytes and the others' old ones."""
-    (place.root / "set").mkdir()
     for name in ("same", "changes"):
-        path = place.root / "set" / name
-        path.write_bytes(b"first " + name.encode())
-        os.utime(path, (1_000_000_000, 1_000_000_000))
+        place.put(f"set/{name}", b"first " + name.encode())
     first = take(store, place.uri("set/"), place.options)
-    (place.root / "set" / "changes").write_bytes(b"second, of another size")
+    place.put("set/changes", b"second, of another size")
     second = take(store, place.uri("set/"), place.options)
     assert contents(store, second) == {"same": b"first same", "changes": b"second, of another size"}
     assert first.tree_digest != second.tree_digest
@@ -170,7 +257,7 @@ def test_a_changed_file_is_fetched_again_and_others_are_not(place: Place, store:
 def test_cancelled_work_raises_and_can_be_done_again(place: Place, store: Store) -> None:
     """Cancelling in the middle raises `Cancelled`; the next fetch gives the whole artifact."""
     data = random.Random(3).randbytes(6 * PART)
-    (place.root / "big").write_bytes(data)
+    place.put("big", data)
     with pytest.raises(Cancelled):
         take(store, place.uri("big"), place.options, cancelled=lambda: True)
     assert contents(store, take(store, place.uri("big"), place.options)) == {"big": data}
@@ -178,7 +265,7 @@ def test_cancelled_work_raises_and_can_be_done_again(place: Place, store: Store)
 
 def test_progress_ends_at_the_total(place: Place, store: Store) -> None:
     """The last report is (size, size)."""
-    (place.root / "big").write_bytes(bytes(3 * PART + 1))
+    place.put("big", bytes(3 * PART + 1))
     seen: list[tuple[int, int | None]] = []
     fetch(
         store,
@@ -192,7 +279,7 @@ def test_progress_ends_at_the_total(place: Place, store: Store) -> None:
 
 def test_a_stream_starts_where_it_is_asked_to(place: Place) -> None:
     """`open(start, end)` gives exactly that range."""
-    (place.root / "f").write_bytes(bytes(range(200)))
+    place.put("f", bytes(range(200)))
     uri = place.uri("f")
     source = open_source(uri, place.options)
     try:
@@ -209,7 +296,7 @@ def test_a_stream_starts_where_it_is_asked_to(place: Place) -> None:
 
 def test_two_fetches_at_once_agree(place: Place, store: Store) -> None:
     """Four threads that fetch one source get one artifact and one copy."""
-    (place.root / "f").write_bytes(random.Random(5).randbytes(3 * PART))
+    place.put("f", random.Random(5).randbytes(3 * PART))
     digests: list[str] = []
     threads = [
         threading.Thread(target=lambda: digests.append(take(store, place.uri("f"), place.options).tree_digest))
@@ -253,21 +340,31 @@ def test_wrong_bytes_are_refused(web: Web, store: Store) -> None:
     assert not any((store.root / "partial").iterdir())
 
 
-def test_a_wrong_md5_of_s3_is_refused(place: Place, store: Store) -> None:
-    """The source's checksum of a single-part object is its ETag; the same bytes under a false one are refused."""
-    if place.options.s3_endpoint is None:
-        (place.root / "f").write_bytes(b"x")
-        uri = place.uri("f")
-        source = open_source(uri, place.options)
-        assert source.list(uri).items[0].checksum is None
-        source.close()
-        return
-    (place.root / "f").write_bytes(b"hello")
+def test_what_the_source_states_of_a_file_is_known(place: Place) -> None:
+    """A source that keeps checksums states the one of the whole file, asked for the file as for a part of it."""
+    place.put("f", b"hello")
     uri = place.uri("f")
     source = open_source(uri, place.options)
     item = source.stat(uri, source.list(uri).items[0])
+    whole, part = source.open(uri, item), source.open(uri, item, start=1, end=3)
+    whole.close()
+    part.close()
     source.close()
-    assert item.checksum == ("md5", hashlib.md5(b"hello", usedforsecurity=False).hexdigest())
+    assert item.size == 5
+    stated = hashlib.md5(b"hello", usedforsecurity=False).hexdigest()
+    expected = None if place.checksum is None else (place.checksum, stated)
+    assert [item.checksum, whole.checksum, part.checksum] == [expected] * 3
+
+
+def test_a_directory_named_as_a_file_is_told_apart(place: Place, store: Store) -> None:
+    """Without the trailing slash a directory or prefix is missing, and the hint says what to add."""
+    place.put("set/f", b"x")
+    if place.kind == "local":
+        assert contents(store, take(store, place.uri("set"), place.options)) == {"f": b"x"}
+        return
+    with pytest.raises(SourceMissing) as caught:
+        take(store, place.uri("set"), place.options)
+    assert "trailing /" in caught.value.hint or place.kind == "http"
 
 
 def test_truncation_resumes_where_it_stopped(web: Web, store: Store) -> None:
@@ -532,7 +629,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path, PurePath
 from storage.download import fetch
-from storage.sources import wire
+from storage.sources import dial, wire
 from storage.sources.base import SourceOptions
 from storage.store import Store
 from storage.uri import parse
@@ -612,7 +709,7 @@ def test_no_redirect_leads_from_public_to_private(
     web: Web, store: Store, monkeypatch: pytest.MonkeyPatch, address: str, public: bool
 ) -> None:
     """The address a connection really has decides, whatever form it is written in."""
-    assert wire.address(address).is_global is public
+    assert dial.address(address).is_global is public
     connect = wire.Wire._connect
 
     def first_is_public(self: wire.Wire, parts: SplitResult, shown: str) -> wire.Connection:

@@ -94,7 +94,8 @@ def _spawn(bench: Bench, folder: Path) -> None:
         links=(Link(str(folder / "link"), "/"),),
         log_limit_bytes=1 << 30,
         memory_bytes=1 << 30,
-        mounts=(Mount(str(folder / "source"), str(folder / "target")),),
+        mounts=(Mount(str(folder / "source"), str(folder / "target"), writes=str(folder / "writes")),),
+        notices=("be warned",),
         rlimits=(ResourceLimit(7, 64, 64),),
         time_limit_s=60.0,
     )

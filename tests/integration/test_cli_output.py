@@ -465,6 +465,15 @@ def test_completion_offers_verbs_flags_and_jobs(cli: Cli, api: FakeApi) -> None:
     assert cli("_complete", "ps", "-o", "js").stdout == "json\njsonl\n"
 
 
+def test_completion_offers_kinds_and_names_of_keys(cli: Cli, api: FakeApi) -> None:
+    """Wherever a key is named."""
+    api.routes["GET /v1/keys"] = {"keys": [{"name": "lab"}, {"name": "work"}]}
+    assert cli("_complete", "key", "ro").stdout == "rotate\n"
+    assert cli("_complete", "key", "add", "a").stdout == "aws\nazure\n"
+    assert cli("_complete", "key", "rm", "").stdout == "lab\nwork\n"
+    assert cli("_complete", "submit", "--key", "w").stdout == "work\n"
+
+
 def test_completion_never_waits_nor_starts(cli: Cli) -> None:
     """Without a runner there are verbs and flags, and no state directory is made."""
     assert cli("_complete", "show", "").stdout == ""

@@ -472,3 +472,43 @@ def test_addresses_that_name_nothing_are_refused_at_once(runner: Box, tmp_path: 
         assert done.stderr.startswith("error: ")
         assert "hint: " in done.stderr
     assert json.loads(runner.ok("ps", "-a", "--json"))["jobs"] == []
+
+
+def make_traps(directory: Path) -> dict[str, str]:
+    """Make what must never be read as data; return the addresses, each with a word of why."""
+    for name in ("pipes", "circle", "web", "out"):
+        (directory / name).mkdir(parents=True)
+    os.mkfifo(directory / "pipe")
+    os.mkfifo(directory / "pipes/p")
+    (directory / "a").symlink_to("b")
+    (directory / "b").symlink_to("a")
+    (directory / "circle/up").symlink_to(".")
+    (directory / "out/kernel").symlink_to("/proc")
+    (directory / "zero").symlink_to("/dev/zero")
+    names = [f"d{number}" for number in range(12)]
+    for name in names:  # every way through them is another path: no walk of them has an end
+        (directory / "web" / name).mkdir()
+    for number, name in enumerate(names):
+        for other in names[number + 1 :]:
+            for copy in "xyz":
+                (directory / "web" / name / f"{other}{copy}").symlink_to(f"../{other}")
+    return {
+        "/proc/": "kernel", "/proc/self/environ": "kernel", "/proc/kmsg": "kernel", "/sys/": "kernel",
+        "file:///proc/self/maps": "kernel", "/proc/self/fd/0": "regular", "/dev/zero": "regular", "/dev/": "neither",
+        f"{directory}/pipe": "regular", f"{directory}/pipes/": "neither", f"{directory}/a": "no input",
+        f"{directory}/zero": "regular", f"{directory}/circle/": "circle", f"{directory}/web/": "links",
+        f"{directory}/out/": "outside",
+    }  # fmt: skip
+
+
+def test_what_is_no_data_is_refused(runner: Box, tmp_path: Path) -> None:
+    """Pipes, devices, the kernel's own files and links without end: a plain sentence at once, and nothing stays."""
+    for address, word in make_traps(tmp_path / "traps").items():
+        done = runner.cli("run", "--quiet", "--input", f"data={address}", "--", "true", timeout=30)
+        assert done.returncode not in {0, 70}, address
+        assert word in done.stderr, (address, done.stderr)
+        assert "hint: " in done.stderr
+    store = Path(runner.paths.store_dir)
+    wait_until(lambda: not list((store / "tmp").iterdir()) and not list((store / "leases").iterdir()))
+    assert objects(runner) == []
+    assert list((store / "trees").iterdir()) == []

@@ -312,6 +312,40 @@ def test_a_mount_is_seen_by_the_job_alone(bench: Bench, tmp_path: Path) -> None:
     assert list(view.iterdir()) == []
 
 
+ALTER = """
+cd data; cat big; echo more >> big; rm gone; echo new > new; mkdir -p sub/deeper; echo x > sub/deeper/f
+echo one >> same-1; cat same-2; ls; stat -c %U:%a .; test -w big && echo writable; id -u
+"""
+ALTERED = ["content", "same", "big", "new", "same-1", "same-2", "sub", f"{Path.home().owner()}:755", "writable", "0"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+@pytest.mark.parametrize("by_user", [False, True])
+def test_an_overlay_is_written_freely_and_its_lower_stays(bench: Bench, tmp_path: Path, *, by_user: bool) -> None:
+    """Files that are read-only in the lower are written, removed and added; equal ones stay apart; ranks do too."""
+    lower = tmp_path / "low, er:\\"
+    (lower / "sub").mkdir(parents=True)
+    for name in ("big", "gone"):
+        (lower / name).write_text("content\n")
+    (lower / "same-1").write_text("same\n")
+    os.link(lower / "same-1", lower / "same-2")
+    for each in (*lower.iterdir(), lower):
+        each.chmod(0o555 if each.is_dir() else 0o444)
+    before = {each.name: each.is_file() and each.read_text() for each in lower.rglob("*")}
+    mounts = (Mount(str(lower), str(tmp_path / "data"), writes=str(tmp_path / "writes")),)
+    argv = ["sh", "-c", ALTER]
+    attempt = bench.run(argv, argv, cwd=str(tmp_path), mounts=mounts, user_namespace=by_user, notices=("be warned",))
+    for rank in (0, 1):
+        assert attempt.log(rank).split("\n")[:-1] == ["stoker: be warned", *ALTERED]
+    assert {each.name: each.is_file() and each.read_text() for each in lower.rglob("*")} == before
+    assert list((tmp_path / "data").iterdir()) == []
+    assert (tmp_path / "writes/1/files/new").read_text() == "new\n"
+    again = bench.run(
+        ["sh", "-c", "cat data/big; grep -c volatile /proc/self/mounts"], cwd=str(tmp_path), mounts=mounts
+    )
+    assert again.log().split() == ["content", "1"], "a launch that is repeated begins anew, and no end waits for a disk"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="ids can be dropped by root only")
 def test_only_the_worker_drops_its_ids(bench: Bench) -> None:
     """The interpreter under a 0700 home is not needed again: the watcher forks, it does not exec itself."""

@@ -33,8 +33,8 @@ PLAN = {
     "version": 1, "attempt_id": 1, "job": "1", "token": "t", "cwd": "/", "umask": 18, "stop_signal": 15,
     "workers": [{"rank": 0, "argv": ["true"], "env_names": []}], "grace_s": 5.0, "time_limit_s": None,
     "memory_bytes": None, "cpu_quota_milli": None, "cpu_weight_milli": None, "nice": 0, "affinity": [], "rlimits": [],
-    "mounts": [], "links": [], "identity": None, "log_limit_bytes": None,
-    "cgroups": {"unified": "/g", "memory_v1": None, "cpu_v1": None},
+    "mounts": [{"source": "/a", "target": "/b", "read_only": True}], "links": [], "identity": None,
+    "log_limit_bytes": None, "cgroups": {"unified": "/g", "memory_v1": None, "cpu_v1": None},
 }  # fmt: skip
 
 
@@ -78,6 +78,7 @@ def test_the_plan_of_every_release_is_read() -> None:
     """The sweep finds token and groups of an attempt that an older release launched."""
     plan = from_document(PLAN)
     assert (plan.token, plan.cgroups.unified) == ("t", "/g")
+    assert (plan.mounts[0].writes, plan.user_namespace, plan.notices) == (None, False, ())
 
 
 def test_a_watcher_of_every_release_understands_its_commands(tmp_path: Path) -> None:

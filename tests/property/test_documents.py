@@ -28,7 +28,20 @@ from runner.service.schemas import schema
 KEYS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
 WORDS = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF, exclude_categories=("Cc", "Cs")), max_size=20)
 PATHS = st.from_regex(r"[a-z][a-z0-9/_ -]{0,12}", fullmatch=True)
-INPUTS = st.fixed_dictionaries({"uri": PATHS}, optional={"rw": st.just(True), "refresh": st.just(True)})
+PARTS = st.from_regex(r"[a-z][a-z0-9 _-]{0,5}(/[a-z]{1,3})?", fullmatch=True)
+INPUTS = st.fixed_dictionaries(
+    {"uri": PATHS},
+    optional={
+        "rw": st.just(True),
+        "refresh": st.just(True),
+        "extract": st.just(False),
+        "path": PARTS,
+        "key": st.just("work"),
+        "from": st.sampled_from(["aws", "wasabi", "gcp", "sftp", "kaggle"]),
+        "type": st.sampled_from(["competition", "dataset", "kernel"]),
+        "endpoint": st.sampled_from(["http://127.0.0.1:9000", "https://s3.example.org/base", "http://[::1]:1/"]),
+    },
+)
 DOCUMENTS = st.fixed_dictionaries(
     {"command": st.lists(WORDS.filter(str.strip), min_size=1, max_size=4)},
     optional={
@@ -49,6 +62,7 @@ DOCUMENTS = st.fixed_dictionaries(
             KEYS, st.booleans() | st.integers(-(10**17), 10**17) | st.from_regex(r"[a-z]{1,6} [a-z]", fullmatch=True)
         ),
         "retries": st.integers(0, 1000),
+        "key": st.lists(st.sampled_from(["work", "lab"]), max_size=2),
         "requeue": st.sampled_from(["always", "never"]),
         "grace": st.integers(0, 10**8).map(float),
         "signal": st.sampled_from(["TERM", "INT", "SIGUSR1"]),
@@ -72,7 +86,9 @@ def flags(document: dict[str, Any]) -> list[tuple[str, str]]:
     for key, value in document.items():
         if key == "command":
             continue
-        if isinstance(value, dict):
+        if isinstance(value, list):
+            pairs += [(f"--{key}", item) for item in value]
+        elif isinstance(value, dict):
             for name, item in value.items():
                 text = item_text(item) if key == "input" else json.dumps(item) if isinstance(item, bool | int) else item
                 pairs.append((f"--{key}", f"{name}={text}"))
@@ -85,7 +101,12 @@ def flags(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 def item_text(item: dict[str, Any]) -> str:
     """Return an input as its flag is written."""
-    options = [name if value is True else f"{name}={value}" for name, value in item.items() if name != "uri"]
+    words = {"extract": "no-extract"}
+    options = [
+        words.get(name, name) if isinstance(value, bool) else f"{name}={value}"
+        for name, value in item.items()
+        if name != "uri"
+    ]
     return ",".join([item["uri"], *options])
 
 
@@ -228,7 +249,7 @@ def fits(value: Any, node: dict[str, Any], root: dict[str, Any]) -> bool:
     }  # fmt: skip
     assert set(node) <= known, set(node) - known
     checks = [
-        "const" not in node or value == node["const"],
+        "const" not in node or (value == node["const"] and not isinstance(value, bool)),
         "enum" not in node or value in node["enum"],
         "minimum" not in node or value >= node["minimum"],
         "exclusiveMinimum" not in node or value > node["exclusiveMinimum"],

@@ -9,12 +9,10 @@ from importlib.metadata import packages_distributions
 from tests.tidy.tree import ROOT, imports, sources
 
 NOT_IMPORTED = {
-    "adlfs": "fsspec opens abfs:// and az:// with it, by scheme",
-    "gcsfs": "fsspec opens gs:// with it, by scheme",
     "httptools": "uvicorn's parser of that name",
 }
 # Agreed upon for the product; nothing needs them so far.
-AGREED = {"isal", "obstore", "psutil", "rich", "zstandard"}
+AGREED = {"obstore", "psutil", "rich"}
 BROUGHT = {
     "starlette": "fastapi is built on it and hands out its types",
     "sqlalchemy": "sqlmodel is built on it and hands out its types",
@@ -38,7 +36,9 @@ def test_every_dependency_is_imported_or_has_its_reason() -> None:
 def test_what_is_imported_is_depended_on() -> None:
     """No module comes in only because something else brings it along."""
     provided = packages_distributions()
-    declared = {name for name, _ in _requirements(PYPROJECT["project"]["dependencies"])} | {"stoker"} | BROUGHT.keys()
+    project = PYPROJECT["project"]
+    lines = [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]
+    declared = {name for name, _ in _requirements(lines)} | {"stoker"} | BROUGHT.keys()
     wrong = [
         f"{name} imports {module}"
         for name in sources("runner/", "schedulers/", "storage/")

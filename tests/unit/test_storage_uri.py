@@ -12,6 +12,7 @@ from storage.errors import BadUri
 from storage.uri import parse
 
 CWD = PurePath("/data/dir")
+_LINK = "https://acct.blob.core.windows.net/"
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,17 @@ CWD = PurePath("/data/dir")
         ("s3://bucket/a/b c+d", "s3", "bucket/a/b c+d", False, "b c+d"),
         ("s3://bucket/", "s3", "bucket/", True, "bucket"),
         ("S3://bucket/a/", "s3", "bucket/a/", True, "a"),
+        ("gs://bucket/a/b c", "gs", "bucket/a/b c", False, "b c"),
+        ("gcs://bucket/", "gs", "bucket/", True, "bucket"),
+        ("az://data/set/", "az", "data/set/", True, "set"),
+        ("abfs://data/f", "az", "data/f", False, "f"),
+        ("abfs://data@acct.dfs.core.windows.net/a/f%20", "az", "data/a/f%20", False, "f%20"),
+        ("https://acct.blob.core.windows.net/data/a%20b/f", "az", "data/a b/f", False, "f"),
+        ("https://acct.blob.core.windows.net/data/?sv=1&sig=x", "az", "data/", True, "data"),
+        ("ftp://h/a%20b/", "ftp", "/a b/", True, "a b"),
+        ("FTPS://h:2121/f", "ftps", "/f", False, "f"),
+        ("sftp://me@h:22/a/f", "sftp", "me@h:22/a/f", False, "f"),
+        ("github://org:repo@main/f", "github", "org:repo@main/f", False, "f"),
         ("https://h/x/y.zip?v=1", "https", "/x/y.zip", False, "y.zip"),
         ("http://h", "http", "/", True, "h"),
         ("http://h/%2e%2e%2fx", "http", "/%2e%2e%2fx", False, "x"),
@@ -54,6 +66,23 @@ def test_sources_are_understood(text: str, scheme: str, path: str, is_tree: bool
         ("http://h:99999/", "valid"),
         ("http://h/a b", "space"),
         ("file://host/x", "host"),
+        ("gs://key:secret@bucket/x", "credentials"),
+        ("gs://bucket", "trailing /"),
+        ("az://UPPER/x", "container"),
+        ("az://data@secret.example/x", "account"),
+        ("az://data", "trailing /"),
+        ("https://me:secret@acct.blob.core.windows.net/data/x", "credentials"),
+        ("https://acct.blob.core.windows.net/data/x%0a", "control"),
+        ("https://acct.blob.core.windows.net/", "container"),
+        ("ftp://h/x%0d%0aDELE%20y", "control"),
+        ("ftp://a%0ab@h/x", "control"),
+        ("ftp://h/x?y", "query"),
+        ("zip://x::s3://b/k", "zip"),
+        ("simplecache::s3://b/k", "chained"),
+        ("sftp://h/x::file:///etc/passwd", "chained"),
+        ("sftp://", "names nothing"),
+        ("memory://x", "unknown"),
+        ("reference://x", "unknown"),
     ],
 )
 def test_bad_sources_are_refused_with_what_to_do(text: str, says: str) -> None:
@@ -73,6 +102,79 @@ def test_the_nearest_scheme_is_named() -> None:
     assert caught.value.hint == "did you mean https://?"
 
 
+@pytest.mark.parametrize(
+    ("text", "kind", "taken"),
+    [
+        ("s3://bucket/key", None, "aws"), ("s3://bucket/k", "wasabi", "wasabi"), ("gs://bucket/k", None, "gcp"),
+        ("https://acct.blob.core.windows.net/data/f", None, "azure"),
+        ("https://acct.example.org/data/f", "azure", "azure"),
+        ("https://acct.blob.core.windows.net/data/f", "web", "web"), ("https://h/f", None, "web"),
+        ("ftp://h/f", None, "ftp"), ("ftps://h/f", "web", "web"), ("/f", None, "local"), ("f", None, "local"),
+        ("/f", "local", "local"), ("file:///f", "local", "local"), ("sftp://h/f", None, "sftp"),
+        ("sftp://h/f", "sftp", "sftp"),
+    ],
+)  # fmt: skip
+def test_who_is_asked_follows_from_the_address_or_is_said(text: str, kind: str | None, taken: str) -> None:
+    """The kind is the scheme's own unless another is stated that has the same prefix."""
+    uri = parse(text, CWD, kind)
+    assert uri.kind == taken
+    assert parse(uri.text, PurePath("/"), uri.kind) == uri
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "says"),
+    [
+        ("https://h/f", "aws", "s3://"), ("gs://bucket/f", "wasabi", "s3://"), ("s3://bucket/f", "gcp", "gs://"),
+        ("http://h/f", "azure", "https://"), ("s3://bucket/f", "web", "ftps://"), ("./f", "local", "~/"),
+        ("f", "local", "$"), ("$NO_SUCH/f", "local", "NO_SUCH"), ("s3://bucket/f", "amazon", "known"),
+        ("s3://bucket/f", "azur", "azure"), ("f", "aws", "s3://"),
+    ],
+)  # fmt: skip
+def test_what_does_not_begin_as_its_kind_does_is_refused(text: str, kind: str, says: str) -> None:
+    """The rule is named."""
+    with pytest.raises(BadUri) as caught:
+        parse(text, CWD, kind)
+    assert says in caught.value.message + caught.value.hint
+
+
+def test_home_and_variables_are_those_of_the_caller() -> None:
+    """A path that is said to be local may begin with ~/ or $NAME, as the user's own environment has them."""
+    env = {"HOME": "/h/me", "DATA": "/big"}
+    assert parse("~/set/", CWD, "local", env).path == "/h/me/set/"
+    assert parse("${DATA}/f", CWD, "local", env).path == "/big/f"
+    assert parse("~/set", CWD).path == "/data/dir/~/set"
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoint"),
+    [
+        ("https://acct.blob.core.windows.net/data/f", "https://acct.blob.core.windows.net"),
+        ("abfss://data@acct.dfs.core.windows.net/f", "https://acct.blob.core.windows.net"),
+        ("wasbs://data@acct.z01.blob.storage.azure.net/f", "https://acct.z01.blob.storage.azure.net"),
+        ("az://data/f", None),
+    ],
+)
+def test_an_azure_address_may_name_its_account(text: str, endpoint: str | None) -> None:
+    """The server is that of the blob service, however the address is written."""
+    assert parse(text, CWD).endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ftp://me:hidden@h/f", "ftps://me:hidden@h:21/f/", "sftp://me:hidden@h/f", "webdav://h/f?token=hidden",
+        "https://acct.blob.core.windows.net/data/f?sv=2&sig=hidden",
+    ],
+)  # fmt: skip
+def test_no_form_shows_its_secret(text: str) -> None:
+    """What is shown says that there is a secret, and reads as an address again."""
+    uri = parse(text, CWD)
+    assert "hidden" in uri.text
+    assert "hidden" not in uri.shown + repr(uri)
+    assert "***" in uri.shown
+    assert parse(uri.shown, CWD).path.replace("***", "hidden") == uri.path
+
+
 def test_secrets_of_an_address_are_not_shown() -> None:
     """Passwords and signatures are in `text` only."""
     uri = parse("https://me:pa55word@h:8443/f?X-Amz-Signature=abc123&v=2", CWD)
@@ -85,7 +187,7 @@ def test_secrets_of_an_address_are_not_shown() -> None:
 @given(st.text(max_size=60))
 def test_any_text_is_a_source_or_refused(text: str) -> None:
     """Nothing but `BadUri` ever comes out, and every name may be a file's."""
-    for prefix in ("", "http://", "s3://", "file://"):
+    for prefix in ("", "http://", "s3://", "file://", "gs://", "az://", "abfs://c@", "ftp://", "sftp://", _LINK):
         try:
             uri = parse(prefix + text, CWD)
         except BadUri:

@@ -1,0 +1,109 @@
+"""Third-party credentials as rows: what is sealed stays sealed here."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+_SELECT = "SELECT id, owner_uid, name, kind, sealed, public, secrets, created_us, rotated_us, used_us FROM keys"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRow:
+    """One credential: `public` is what may be shown, `secrets` the names of the parts that may not."""
+
+    id: int
+    owner_uid: int
+    name: str
+    kind: str
+    sealed: bytes = field(repr=False)
+    public: Mapping[str, str]
+    secrets: tuple[str, ...]
+    created_us: int
+    rotated_us: int | None
+    used_us: int | None
+
+
+def of_owner(connection: sqlite3.Connection, owner_uid: int) -> list[KeyRow]:
+    """Return a user's keys by name."""
+    rows = connection.execute(_SELECT + " WHERE owner_uid = ? ORDER BY name", (owner_uid,))
+    return [_row(row) for row in rows]
+
+
+def find(connection: sqlite3.Connection, owner_uid: int, name: str) -> KeyRow | None:
+    """Return a user's key, None where there is none of that name."""
+    row = connection.execute(_SELECT + " WHERE owner_uid = ? AND name = ?", (owner_uid, name)).fetchone()
+    return _row(row) if row else None
+
+
+def insert(
+    connection: sqlite3.Connection,
+    owner_uid: int,
+    name: str,
+    *,
+    kind: str,
+    sealed: bytes,
+    public: Mapping[str, str],
+    secrets: Sequence[str],
+    now_us: int,
+) -> None:
+    """Write a new key down."""
+    connection.execute(
+        "INSERT INTO keys (owner_uid, name, kind, sealed, public, secrets, created_us) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (owner_uid, name, kind, sealed, json.dumps(dict(public)), json.dumps(list(secrets)), now_us),
+    )
+
+
+def replace(
+    connection: sqlite3.Connection,
+    key: KeyRow,
+    *,
+    sealed: bytes,
+    public: Mapping[str, str],
+    secrets: Sequence[str],
+    now_us: int,
+) -> None:
+    """Give a key other values."""
+    connection.execute(
+        "UPDATE keys SET sealed = ?, public = ?, secrets = ?, rotated_us = ? WHERE id = ?",
+        (sealed, json.dumps(dict(public)), json.dumps(list(secrets)), now_us, key.id),
+    )
+
+
+def remove(connection: sqlite3.Connection, key: KeyRow) -> None:
+    """Forget a key; its number is never another's."""
+    connection.execute("DELETE FROM keys WHERE id = ?", (key.id,))
+
+
+def used(connection: sqlite3.Connection, key_id: int, now_us: int) -> None:
+    """Note that a key opened something or was given to a job."""
+    connection.execute("UPDATE keys SET used_us = ? WHERE id = ?", (now_us, key_id))
+
+
+def all_sealed(connection: sqlite3.Connection) -> list[KeyRow]:
+    """Return every key: what a rotation of the sealing key goes through."""
+    return [_row(row) for row in connection.execute(_SELECT + " ORDER BY id")]
+
+
+def set_sealed(connection: sqlite3.Connection, key_id: int, *, was: bytes, sealed: bytes) -> None:
+    """Keep the same values under another sealing key, unless they were changed meanwhile."""
+    connection.execute("UPDATE keys SET sealed = ? WHERE id = ? AND sealed = ?", (sealed, key_id, was))
+
+
+def waiting_for(connection: sqlite3.Connection, owner_uid: int, name: str) -> list[int]:
+    """Return the unfinished jobs of a user that name a key, for an input or for themselves."""
+    rows = connection.execute(
+        "SELECT DISTINCT j.id FROM jobs j JOIN elements e ON e.job_id = j.id AND e.finished_us IS NULL"
+        " WHERE j.owner_uid = ?1 AND (EXISTS (SELECT 1 FROM inputs i WHERE i.job_id = j.id AND i.key_name = ?2)"
+        " OR EXISTS (SELECT 1 FROM json_each(j.spec, '$.key') WHERE value = ?2)) ORDER BY j.id",
+        (owner_uid, name),
+    )
+    return [row[0] for row in rows]
+
+
+def _row(row: Sequence[Any]) -> KeyRow:
+    key_id, owner_uid, name, kind, sealed, public, secrets, *times = row
+    return KeyRow(key_id, owner_uid, name, kind, bytes(sealed), json.loads(public), tuple(json.loads(secrets)), *times)

@@ -1,0 +1,81 @@
+"""Opens connections to where a fetch may go: the address that was checked is the one connected to.
+
+So a name that resolves differently the second time gains nothing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+from collections.abc import Callable
+
+from storage.errors import SourceFailed, SourceRefused
+from storage.sources.base import SourceOptions
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def dial(
+    host: str,
+    port: int,
+    options: SourceOptions,
+    shown: str,
+    *,
+    wrap: Callable[[socket.socket], socket.socket] = lambda plain: plain,
+) -> tuple[socket.socket, Address]:
+    """Return a connection and the address it leads to; raise `SourceFailed` or `SourceRefused`, naming `shown`."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise SourceFailed(f"{shown}: the host {host} has no address", "check the name and the network") from error
+    last: OSError | None = None
+    for family, kind, protocol, _, place in found:
+        ip = address(str(place[0]))
+        if not allowed(ip, host, options):
+            continue
+        connected = socket.socket(family, kind, protocol)
+        connected.settimeout(options.stall_s)
+        try:
+            connected.connect(place)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return wrap(connected), ip
+        except OSError as error:
+            connected.close()
+            last = error
+    if last is None:
+        raise SourceRefused(f"{shown} is at a local address, which this runner does not fetch from", "see allow_hosts")
+    certificate = isinstance(last, ssl.SSLCertVerificationError)
+    hint = "is its authority one that this box trusts?" if certificate else ""
+    raise SourceFailed(f"{shown} cannot be reached: {why(last)}", hint, transient=not certificate) from last
+
+
+def address(text: str) -> Address:
+    """Return the address that packets end at: the IPv4 one where an IPv6 form only wraps it."""
+    found = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is not None:
+            return found.ipv4_mapped
+        if found in _NAT64:
+            return ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+    return found
+
+
+def why(error: OSError) -> str:
+    """Say in a few words what the network did."""
+    if isinstance(error, TimeoutError):
+        return "nothing arrived for too long"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({error.verify_message})"
+    return error.strerror or type(error).__name__
+
+
+def allowed(ip: Address, host: str, options: SourceOptions) -> bool:
+    """Say whether these options let anybody fetch from an address."""
+    if options.allow_local_addresses:
+        return True
+    if ip.is_link_local or ip.is_multicast or ip.is_unspecified:
+        return False
+    return not ip.is_loopback or host in options.allow_hosts

@@ -1,0 +1,462 @@
+"""Git repositories become artifacts: over http, https and ssh, from the disk, with submodules and LFS files."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+
+import pytest
+
+from storage.credentials import Credential
+from storage.download import Fetched, fetch
+from storage.errors import Cancelled, SourceFailed, SourceMissing, SourceRefused, StorageError
+from storage.sources.base import SourceOptions
+from storage.store import Store
+from storage.transfer import Retry
+from storage.uri import parse
+from tests.clouds import certificate
+from tests.gits import GitWeb, Repository, Ssh, git_web, ssh_server
+from tests.kit import ROOT, wait_until
+
+QUICK = Retry(tries=3, base_s=0.0, cap_s=0.0, sleep=lambda _: None, random=random.Random(1).random)
+SECRET = "c4nary-hubs"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A new store."""
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    """A repository with one commit."""
+    made = Repository(tmp_path / "repository")
+    made.commit(**{"train.py": "print(1)", "lib__a.py": "a = 1"})
+    return made
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[GitWeb]:
+    """A Git server."""
+    with git_web(tmp_path / "served") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ssh]:
+    """One sshd for the module."""
+    with ssh_server(tmp_path_factory.mktemp("sshd") / "sshd") as server:
+        yield server
+
+
+def take(store: Store, text: str, options: SourceOptions | None = None, **kwargs: object) -> Fetched:
+    """Fetch quickly and quietly."""
+    return fetch(
+        store,
+        parse(text, PurePath("/"), kwargs.pop("kind", None)),  # type: ignore[arg-type]
+        options or SourceOptions(stall_s=20, threads=2, part_bytes=64 << 10),
+        progress=lambda _done, _total: None,
+        cancelled=kwargs.pop("cancelled", lambda: False),  # type: ignore[arg-type]
+        retry=QUICK,
+    )
+
+
+def contents(store: Store, fetched: Fetched) -> dict[str, bytes]:
+    """Return the artifact's files."""
+    return {
+        entry.path: store.object_path(entry.digest).read_bytes()
+        for entry in store.manifest(fetched.tree_digest).entries
+    }
+
+
+def no_debris(store: Store) -> bool:
+    """Return whether nothing but objects and trees was left."""
+    return not any((store.root / "tmp").iterdir()) and not any((store.root / "leases").iterdir())
+
+
+def children() -> set[str]:
+    """Return the programs that this process still has."""
+    listed = ["ps", "--ppid", str(os.getpid()), "-o", "comm="]
+    found = subprocess.run(listed, capture_output=True, text=True, check=False)
+    return set(found.stdout.split()) & {"git", "ssh"}
+
+
+@pytest.mark.parametrize("how", ["http", "https", "ssh", "local", "path"])
+def test_a_repository_becomes_an_artifact(
+    how: str, tmp_path: Path, repository: Repository, store: Store, ssh: Ssh
+) -> None:
+    """By every way in the same files arrive, `.git` not among them, and the commit is recorded."""
+    first = repository.git("rev-parse", "HEAD")
+    repository.git("tag", "-a", "v1", "-m", "a tag")
+    last = repository.commit(**{"train.py": "print(2)"})
+    (repository.path / "train.py").chmod(0o755)
+    repository.commit()
+    repository.git("branch", "feature/x", last)
+    repository.git("reset", "-q", "--hard", last)
+    trusted = certificate(tmp_path)
+    options = SourceOptions(stall_s=20, ca_file=trusted)
+    with git_web(tmp_path / "served", trusted if how == "https" else None) as web:
+        place = {
+            "http": lambda: web.serve(repository, "team/repo.git"),
+            "https": lambda: web.serve(repository, "team/repo.git"),
+            "ssh": lambda: f"{ssh.prefix}{repository.path}",
+            "local": lambda: f"git+file://{repository.path}",
+            "path": lambda: str(repository.path),
+        }[how]()
+        if how == "ssh":
+            values = {"private_key": ssh.private_key, "known_hosts": ssh.known_hosts}
+            options = SourceOptions(stall_s=20, credential=Credential("git-ssh", values))
+        new = take(store, place, options, kind="git")
+        assert contents(store, new) == {"train.py": b"print(2)", "lib/a.py": b"a = 1"}
+        assert new.pins["commit"] == last
+        for ref, commit in (("v1", first), ("feature/x", last), (first, first), (first[:9], first), ("main", last)):
+            assert take(store, f"{place}@{ref}", options, kind="git").pins["commit"] == commit
+        with pytest.raises(SourceMissing, match="no branch, tag or commit 'nope'"):
+            take(store, f"{place}@nope", options, kind="git")
+    assert no_debris(store)
+    assert not children()
+
+
+def test_modes_and_links_are_kept(repository: Repository, store: Store) -> None:
+    """A script stays executable; links become what they lead to, as in any other directory."""
+    repository.write("run.sh", "#!/bin/sh")
+    (repository.path / "run.sh").chmod(0o755)
+    (repository.path / "again").symlink_to("lib")
+    (repository.path / "lib" / "up.py").symlink_to("../again/../train.py")
+    repository.commit()
+    fetched = take(store, f"git+file://{repository.path}")
+    found = contents(store, fetched)
+    assert found["again/a.py"] == found["lib/a.py"]
+    assert found["again/up.py"] == found["lib/up.py"] == found["train.py"]
+    executable = {entry.path for entry in store.manifest(fetched.tree_digest).entries if entry.executable}
+    assert executable == {"run.sh"}
+
+
+@pytest.mark.parametrize(
+    ("link", "why"),
+    [
+        ("/etc/passwd", "outside"),
+        ("../../etc/passwd", "outside"),
+        ("nothing", "nowhere"),
+        ("link", "circle"),
+        (".", "circle"),
+        ("x" * 5000, "longer"),
+    ],
+)
+def test_a_link_that_leads_nowhere_good_is_refused(link: str, why: str, repository: Repository, store: Store) -> None:
+    """The refusal names the link, and nothing is left."""
+    repository.raw_tree(("120000", "blob", repository.blob(link), b"link"))
+    with pytest.raises(SourceRefused, match=f"'link'.*{why}"):
+        take(store, f"git+file://{repository.path}")
+    assert no_debris(store)
+
+
+@pytest.mark.parametrize("name", [b"..", b".git", b".GIT", b"x" * 300])
+def test_names_that_would_do_harm_are_refused(name: bytes, repository: Repository, store: Store) -> None:
+    """A tree object can hold any name; one that leaves the tree, or that git would obey, never becomes a file."""
+    inner = repository.git("rev-parse", "HEAD:lib")
+    repository.raw_tree(("40000", "tree", inner, name))
+    with pytest.raises(StorageError):
+        take(store, f"git+file://{repository.path}")
+    assert store.usage().trees == 0
+    assert no_debris(store)
+
+
+def test_submodules_come_with_it(tmp_path: Path, web: GitWeb, repository: Repository, store: Store) -> None:
+    """A submodule's files stand at its path, those of its own submodules too, at the commits that are recorded."""
+    inner, outer = Repository(tmp_path / "inner"), Repository(tmp_path / "outer")
+    inner.commit(**{"inner.txt": "inner"})
+    web.serve(inner, "team/inner.git")
+    outer.commit(**{"outer.txt": "outer"})
+    outer.git("submodule", "add", "-q", f"{web.url}/team/inner.git", "deep")
+    outer.commit()
+    web.serve(outer, "team/outer.git")
+    repository.git("submodule", "add", "-q", f"{web.url}/team/outer.git", "third/party")
+    repository.git("config", "-f", ".gitmodules", "submodule.third/party.url", "../outer.git")
+    repository.commit()
+    found = contents(store, take(store, web.serve(repository, "team/repo.git")))
+    assert found["third/party/outer.txt"] == b"outer"
+    assert found["third/party/deep/inner.txt"] == b"inner"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ext::sh -c 'touch /tmp/stoker-was-here'",
+        "--upload-pack=touch /tmp/stoker-was-here",
+        "-u/x:y",
+        "file:///etc",
+        "/etc",
+        "ssh://-oProxyCommand=touch/x",
+        "git@-oProxyCommand=x:y",
+        "http://localhost/x",
+        "../../../../../../etc",
+    ],
+)
+def test_a_submodule_cannot_lead_anywhere(url: str, tmp_path: Path, repository: Repository, store: Store) -> None:
+    """What a repository says about its submodules is another's word: no program, no local file, no way out of https."""
+    repository.git("submodule", "add", "-q", str(repository.path), "sub")
+    repository.git("config", "-f", ".gitmodules", "submodule.sub.url", url)
+    repository.commit()
+    trusted = certificate(tmp_path)
+    with git_web(tmp_path / "served", trusted) as web:
+        place = web.serve(repository, "team/repo.git")
+        with pytest.raises(StorageError):
+            take(store, place, SourceOptions(stall_s=20, ca_file=trusted))
+    assert not Path("/tmp/stoker-was-here").exists()
+    assert store.usage().trees == 0
+    assert no_debris(store)
+
+
+def test_lfs_files_arrive_as_they_are(web: GitWeb, repository: Repository, store: Store) -> None:
+    """What Git LFS keeps comes by its sha256, in parts where it is large; what the store has does not travel again."""
+    large, small = random.Random(3).randbytes(300_000), b"weights"
+    repository.track("*.bin")
+    repository.commit(**{"large.bin": large, "small.bin": small})
+    place = web.serve(repository, "repo.git")
+    repository.git("lfs", "push", "--all", place)
+    fetched = take(store, place)
+    found = contents(store, fetched)
+    assert (found["large.bin"], found["small.bin"]) == (large, small)
+    assert sum(path.startswith("/objects/") for _, path, _ in web.asked if path) > 3
+    web.asked.clear()
+    assert take(store, place).tree_digest == fetched.tree_digest
+    assert not [path for _, path, _ in web.asked if path.startswith("/objects/")]
+
+
+def test_lfs_files_of_a_local_repository(repository: Repository, store: Store) -> None:
+    """They are where git-lfs put them; one that is not there is named."""
+    repository.track("*.bin")
+    repository.commit(**{"w.bin": b"weights"})
+    assert contents(store, take(store, f"git+file://{repository.path}"))["w.bin"] == b"weights"
+    for path in (repository.path / ".git" / "lfs" / "objects").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    with pytest.raises(SourceMissing, match=r"'w\.bin'"):
+        take(store, f"git+file://{repository.path}")
+
+
+def test_lfs_over_ssh_asks_the_host_where(
+    tmp_path: Path, web: GitWeb, repository: Repository, ssh: Ssh, store: Store
+) -> None:
+    """`git-lfs-authenticate` names the server; without it the file that is missing is named."""
+    repository.track("*.bin")
+    repository.commit(**{"w.bin": b"weights"})
+    place = web.serve(repository, "repo.git")
+    repository.git("lfs", "push", "--all", place)
+    options = SourceOptions(credential=Credential("git-ssh", {"private_key": ssh.private_key}))
+    with pytest.raises(SourceRefused, match=r"'w\.bin' is kept by Git LFS"):
+        take(store, f"{ssh.prefix}{repository.path}", options, kind="git")
+    script = ssh.programs / "git-lfs-authenticate"
+    script.write_text(f'#!/bin/sh\necho \'{{"href": "{place}/info/lfs"}}\'\n')
+    script.chmod(0o755)
+    with pytest.raises(SourceRefused, match="from ssh to http"):
+        take(store, f"{ssh.prefix}{repository.path}", options, kind="git")
+    trusted = certificate(tmp_path)
+    with git_web(tmp_path / "secure", trusted) as secure:
+        secure.objects = web.objects
+        script.write_text(f'#!/bin/sh\necho \'{{"href": "{secure.url}/x.git/info/lfs"}}\'\n')
+        fetched = take(
+            store,
+            f"{ssh.prefix}{repository.path}",
+            SourceOptions(credential=options.credential, ca_file=trusted),
+            kind="git",
+        )
+    script.unlink()
+    assert contents(store, fetched)["w.bin"] == b"weights"
+
+
+def test_a_missing_lfs_object_is_named(web: GitWeb, repository: Repository, store: Store) -> None:
+    """The server's reason is told with the file's name."""
+    repository.track("*.bin")
+    repository.commit(**{"w.bin": b"weights"})
+    with pytest.raises(SourceMissing, match=r"'w\.bin'.*Object does not exist"):
+        take(store, web.serve(repository, "repo.git"))
+    assert no_debris(store)
+
+
+def test_wrong_lfs_bytes_are_refused(web: GitWeb, repository: Repository, store: Store) -> None:
+    """An object that is not what its name says never enters."""
+    repository.track("*.bin")
+    repository.commit(**{"w.bin": b"weights"})
+    place = web.serve(repository, "repo.git")
+    repository.git("lfs", "push", "--all", place)
+    web.objects = dict.fromkeys(web.objects, b"Weights")
+    with pytest.raises(StorageError, match="not those"):
+        take(store, place)
+    assert store.usage().trees == 0
+
+
+def test_a_login_opens_a_repository_and_is_told_to_nobody(
+    tmp_path: Path, web: GitWeb, repository: Repository, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Name and password of the address reach its server only; no argument, file, error or pin holds them."""
+    place = web.serve(repository, "repo.git")
+    signed = place.replace("://", f"://user:{SECRET}@")
+    web.login = ("user", SECRET)
+    seen: list[list[str]] = []
+    popen = subprocess.Popen
+
+    class Watched(popen):  # type: ignore[type-arg, misc, valid-type]
+        def __init__(self, command: list[str], *args: object, **kwargs: object) -> None:
+            seen.append([str(word) for word in command])
+            super().__init__(command, *args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", Watched)
+    fetched = take(store, signed)
+    assert len(contents(store, fetched)) == 2
+    assert len(seen) > 3
+    assert SECRET not in str(seen) + str(fetched)
+    with pytest.raises(SourceRefused, match="401") as refused:
+        take(store, place)
+    with pytest.raises(SourceRefused, match="401") as wrong:
+        take(store, signed.replace(SECRET, SECRET + "x"))
+    assert SECRET not in str(refused.value) + str(wrong.value)
+    with git_web(tmp_path / "other") as other:
+        web.moved["repo"] = f"{other.url}/repo"
+        other.serve(repository, "repo.git")
+        assert contents(store, take(store, signed)) == contents(store, fetched)
+        assert {authorization for _, _, authorization in other.asked} == {""}
+    kept = b"".join(path.read_bytes() for path in store.root.rglob("*") if path.is_file())
+    assert SECRET.encode() not in kept
+
+
+def test_what_is_no_repository_is_refused(tmp_path: Path, web: GitWeb, store: Store) -> None:
+    """A missing repository, an empty one, a closed port, a directory without git: each says so, and leaves nothing."""
+    subprocess.run(["git", "init", "-q", "--bare", tmp_path / "served" / "empty.git"], check=True)
+    for place, error in (
+        (f"{web.url}/none.git", SourceMissing),
+        (f"{web.url}/empty.git", SourceMissing),
+        ("http://127.0.0.1:1/x.git", SourceFailed),
+        (f"git+file://{tmp_path}", SourceMissing),
+        (f"git+file://{tmp_path}/none", SourceMissing),
+    ):
+        with pytest.raises(error):
+            take(store, place)
+    assert no_debris(store)
+
+
+def test_an_unknown_host_is_accepted_once_and_said(repository: Repository, ssh: Ssh, store: Store) -> None:
+    """Without known_hosts the key is taken as it comes, and the artifact tells which it was."""
+    options = SourceOptions(credential=Credential("git-ssh", {"private_key": ssh.private_key}))
+    fetched = take(store, f"{ssh.prefix}{repository.path}", options, kind="git")
+    assert ssh.fingerprint in fetched.pins["host_key"]
+
+
+def test_another_host_key_or_user_key_is_refused(
+    tmp_path: Path, repository: Repository, ssh: Ssh, store: Store
+) -> None:
+    """A host whose key is not the trusted one, a key that the host does not know, and what is no key at all."""
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "other"], check=True)
+    public = " ".join((tmp_path / "other.pub").read_text().split()[:2])
+    place = f"{ssh.prefix}{repository.path}"
+    values = {"private_key": ssh.private_key, "known_hosts": f"[127.0.0.1]:{ssh.port} {public}"}
+    with pytest.raises(SourceRefused, match="host's key"):
+        take(store, place, SourceOptions(credential=Credential("git-ssh", values)), kind="git")
+    for key in ((tmp_path / "other").read_text(), SECRET):
+        with pytest.raises(SourceRefused) as refused:
+            take(store, place, SourceOptions(credential=Credential("git-ssh", {"private_key": key})), kind="git")
+        assert SECRET not in str(refused.value) + refused.value.hint
+    with pytest.raises(SourceRefused):
+        take(store, place, kind="git")
+    assert no_debris(store)
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+def test_cancelling_ends_the_children(answers: int, web: GitWeb, repository: Repository, store: Store) -> None:
+    """A fetch that waits for a silent server, ourselves or git for us, stops when it is cancelled; git goes with it."""
+    place = web.serve(repository, "repo.git")
+    silence = threading.Event()
+    web.silent_after, web.silence = answers, silence
+    with pytest.raises(Cancelled):
+        take(store, place, cancelled=lambda: len(web.asked) > answers)
+    assert no_debris(store)
+    assert not children()
+    silence.set()
+
+
+def test_a_killed_fetch_leaves_what_the_sweep_takes(web: GitWeb, repository: Repository, store: Store) -> None:
+    """What was fetched when the process died is in the store's own tmp, and goes with the next sweep."""
+    place = web.serve(repository, "repo.git")
+    silence = threading.Event()
+    web.silent_after, web.silence = 1, silence
+    script = (
+        "import sys; from pathlib import PurePath, Path; from storage.download import fetch;"
+        "from storage.sources.base import SourceOptions; from storage.store import Store;"
+        "from storage.uri import parse;"
+        "fetch(Store(Path(sys.argv[1])), parse(sys.argv[2], PurePath('/')), SourceOptions(),"
+        " progress=lambda *_: None, cancelled=lambda: False)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, store.root, place], cwd=ROOT)
+    wait_until(lambda: len(web.asked) > 1, what="git's own request")
+    process.kill()
+    process.wait()
+    assert any((store.root / "tmp").iterdir())
+    silence.set()
+    store.sweep([])
+    assert no_debris(store)
+    web.silent_after = None
+    assert len(contents(store, take(store, place))) == 2
+
+
+def test_a_silent_server_is_given_up(repository: Repository, store: Store, ssh: Ssh) -> None:
+    """A child that says nothing for the stall time is ended, and the failure may be tried again."""
+    options = SourceOptions(stall_s=1, credential=Credential("git-ssh", {"private_key": ssh.private_key}))
+    program = ssh.programs / "git-upload-pack"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    try:
+        with pytest.raises(SourceFailed, match="too long"):
+            take(store, f"{ssh.prefix}{repository.path}", options, kind="git")
+    finally:
+        program.unlink()
+    assert no_debris(store)
+
+
+def test_a_confined_runner_fetches_from_no_local_address(
+    web: GitWeb, repository: Repository, store: Store, ssh: Ssh
+) -> None:
+    """Loopback only where `allow_hosts` lists it, this machine's disk never; git is bound to the checked address."""
+    place = web.serve(repository, "repo.git")
+    confined = SourceOptions(allow_local_addresses=False)
+    for each in (place, f"{ssh.prefix}{repository.path}", f"git+file://{repository.path}"):
+        with pytest.raises(SourceRefused, match="local"):
+            take(store, each, confined, kind="git")
+    allowed = SourceOptions(
+        allow_local_addresses=False,
+        allow_hosts=frozenset({"127.0.0.1"}),
+        credential=Credential("git-ssh", {"private_key": ssh.private_key, "known_hosts": ssh.known_hosts}),
+    )
+    for each in (place, f"{ssh.prefix}{repository.path}"):
+        assert len(contents(store, take(store, each, allowed, kind="git"))) == 2
+
+
+def test_nothing_of_the_user_or_the_repository_is_obeyed(
+    tmp_path: Path, repository: Repository, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Configuration, hooks, attributes and the environment name programs; none of them runs."""
+    trap = tmp_path / "trap"
+    trap.write_text(f"#!/bin/sh\ntouch {tmp_path}/sprung\n")
+    trap.chmod(0o755)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".gitconfig").write_text(f"[core]\nfsmonitor={trap}\nsshCommand={trap}\n[credential]\nhelper={trap}\n")
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("GIT_SSH", "GIT_SSH_COMMAND", "GIT_ASKPASS", "GIT_EXTERNAL_DIFF", "GIT_PROXY_COMMAND"):
+        monkeypatch.setenv(name, str(trap))
+    repository.write(".gitattributes", "* filter=trap\n")
+    repository.commit()
+    repository.git("config", "filter.trap.smudge", str(trap))
+    repository.git("config", "core.fsmonitor", str(trap))
+    repository.git("config", "uploadpack.packObjectsHook", str(trap))
+    repository.git("config", "core.alternateRefsCommand", str(trap))
+    for hook in ("post-checkout", "reference-transaction", "post-index-change"):
+        (repository.path / ".git" / "hooks" / hook).symlink_to(trap)
+    assert len(contents(store, take(store, f"git+file://{repository.path}"))) == 3
+    assert not (tmp_path / "sprung").exists()
