@@ -27,8 +27,9 @@ lint: $(STAMP) ## ruff and mypy
 soak: $(STAMP) ## the fault tests at their full counts, recorded in docs/soak.md
 	STOKER_SOAK=1 $(BIN)/python -m pytest tests/faults --timeout 7200 -s
 
-bench: $(STAMP) ## measure beside the peers, recorded in docs/speed.md
+bench: $(STAMP) ## measure beside the peers, recorded in docs/speed.md and docs/speed-storage.md
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.storage
 
 lock: $(UV) ## resolve the dependencies anew
 	$(UV) lock

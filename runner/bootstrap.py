@@ -29,7 +29,7 @@ from runner.daemon.board import Board
 from runner.daemon.context import Clock, Context
 from runner.daemon.devices import Devices
 from runner.daemon.expire import Expirer
-from runner.daemon.fetch import Fetcher
+from runner.daemon.fetch import Fetcher, source_options
 from runner.daemon.finish import Finisher
 from runner.daemon.live import live_facts
 from runner.daemon.loop import Loop
@@ -67,7 +67,6 @@ from runner.state.verify import verify
 from runner.telemetry.tail import LogTail
 from storage.checkout import Permitted, can_reflink
 from storage.files import remove_directory
-from storage.sources.base import SourceOptions
 from storage.store import Store
 
 CHAIN_TAIL = 1000
@@ -118,8 +117,7 @@ def _serve(paths: Paths) -> int:
     loop = Loop(context.clock)
     devices = Devices(context, loop, Nvml())
     starter = Starter(context, loop, devices)
-    s3 = config.sources.s3
-    fetcher = Fetcher(context, SourceOptions(s3_endpoint=s3.endpoint or None, s3_region=s3.region or None))
+    fetcher = Fetcher(context, source_options(config, os.environ))
     saver = Saver(context, Uploader(context, fetcher))
     tail = LogTail()
     stager = Stager(context, fetcher, tail)

@@ -57,6 +57,16 @@ def _directory(path: str, what: str) -> None:
         raise UsageError(f"{what} is not an absolute path: {path[:60]!r}", hint="give the whole path")
 
 
+def _file(path: str, what: str) -> None:
+    if path:
+        _directory(path, what)
+
+
+def _proxy(url: str, what: str) -> None:
+    if url not in {"", "none"} and not re.fullmatch(r"http://[^/\s]+/?", url):
+        raise UsageError(f"{what} is no proxy", hint="write http://HOST:PORT, or none")
+
+
 def _setting(
     default: Any,
     help: str,  # noqa: A002
@@ -121,6 +131,7 @@ class Storage:
         0.2, "part of the limit that inputs of jobs behind the next in line may take while they wait", most=1
     )
     min_free_bytes: int = _setting("1GiB", "no staging below this much free disk", _size)
+    bandwidth_bytes: int = _setting("0", "bytes a second for all transfers together; 0 is no limit", _size)
     keep_finished_s: float = _setting("90d", "logs and directories of finished jobs", parse_duration)
     log_limit_bytes: int = _setting(
         "1GiB", "a longer log keeps its first MiB and its newest half", _size, least=4 << 20
@@ -145,6 +156,11 @@ class S3:
 class Sources:
     """Where data comes from."""
 
+    ca_file: str = _setting("", "certificates to trust instead of the system's", check=_file)
+    https_proxy: str = _setting("", "proxy for https://; empty is the environment's, `none` is none", check=_proxy)
+    http_proxy: str = _setting("", "proxy for http://; empty is the environment's, `none` is none", check=_proxy)
+    no_proxy: str = _setting("", "hosts reached without a proxy; empty is the environment's")
+    unsized_limit_bytes: int = _setting("4GiB", "the most to take of a body whose length no server states", _size)
     s3: S3 = field(default_factory=S3)
 
 
@@ -205,6 +221,11 @@ def load(files: list[str], environ: Mapping[str, str]) -> Config:
 def names() -> list[tuple[str, Any, str]]:
     """Return (dotted name, default as written, help) of every setting, in order: the source of the example file."""
     return list(_walk(Config, ""))
+
+
+def visible(value: Any) -> Any:
+    """Return a setting's value as it may be shown: without the password in a URL."""
+    return re.sub(r"//[^/@\s]*@", "//***@", value) if isinstance(value, str) else value
 
 
 def shown_name(name: str) -> str:

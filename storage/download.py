@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +31,9 @@ MAX_MEMORY_BYTES = 512 << 20
 _LOCK_POLL_S = 0.1
 _CANCEL_POLL_S = 0.25
 _PLANS = 3
+
+# The digest and the size of a file that is stored, and the item as it was when it was read.
+Taken = tuple[str, int, Item]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,7 @@ def fetch(
                         raise
     finally:
         source.close()
+        memory.close()
     raise AssertionError("the last plan returns or raises")
 
 
@@ -129,13 +134,17 @@ def _fetch(
 
     try:
         with store.batch() as batch, ThreadPoolExecutor(options.threads) as parts:
-            carrier = Carrier(source, uri, memory.place, batch, parts, options.part_bytes, meter, retry, cancelled)
+            carrier = Carrier(source, uri, memory.place, batch, parts, meter, retry, cancelled, options, memory.note)
             take = _local_taker(uri, batch, meter, cancelled) if isinstance(source, LocalSource) else carrier.carry
-            for item, (digest, size, seen) in _all(plan, take, options.threads, interrupt):
-                _check(uri, item, digest)
+
+            def keep(item: Item) -> None:
+                digest, size, seen = _checked(uri, item, take(item))
                 entries[item.path] = Entry(item.path, size, digest, item.executable)
                 if seen.etag is not None:
                     learned[item.path] = Known(seen.etag, size, digest)
+                    memory.note(item.path, learned[item.path])
+
+            _all(plan.fetch, keep, options.threads, interrupt)
     finally:
         memory.write(learned)
     if unpack is not None:
@@ -152,13 +161,15 @@ def _fetched(manifest: Manifest, pins: Mapping[str, str], archive: str | None = 
     return Fetched(manifest.digest, manifest.size_bytes, len(manifest.entries), stated)
 
 
-def _check(uri: Uri, item: Item, digest: str) -> None:
-    """Raise `WrongBytes` where a listing said beforehand which bytes a file has, and others came."""
+def _checked(uri: Uri, item: Item, taken: Taken) -> Taken:
+    """Return what was taken; raise `WrongBytes` where a listing said beforehand which bytes it has, and others came."""
+    digest = taken[0]
     if item.checksum is not None and item.checksum[0] == "sha256" and item.checksum[1] != digest:
         raise WrongBytes(
             f"{uri.shown}: {item.path} is {digest} and should be {item.checksum[1]}",
             "it was changed after it was described; have it written again",
         )
+    return taken
 
 
 def _described(source: Source, uri: Uri, listing: Listing) -> Listing:
@@ -212,37 +223,37 @@ def _listed(uri: Uri, source: Source, retry: Retry, cancelled: Callable[[], bool
         return future.result()
 
 
-def _all(
-    plan: Plan, take: Callable[[Item], tuple[str, int, Item]], threads: int, interrupt: Callable[[], None]
-) -> Iterator[tuple[Item, tuple[str, int, Item]]]:
-    """Yield each file as it is stored; the first failure stops those that have not begun."""
+def _all(items: Sequence[Item], keep: Callable[[Item], None], threads: int, interrupt: Callable[[], None]) -> None:
+    """Store each file; the first failure stops those that have not begun."""
+    waiting = deque(items)
+
+    def work() -> None:
+        try:
+            while True:
+                try:
+                    item = waiting.popleft()
+                except IndexError:
+                    return
+                keep(item)
+        except BaseException:
+            waiting.clear()
+            raise
+
     with ThreadPoolExecutor(threads) as pool:
-        futures: dict[Future[tuple[str, int, Item]], Item] = {pool.submit(take, item): item for item in plan.fetch}
-        failed: BaseException | None = None
-        waiting = set(futures)
-        while waiting:
-            done, waiting = wait(waiting, timeout=_CANCEL_POLL_S, return_when="FIRST_COMPLETED")
+        workers = [pool.submit(work) for _ in range(min(threads, len(items)))]
+        while wait(workers, timeout=_CANCEL_POLL_S).not_done:
             interrupt()
-            for future in done:
-                if future.cancelled():
-                    continue
-                error = future.exception()
-                if error is None:
-                    yield futures[future], future.result()
-                elif failed is None or isinstance(failed, Cancelled):
-                    failed = error
-                    for other in waiting:
-                        other.cancel()
-        if failed is not None:
-            raise failed
+    errors = [error for error in (worker.exception() for worker in workers) if error is not None]
+    # What broke off because of another's failure says less than that failure.
+    errors.sort(key=lambda error: isinstance(error, Cancelled))
+    if errors:
+        raise errors[0]
 
 
-def _local_taker(
-    uri: Uri, batch: Batch, meter: Meter, cancelled: Callable[[], bool]
-) -> Callable[[Item], tuple[str, int, Item]]:
+def _local_taker(uri: Uri, batch: Batch, meter: Meter, cancelled: Callable[[], bool]) -> Callable[[Item], Taken]:
     """Return what copies a local file in: cloned where the file system can, never read through a stream."""
 
-    def take(item: Item) -> tuple[str, int, Item]:
+    def take(item: Item) -> Taken:
         root_fd = open_root(uri)
         try:
             entry = publish.take(batch, root_fd, item.path, item.locator, cancelled)
@@ -265,36 +276,59 @@ class _Present:
 
 
 class _Memory:
-    """What the files of one source were when last fetched: a hint that saves transfers, never trusted for bytes."""
+    """What the files of one source were when last fetched: a hint that saves transfers, never trusted for bytes.
+
+    Each file is noted as it is stored, so that a fetch that is killed goes on where it was.
+    """
 
     def __init__(self, store: Store, place: str) -> None:
         key = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()
-        self._store, self.place = store, place
+        self.place = place
         self._path = store.root / "sources" / f"{key}.json"
+        self._notes = self._path.with_suffix(".notes")
+        self._fd: int | None = None
         self.lock_path = store.root / "locks" / key
 
     def read(self) -> dict[str, Known]:
-        try:
-            if self._path.stat().st_size > MAX_MEMORY_BYTES:
-                return {}
-            rows = json.loads(self._path.read_text())
-            return {
-                str(path): Known(str(etag), int(size), digest)
-                for path, etag, size, digest in rows
-                if DIGEST.fullmatch(digest)
-            }
-        except (OSError, ValueError, TypeError):
-            return {}
+        return {**_rows(self._path), **_rows(self._notes)}
+
+    def note(self, path: str, known: Known) -> None:
+        """Add a file; one short append, whole or absent."""
+        with suppress(OSError):
+            if self._fd is None:
+                self._fd = os.open(self._notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            os.write(self._fd, _row(path, known))
 
     def write(self, known: Mapping[str, Known]) -> None:
-        rows = [[path, each.etag, each.size, each.digest] for path, each in known.items()]
         temp = self._path.with_suffix(f".{secrets.token_hex(4)}")
         try:
-            temp.write_text(json.dumps(rows))
+            temp.write_bytes(b"".join(_row(path, each) for path, each in known.items()))
             temp.rename(self._path)
+            self._notes.unlink(missing_ok=True)
         except OSError:
             # Only a hint: without it the next fetch reads more than it had to.
             temp.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+
+
+def _row(path: str, known: Known) -> bytes:
+    return json.dumps([path, known.etag, known.size, known.digest]).encode() + b"\n"
+
+
+def _rows(path: Path) -> dict[str, Known]:
+    """Return what a file of rows says; a row that is cut short, or makes no sense, says nothing."""
+    found: dict[str, Known] = {}
+    with suppress(OSError):
+        if path.stat().st_size <= MAX_MEMORY_BYTES:
+            for line in path.read_bytes().split(b"\n"):
+                with suppress(ValueError, TypeError):
+                    name, etag, size, digest = json.loads(line)
+                    if DIGEST.fullmatch(digest):
+                        found[str(name)] = Known(str(etag), int(size), digest)
+    return found
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from storage.errors import Cancelled, SourceRefused
 CHUNK_BYTES = 1 << 20
 
 _FICLONE = 0x40049409
+_SYNC_FILE_RANGE_WRITE = 2
 _CANNOT_CLONE = frozenset(
     {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
 )
@@ -99,6 +100,11 @@ def write_at(fd: int, data: memoryview, offset: int) -> None:
     while len(data):
         count = os.pwrite(fd, data, offset)
         data, offset = data[count:], offset + count
+
+
+def start_writing(fd: int, offset: int, count: int) -> None:
+    """Have the disk begin with what was written to a range; a file system that cannot does so at the sync."""
+    _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(count), _SYNC_FILE_RANGE_WRITE)
 
 
 def syncfs(fd: int) -> None:

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 from storage import files, leases
@@ -258,18 +259,22 @@ class Store:
             self.view_path(digest).rename(aside)
             files.remove_directory(aside)
 
-    def place(self, temp: Path, digest: str, size: int) -> None:
-        """Give a durable temporary file its final name, unless the same bytes already have it."""
+    def place(self, due: list[tuple[Path, str, int]]) -> None:
+        """Give durable temporary files (path, digest, size) their final names; those that have them leave the list."""
         with self._lock(fcntl.LOCK_SH):
-            if self._renew(digest, size):
-                temp.unlink()
-                return
-            target = self._object(digest)
-            try:
-                os.rename(temp, target)
-            except FileNotFoundError:
-                Path(target).parent.mkdir(mode=0o700, exist_ok=True)
-                os.rename(temp, target)
+            while due:
+                self.on_step("object rename")
+                temp, digest, size = due[-1]
+                target = self._object(digest)
+                if self._renew(digest, size):
+                    temp.unlink()
+                else:
+                    try:
+                        os.rename(temp, target)
+                    except FileNotFoundError:
+                        Path(target).parent.mkdir(mode=0o700, exist_ok=True)
+                        os.rename(temp, target)
+                due.pop()
 
     def _object(self, digest: str) -> str:
         return f"{self._at}objects/{_checked(digest)[:2]}/{digest}"
@@ -346,16 +351,18 @@ class Batch:
 
     store: Store
     max_files: int = 256
-    max_bytes: int = 256 << 20
+    max_bytes: int = 64 << 20
     _complete: list[tuple[Path, str, int]] = field(default_factory=list)
     _bytes: int = 0
     _open: set[Path] = field(default_factory=set)
     _guard: threading.Lock = field(default_factory=threading.Lock)
+    _name: str = field(default_factory=lambda: secrets.token_hex(8))
+    _numbers: Iterator[int] = field(default_factory=count)
 
     @contextmanager
     def temp(self) -> Iterator[Temp]:
         """Open a private file for one object; gone at the end unless it was added."""
-        path = self.store.temp_path()
+        path = self.store.root / "tmp" / f"{self._name}.{next(self._numbers)}"
         with disk_errors(self.store.root):
             temp = Temp(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             with self._guard:
@@ -392,10 +399,7 @@ class Batch:
             with disk_errors(self.store.root):
                 self.store.on_step("sync")
                 files.sync_filesystem(self.store.root)
-                while due:
-                    self.store.on_step("object rename")
-                    self.store.place(*due[-1])
-                    due.pop()
+                self.store.place(due)
         finally:
             with self._guard:
                 self._complete += due

@@ -13,16 +13,38 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from storage import files
-from storage.errors import Cancelled, DiskFull, SourceChanged, SourceFailed, StorageError, WrongBytes, disk_errors
+from storage.errors import (
+    Cancelled,
+    DiskFull,
+    SourceChanged,
+    SourceFailed,
+    SourceRefused,
+    StorageError,
+    WrongBytes,
+    disk_errors,
+)
 from storage.journal import Journal
-from storage.sources.base import Item, Source
+from storage.plan import Known
+from storage.sources.base import Item, Source, SourceOptions
 from storage.store import Batch, Temp
 from storage.uri import Uri
 
-# A read fills its buffer: small enough that a slow server does not put off a cancellation.
-BUFFER_BYTES = 128 << 10
+# Each thread keeps one buffer: fresh memory costs as much as the bytes that it takes. A read fills it, so that a
+# larger one would have a slow server's progress seen late.
+BUFFER_BYTES = 256 << 10
+# The disk begins with larger files at once, so that the sync that publishes them finds little to do.
+_EARLY_BYTES = 1 << 20
 _SLICE_S = 0.25
 _T = TypeVar("_T")
+_kept = threading.local()
+
+
+def _buffer() -> memoryview:
+    """Return this thread's buffer."""
+    found: memoryview | None = getattr(_kept, "buffer", None)
+    if found is None:
+        found = _kept.buffer = memoryview(bytearray(BUFFER_BYTES))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +111,27 @@ class Carrier:
     place: str
     batch: Batch
     parts: Executor
-    part_bytes: int
     meter: Meter
     retry: Retry
     cancelled: Callable[[], bool]
+    options: SourceOptions
+    note: Callable[[str, Known], None] = lambda _path, _known: None
+
+    def room(self) -> memoryview:
+        """Return what this thread reads into: no more than a limited rate brings in a moment."""
+        throttle = self.options.throttle
+        return _buffer() if throttle is None else _buffer()[: throttle.step_bytes]
+
+    def arrived(self, count: int, cancelled: Callable[[], bool]) -> None:
+        """Count bytes, and wait for as long as a limited rate wants; raise `Cancelled`."""
+        self.meter.add(count)
+        left = self.options.throttle.take(count) if self.options.throttle is not None else 0.0
+        while not cancelled():
+            if left <= 0:
+                return
+            self.retry.sleep(min(left, _SLICE_S))
+            left -= _SLICE_S
+        raise Cancelled
 
     def carry(self, item: Item) -> tuple[str, int, Item]:
         """Store one file; return its digest, its size and the item as it was when it was read.
@@ -114,7 +153,7 @@ class Carrier:
         raise AssertionError("the last try returns or raises")
 
     def _divisible(self, item: Item) -> bool:
-        return item.ranged and item.etag is not None and item.size is not None and item.size > self.part_bytes
+        return item.ranged and item.etag is not None and item.size is not None and item.size > self.options.part_bytes
 
     def _stat(self, item: Item) -> Item:
         return self.retry.run(lambda: self.source.stat(self.uri, item), self.cancelled)
@@ -122,7 +161,7 @@ class Carrier:
     def _in_parts(self, item: Item) -> tuple[str, int]:
         """Fetch parts in parallel into a preallocated file, hashing them in order as they become complete."""
         size = item.size or 0
-        journal = Journal(self.batch.store.root / "partial", self.place, item, size, self.part_bytes)
+        journal = Journal(self.batch.store.root / "partial", self.place, item, size, self.options.part_bytes)
         stop = threading.Event()
         waiting: list[Future[None]] = []
         hashes = _Hashes(item.checksum)
@@ -136,13 +175,14 @@ class Carrier:
                     waiting.append(done)
                 else:
                     waiting.append(self.parts.submit(self._part, journal, item, index, stop))
-            buffer = memoryview(bytearray(BUFFER_BYTES))
+            buffer = _buffer()
             for index, future in enumerate(waiting):
                 future.result()
                 self._hash_part(journal, index, hashes, buffer)
             hashes.compare(item.checksum, self.uri.shown)
+            # In this order, so that a kill finds the journal, or the object and what it is.
+            self.note(item.path, Known(item.etag or "", size, hashes.sha256.hexdigest()))
             self.batch.add(Temp(journal.data, journal.fd), hashes.sha256.hexdigest(), size)
-            # At once, so that a kill finds either the object or the journal.
             self.batch.flush()
             journal.finish()
         except BaseException as error:
@@ -162,8 +202,11 @@ class Carrier:
 
     def _part(self, journal: Journal, item: Item, index: int, stop: threading.Event) -> None:
         start, end = journal.span(index)
-        at, failure = start, 0
-        buffer = memoryview(bytearray(BUFFER_BYTES))
+        at, failure, buffer = start, 0, self.room()
+
+        def stopped() -> bool:
+            return stop.is_set() or self.cancelled()
+
         while at < end:
             try:
                 stream = self.source.open(self.uri, item, start=at, end=end)
@@ -171,12 +214,10 @@ class Carrier:
                     if stream.start != at:
                         raise SourceFailed(f"{self.uri.shown} no longer answers ranges", transient=False)
                     while at < end and (count := stream.read(buffer[: end - at])):
-                        if stop.is_set() or self.cancelled():
-                            raise Cancelled
                         with disk_errors(journal.data.parent):
                             files.write_at(journal.fd, buffer[:count], at)
                         at, failure = at + count, 0
-                        self.meter.add(count)
+                        self.arrived(count, stopped)
                 finally:
                     stream.close()
                 if at < end:
@@ -186,10 +227,11 @@ class Carrier:
                 if not error.transient or failure >= self.retry.tries:
                     self.meter.add(start - at)
                     raise
-                self.retry.wait(failure - 1, error, lambda: stop.is_set() or self.cancelled())
+                self.retry.wait(failure - 1, error, stopped)
             except StorageError:
                 self.meter.add(start - at)
                 raise
+        files.start_writing(journal.fd, start, end - start)
         with disk_errors(journal.data.parent):
             journal.record(index)
 
@@ -221,7 +263,10 @@ class _Hashes:
             return
         own = self._stated or self.sha256
         if own.hexdigest() != checksum[1]:
-            raise WrongBytes(f"{shown}: the bytes that arrived are not those the server states", "try again later")
+            raise WrongBytes(
+                f"{shown}: the {checksum[0]} of what arrived is {own.hexdigest()}, the server states {checksum[1]}",
+                "the file is damaged where it is kept, or on its way",
+            )
 
 
 class _Crc32c:
@@ -283,6 +328,8 @@ class _One:
                 carrier.meter.add(-self._at)
                 raise
             digest = self._hashes.sha256.hexdigest()
+            if self._at >= _EARLY_BYTES:
+                files.start_writing(temp.fd, 0, self._at)
             carrier.batch.add(temp, digest, self._at)
         return digest, self._at, self._etag
 
@@ -293,25 +340,32 @@ class _One:
         try:
             if stream.start == 0:
                 self._begin(temp, stream.etag, stream.total, stream.checksum or self._item.checksum)
-            buffer = memoryview(bytearray(min(BUFFER_BYTES, max(1, self._size or BUFFER_BYTES))))
+            buffer = carrier.room()
             while count := stream.read(buffer):
-                if carrier.cancelled():
-                    raise Cancelled
                 self._hashes.update(buffer[:count])
                 with disk_errors(carrier.batch.store.root):
                     files.write_at(temp.fd, buffer[:count], self._at)
                 self._at += count
-                carrier.meter.add(count)
-                if self._size is not None and self._at > self._size:
-                    raise WrongBytes(f"{carrier.uri.shown} sent more than it promised")
+                carrier.arrived(count, carrier.cancelled)
+                if self._at > (carrier.options.unsized_bytes if self._size is None else self._size):
+                    raise self._endless()
         finally:
             stream.close()
         if self._size is not None and self._at < self._size:
             raise SourceFailed(f"{carrier.uri.shown} sent less than it promised")
 
+    def _endless(self) -> StorageError:
+        shown, limit = self._carrier.uri.shown, self._carrier.options.unsized_bytes
+        if self._size is not None:
+            return WrongBytes(f"{shown} sent more than it promised")
+        return SourceRefused(
+            f"{shown} sends more than {limit} bytes without saying how many there are", "see [sources] unsized_limit"
+        )
+
     def _begin(self, temp: Temp, etag: str | None, size: int | None, checksum: tuple[str, str] | None) -> None:
-        self._carrier.meter.add(-self._at)
+        if self._at:
+            self._carrier.meter.add(-self._at)
+            os.ftruncate(temp.fd, 0)
         self._at, self._etag, self._checksum = 0, etag, checksum
         self._size = size
         self._hashes = _Hashes(checksum)
-        os.ftruncate(temp.fd, 0)

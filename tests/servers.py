@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -59,7 +60,7 @@ class Web:
 
 
 @contextmanager
-def http_server(root: Path) -> Iterator[Web]:
+def http_server(root: Path, *, tls: ssl.SSLContext | None = None) -> Iterator[Web]:
     """Serve a directory with ranges, strong tags, If-Match and directory listings."""
     web = Web("", root)
 
@@ -68,7 +69,9 @@ def http_server(root: Path) -> Iterator[Web]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    web.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    web.url = f"http{'' if tls is None else 's'}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
@@ -178,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
-        if "Content-Length" not in answer.headers:
+        if not {"Content-Length", "Transfer-Encoding"} & answer.headers.keys():
             self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         sent = answer.body if answer.send_bytes is None else answer.body[: answer.send_bytes]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
+from runner.config import Config
 from runner.core.errors import StokerError
 from runner.core.reasons import Waiting, WaitReason
 from runner.core.spec import Input
@@ -22,7 +23,8 @@ from storage.errors import Cancelled, DiskFull, SourceFailed, SourceRefused
 from storage.extract import is_archive
 from storage.journal import set_aside
 from storage.leases import Lease
-from storage.sources.base import SourceOptions
+from storage.sources.base import Proxies, SourceOptions
+from storage.throttle import Throttle
 from storage.transfer import Retry
 from storage.upload import Pushed, push
 from storage.uri import Uri, parse
@@ -58,6 +60,27 @@ class NoRoom(Exception):
         self.need_bytes, self.free_bytes = need_bytes, free_bytes
         sentence = f"{what} needs {format_size(need_bytes)} of disk and {format_size(free_bytes)} are free"
         self.reason = WaitReason(Waiting.DISK, sentence, {"need_bytes": need_bytes, "free_bytes": free_bytes})
+
+
+def source_options(config: Config, environ: Mapping[str, str]) -> SourceOptions:
+    """Return how sources may be reached: by the settings, and where these name no proxy by the runner's environment."""
+    sources, rate = config.sources, config.storage.bandwidth_bytes
+
+    def proxy(setting: str, *names: str) -> str:
+        return "" if setting == "none" else setting or next((environ[name] for name in names if environ.get(name)), "")
+
+    return SourceOptions(
+        s3_endpoint=sources.s3.endpoint or None,
+        s3_region=sources.s3.region or None,
+        ca_file=Path(sources.ca_file) if sources.ca_file else None,
+        proxies=Proxies(
+            http=proxy(sources.http_proxy, "http_proxy", "HTTP_PROXY") or None,
+            https=proxy(sources.https_proxy, "https_proxy", "HTTPS_PROXY") or None,
+            direct=proxy(sources.no_proxy, "no_proxy", "NO_PROXY"),
+        ),
+        throttle=Throttle(rate) if rate else None,
+        unsized_bytes=sources.unsized_limit_bytes,
+    )
 
 
 class Fetcher:

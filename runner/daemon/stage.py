@@ -26,7 +26,7 @@ from runner.state import jobs
 from runner.telemetry.tail import LogTail
 from storage.checkout import Way, checkout
 from storage.download import Fetched
-from storage.errors import Cancelled, DiskFull, SourceFailed, StorageError
+from storage.errors import Cancelled, DiskFull, SourceFailed, StorageError, WrongBytes
 from storage.leases import Lease
 
 
@@ -155,6 +155,7 @@ class Stager:
         for source in self.sources(facts):
             try:
                 fetched = self._known(source, lease) or self._fetch(preparation, source, base)
+                _same(source, fetched)
                 found[source.name] = source, fetched
                 handed = handed_out(self.context, facts, {name: each.tree_digest for name, (_, each) in found.items()})
             except (Cancelled, DiskFull, NotReady):
@@ -279,6 +280,16 @@ class Stager:
     def _is_built(self, facts: JobFacts) -> bool:
         built = facts.environment_dir
         return built is not None and self._builder.find(Path(built).name) is not None
+
+
+def _same(source: Source, fetched: Fetched) -> None:
+    """Raise `WrongBytes` where a job's earlier attempt had other bytes, which nobody has any more."""
+    was = source.pinned
+    if was is not None and was.tree_digest != fetched.tree_digest:
+        raise WrongBytes(
+            f"it is {fetched.tree_digest} now, and was {was.tree_digest} for this job's earlier attempt",
+            "submit the job anew to run it on what is there now",
+        )
 
 
 def _sentence(source: Source, error: StorageError | OSError) -> str:

@@ -85,7 +85,9 @@ def settings(config: Config) -> dict[str, Any]:
         value: Any = config
         for key in name.split("."):
             value = getattr(value, next(field for field in vars(value) if configuration.shown_name(field) == key))
-        shown.append({"name": name, "value": value, "origin": config.origins.get(name, "default")})
+        shown.append(
+            {"name": name, "value": configuration.visible(value), "origin": config.origins.get(name, "default")}
+        )
     return {"version": 1, "settings": shown}
 
 

@@ -9,9 +9,19 @@ from typing import Protocol
 
 from storage.credentials import Credential
 from storage.files import never
+from storage.throttle import Throttle
 from storage.uri import Uri
 
 MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """Where HTTP goes through: the proxy's URL by scheme, and the hosts that are reached without one."""
+
+    http: str | None = field(default=None, repr=False)
+    https: str | None = field(default=None, repr=False)
+    direct: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +32,9 @@ class SourceOptions:
     are the directories where the user's own tools keep theirs (None: anonymous). `endpoint` is the server that the user
     names; `s3_endpoint` the one of this box, for whoever names none. `scratch` is a directory for what has to be
     fetched whole before it can be read. With `allow_local_addresses` false link-local addresses are refused and
-    loopback is, unless the host is in `allow_hosts`. A transfer that moves nothing for `stall_s` seconds is broken off.
+    loopback is, unless the host is in `allow_hosts`. A transfer that moves nothing for `stall_s` seconds is broken off;
+    all that share a `throttle` together keep to its rate. A body whose length nobody states is refused past
+    `unsized_bytes`.
     """
 
     credential: Credential | None = None
@@ -38,9 +50,12 @@ class SourceOptions:
     allow_local_addresses: bool = True
     allow_hosts: frozenset[str] = frozenset()
     ca_file: Path | None = None
+    proxies: Proxies = Proxies()
+    throttle: Throttle | None = None
     stall_s: float = 60.0
     threads: int = 8
     part_bytes: int = 16 * MIB
+    unsized_bytes: int = 4096 * MIB
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ def dial(
     last: OSError | None = None
     for family, kind, protocol, _, place in found:
         ip = address(str(place[0]))
-        if not _allowed(ip, host, options):
+        if not allowed(ip, host, options):
             continue
         connected = socket.socket(family, kind, protocol)
         connected.settimeout(options.stall_s)
@@ -72,7 +72,8 @@ def why(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
-def _allowed(ip: Address, host: str, options: SourceOptions) -> bool:
+def allowed(ip: Address, host: str, options: SourceOptions) -> bool:
+    """Say whether these options let anybody fetch from an address."""
     if options.allow_local_addresses:
         return True
     if ip.is_link_local or ip.is_multicast or ip.is_unspecified:

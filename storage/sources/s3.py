@@ -1,4 +1,4 @@
-"""`s3://bucket/key` and `s3://bucket/prefix/`: listed by s3fs, read by signed ranged GETs of our own.
+"""`s3://bucket/key` and `s3://bucket/prefix/`: listed and read by signed GETs of our own.
 
 s3fs needs several times as long as other tools to move the same bytes, and hides the checksums that servers state.
 """
@@ -6,10 +6,10 @@ s3fs needs several times as long as other tools to move the same bytes, and hide
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote_plus
+from xml.etree import ElementTree as ET
 
 from storage import filesystems
 from storage.errors import BadName, Cancelled, SourceFailed, SourceMissing, SourceRefused
@@ -18,9 +18,11 @@ from storage.filesystems import AwsAccess
 from storage.manifest import MAX_FILES, check_path
 from storage.sources.base import Item, Listing, SourceOptions, Stream
 from storage.sources.ranges import Checksum, decoded, open_range, strong_etag, total_size
+from storage.sources.sigv4 import Signer
 from storage.sources.wire import Wire
 from storage.uri import Uri
 
+MAX_PAGE_BYTES = 16 << 20
 _MD5_ETAG = re.compile(r'"([0-9a-f]{32})"')
 
 
@@ -32,51 +34,39 @@ class S3Source:
         access = filesystems.aws_access(options)
         self._access = access if access.endpoint is not None else replace(access, endpoint=home)
         self.server = self._access.endpoint or ""
-        self._options = options
         self._wire = Wire(options, sign=sign_as(self._access, "s3", self._access.region))
 
     def list(self, uri: Uri, cancelled: Callable[[], bool] = never) -> Listing:
-        """Return the object, or all objects below the prefix, asked for in one go."""
-        if self._access.endpoint is not None:
-            self._wire.check(self._access.endpoint, uri.shown)
-        try:
-            file_system = filesystems.open_s3(self._access, self._options)
-            if not uri.is_tree:
-                facts = file_system.info(uri.path)
-                if facts.get("type") != "file":
-                    raise SourceMissing(
-                        f"{uri.shown} is a prefix, not an object", "add a trailing / to fetch all below it"
-                    )
-                return Listing((_item(uri.name, facts),), is_tree=False)
-            found = file_system.find(uri.path, detail=True)
-        except FileNotFoundError as error:
-            raise SourceMissing(f"{uri.shown} does not exist", "check bucket and key") from error
-        except PermissionError as error:
-            raise SourceRefused(
-                f"{uri.shown} may not be listed ({filesystems.code_of(error)})",
-                "check the credentials and their permissions",
-            ) from error
-        except (SourceMissing, SourceRefused):
-            raise
-        # s3fs passes on whatever botocore and aiohttp raise, which have no common base; each is a failed listing.
-        except Exception as error:
-            status = filesystems.status_of(error)
-            raise SourceFailed(
-                f"{uri.shown} cannot be listed: {type(error).__name__}" + (f" ({status})" if status else ""),
-                "check endpoint, region and credentials",
-                transient=status is None or status >= 500,
-            ) from error
-        if cancelled():
-            raise Cancelled
-        return Listing(tuple(self._below(uri, found)), is_tree=True)
+        """Return the object, or all objects below the prefix."""
+        bucket, _, key = uri.path.partition("/")
+        if not uri.is_tree:
+            return Listing((self._one(uri, bucket, key),), is_tree=False)
+        items = []
+        for facts in self._pages(uri, bucket, key, cancelled):
+            name = facts["Key"][len(key) :]
+            if not name or name.endswith("/"):
+                continue
+            try:
+                check_path(name)
+            except BadName as error:
+                raise SourceRefused(f"{uri.shown} holds a key that cannot be a file: {name[:80]!r}") from error
+            etag = strong_etag({"etag": facts.get("ETag", "")})
+            size = int(facts["Size"])
+            items.append(Item(name, f"{bucket}/{facts['Key']}", size, etag, ranged=True))
+            if len(items) > MAX_FILES:
+                raise SourceRefused(f"{uri.shown} holds more than {MAX_FILES} objects")
+        if not items:
+            raise SourceMissing(f"nothing is below {uri.shown}", "check bucket and prefix")
+        return Listing(tuple(items), is_tree=True)
 
     def stat(self, uri: Uri, item: Item) -> Item:
         """Ask for the checksums, which a listing does not hold."""
         headers = {"x-amz-checksum-mode": "ENABLED"}
-        response = self._wire.get(self._url(item), headers, method="HEAD", shown=_shown(uri, item))
+        response = self._wire.get(self._url(*_split(item)), headers, method="HEAD", shown=_shown(uri, item))
         response.close()
         return replace(
             item,
+            ranged=True,
             size=total_size(response),
             etag=strong_etag(response.headers),
             checksum=_checksum(response.headers, whole=True),
@@ -87,7 +77,7 @@ class S3Source:
         headers = {} if start or end is not None else {"x-amz-checksum-mode": "ENABLED"}
         return open_range(
             self._wire,
-            self._url(item),
+            self._url(*_split(item)),
             item,
             headers,
             start=start,
@@ -100,25 +90,42 @@ class S3Source:
         """Drop connections."""
         self._wire.close()
 
-    def _below(self, uri: Uri, found: Mapping[str, Mapping[str, Any]]) -> Sequence[Item]:
-        if not found:
-            raise SourceMissing(f"nothing is below {uri.shown}", "check bucket and prefix")
-        if len(found) > MAX_FILES:
-            raise SourceRefused(f"{uri.shown} holds more than {MAX_FILES} objects")
-        items = []
-        for name, facts in found.items():
-            if facts.get("type") != "file" or name.endswith("/") or not name.startswith(uri.path):
-                continue
-            path = name[len(uri.path) :]
-            try:
-                check_path(path)
-            except BadName as error:
-                raise SourceRefused(f"{uri.shown} holds a key that cannot be a file: {path[:80]!r}") from error
-            items.append(_item(path, facts))
-        return items
+    def _one(self, uri: Uri, bucket: str, key: str) -> Item:
+        try:
+            return self.stat(uri, Item(uri.name, uri.path, None))
+        except SourceMissing:
+            # Only who asked without a trailing slash for what is a prefix is told so.
+            if next(self._pages(uri, bucket, f"{key}/", never), None) is None:
+                raise SourceMissing(f"{uri.shown} does not exist", "check bucket and key") from None
+        raise SourceMissing(f"{uri.shown} is a prefix, not an object", "add a trailing / to fetch all below it")
 
-    def _url(self, item: Item) -> str:
-        bucket, _, key = item.locator.partition("/")
+    def _pages(self, uri: Uri, bucket: str, prefix: str, cancelled: Callable[[], bool]) -> Iterator[Mapping[str, str]]:
+        """Yield what ListObjectsV2 says of each object."""
+        token, seen = "", set[str]()
+        while True:
+            if cancelled():
+                raise Cancelled
+            query = {"encoding-type": "url", "list-type": "2", "prefix": prefix}
+            if token:
+                query["continuation-token"] = token
+            words = "&".join(f"{name}={quote(query[name], safe='-_.~')}" for name in sorted(query))
+            response = self._wire.get(f"{self._url(bucket, '')}?{words}", {}, shown=uri.shown)
+            page = _parse(response.read_all(MAX_PAGE_BYTES), uri.shown)
+            spelled = page.findtext("EncodingType") == "url"
+            for each in page.iterfind("Contents"):
+                facts = {child.tag: child.text or "" for child in each}
+                facts["Key"] = unquote_plus(facts.get("Key", "")) if spelled else facts.get("Key", "")
+                if not facts["Key"].startswith(prefix) or not facts.get("Size", "").isdecimal():
+                    raise SourceFailed(f"{uri.shown}: the server lists what was not asked for", transient=False)
+                yield facts
+            token = page.findtext("NextContinuationToken") or ""
+            if page.findtext("IsTruncated") != "true":
+                return
+            if not token or token in seen:
+                raise SourceFailed(f"{uri.shown}: the server's listing does not go on", transient=False)
+            seen.add(token)
+
+    def _url(self, bucket: str, key: str) -> str:
         # '+' and others must travel as %XX, because the signature is over this very spelling.
         path = quote(key, safe="/-_.~")
         if self._access.endpoint is not None:
@@ -128,34 +135,30 @@ class S3Source:
         return f"https://{bucket}.s3.{self._access.region}.amazonaws.com/{path}"
 
 
-def sign_as(access: AwsAccess, service: str, region: str) -> Any:
+def sign_as(access: AwsAccess, service: str, region: str) -> Signer | None:
     """Return what signs requests to a service with these keys (SigV4), None where they are anonymous."""
     if access.key is None or access.secret is None:
         return None
-    # Heavy, and needed only once somebody names an S3 source.
-    from botocore.auth import S3SigV4Auth, SigV4Auth
-    from botocore.awsrequest import AWSRequest
-    from botocore.credentials import Credentials
-
-    credentials = Credentials(access.key, access.secret, access.token)
-    auth = (S3SigV4Auth if service == "s3" else SigV4Auth)(credentials, service, region)
-
-    def sign(method: str, url: str, headers: Mapping[str, str]) -> Mapping[str, str]:
-        # Only what S3 wants signed: a proxy on the way may rewrite the others.
-        bound = {name: value for name, value in headers.items() if name.lower().startswith("x-amz-")}
-        request = AWSRequest(method=method, url=url, headers=bound)
-        auth.add_auth(request)
-        return {**headers, **dict(request.headers.items())}
-
-    return sign
+    return Signer(access.key, access.secret, access.token, region, service=service)
 
 
-def _item(path: str, facts: Mapping[str, Any]) -> Item:
-    etag = facts.get("ETag")
-    etag = etag if isinstance(etag, str) and strong_etag({"etag": etag}) else None
-    version = facts.get("VersionId")
-    stated = version if isinstance(version, str) and version != "null" else None
-    return Item(path, str(facts["name"]), int(facts["size"]), etag, ranged=True, version=stated)
+def _split(item: Item) -> tuple[str, str]:
+    bucket, _, key = item.locator.partition("/")
+    return bucket, key
+
+
+def _parse(data: bytes, shown: str) -> ET.Element:
+    """Return a page of a listing, its names without their namespace."""
+    # A listing has no document type, and whoever sends one means harm.
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        raise SourceRefused(f"{shown}: the server's listing is not XML that can be trusted")
+    try:
+        page = ET.fromstring(data)  # noqa: S314  without a document type it has no entities
+    except ET.ParseError as error:
+        raise SourceFailed(f"{shown}: the server's answer is no listing", "check the endpoint") from error
+    for each in page.iter():
+        each.tag = each.tag.rpartition("}")[2]
+    return page
 
 
 def _checksum(headers: Mapping[str, str], *, whole: bool) -> Checksum | None:

@@ -1,22 +1,27 @@
 """HTTP GETs as transfers need them: kept connections, ranges, checked addresses, careful redirects, stall time-outs.
 
-No redirect leads from a public to a private address, nor from TLS to plain; credentials stay at their origin.
+The address that was checked is the one connected to, so a name that resolves differently the second time gains
+nothing. No redirect leads from a public to a private address, nor from TLS to plain; credentials stay at their origin.
 """
 
 from __future__ import annotations
 
-import http.client
+import base64
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from storage.errors import SourceChanged, SourceFailed, SourceMissing, SourceRefused
 from storage.sources.base import SourceOptions
-from storage.sources.dial import dial, why
+from storage.sources.dial import address, allowed, dial, why
+from storage.sources.http1 import Exchange, Malformed
+from storage.sources.proxies import proxy_for
 from storage.sources.reasons import reason, secrets_of
 
 MAX_REDIRECTS = 5
@@ -24,43 +29,40 @@ CHECK = "check the credentials and their permissions"
 MAX_DRAINED_BYTES = 64 << 10
 MAX_REASON_BYTES = 8 << 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_BREAKS = (OSError, http.client.HTTPException)
+_BREAKS = (OSError, Malformed)
 
 Signer = Callable[[str, str, Mapping[str, str]], Mapping[str, str]]
 
 
 @dataclass(slots=True)
 class Response:
-    """An answer whose body has not been read; `close` gives the connection back when the body was read to its end.
-
-    `public` says whether it, or a redirect on the way, came from a global address.
-    """
+    """An answer whose body has not been read; `close` gives the connection back when the body was read to its end."""
 
     status: int
     headers: Mapping[str, str]
     url: str
-    raw: http.client.HTTPResponse
+    exchange: Exchange
     close: Callable[[], None]
     public: bool
 
     def readinto(self, buffer: memoryview) -> int:
-        """Read what is there, 0 at the end."""
+        """Fill the buffer as far as the body goes, less where the sender pauses; 0 at the end."""
         try:
-            return self.raw.readinto(buffer)
+            return self.exchange.readinto(buffer)
         except _BREAKS as error:
             raise SourceFailed(f"the transfer broke off: {_why(error)}") from error
 
     def read_all(self, limit: int) -> bytes:
         """Read a small body whole; raise `SourceRefused` beyond the limit."""
+        data, buffer = bytearray(), memoryview(bytearray(64 << 10))
         try:
-            data = self.raw.read(limit + 1)
-        except _BREAKS as error:
-            raise SourceFailed(f"the transfer broke off: {_why(error)}") from error
+            while count := self.readinto(buffer):
+                data += buffer[:count]
+                if len(data) > limit:
+                    raise SourceRefused(f"the answer is longer than {limit} bytes")
         finally:
             self.close()
-        if len(data) > limit:
-            raise SourceRefused(f"the answer is longer than {limit} bytes")
-        return data
+        return bytes(data)
 
 
 class Wire:
@@ -73,11 +75,12 @@ class Wire:
         """
         self._options = options
         self._sign = sign
-        self._idle: dict[tuple[str, str], list[Connection]] = {}
-        self._busy: set[Connection] = set()
+        self._idle: dict[tuple[str, str], list[Exchange]] = {}
+        self._busy: set[Exchange] = set()
         self._guard = threading.Lock()
         self._tls: ssl.SSLContext | None = None
         self._refused = refused
+        self._closed = False
         self._secrets = secrets_of(options.credential)
 
     def get(
@@ -133,24 +136,24 @@ class Wire:
         try:
             return str(connection.socket.getpeername()[0])
         finally:
-            connection.http.close()
+            connection.close()
 
     def close(self) -> None:
         """Close idle connections and break those in use, so that nobody waits for a silent server."""
         with self._guard:
-            idle, self._idle = self._idle, {}
+            idle, self._idle, self._closed = self._idle, {}, True
             for connection in self._busy:
                 with suppress(OSError):
                     connection.socket.shutdown(socket.SHUT_RDWR)
         for connections in idle.values():
             for connection in connections:
-                connection.http.close()
+                connection.close()
 
-    def _headers(self, method: str, url: str, headers: Mapping[str, str], *, own: bool) -> Mapping[str, str]:
+    def _headers(self, method: str, url: str, headers: Mapping[str, str], *, own: bool) -> dict[str, str]:
         sent = {"Accept-Encoding": "identity", "User-Agent": "stoker", **headers}
         if not own:
             return {name: value for name, value in sent.items() if name.lower() not in {"authorization", "cookie"}}
-        return self._sign(method, url, sent) if self._sign is not None else sent
+        return dict(self._sign(method, url, sent)) if self._sign is not None else sent
 
     def _send(
         self,
@@ -168,8 +171,9 @@ class Wire:
             try:
                 if was_public and not connection.public:
                     raise SourceRefused(f"{shown} redirects from a public to a private address")
-                connection.http.request(method, target, body=body, headers=dict(headers))
-                raw = connection.http.getresponse()
+                whole = connection.prefix + target
+                connection.ask(method, whole, {"Host": _host(parts), **connection.headers, **headers}, body)
+                status, found = connection.answer(method)
             except _BREAKS as error:
                 self._drop(connection)
                 # A kept connection may have been closed by the server in the meantime: that is no failure yet.
@@ -179,39 +183,35 @@ class Wire:
             except SourceRefused:
                 self._drop(connection)
                 raise
-            return self._response(parts, connection, raw), connection.public
+            close = self._closer(parts, connection)
+            return Response(status, found, parts.geturl(), connection, close, connection.public), connection.public
 
-    def _drop(self, connection: Connection) -> None:
+    def _drop(self, connection: Exchange) -> None:
         with self._guard:
             self._busy.discard(connection)
-        connection.http.close()
+        connection.close()
 
-    def _response(self, parts: SplitResult, connection: Connection, raw: http.client.HTTPResponse) -> Response:
+    def _closer(self, parts: SplitResult, connection: Exchange) -> Callable[[], None]:
         key = _origin(parts)
 
         def close() -> None:
             if connection.given:
                 return
             connection.given = True
+            try:
+                again = connection.reusable(MAX_DRAINED_BYTES)
+            except _BREAKS:
+                again = False
             with self._guard:
                 self._busy.discard(connection)
-            if not raw.isclosed() and raw.length is not None and raw.length <= MAX_DRAINED_BYTES:
-                try:
-                    raw.read()
-                except _BREAKS:
-                    connection.http.close()
-                    return
-            if raw.isclosed() and not raw.will_close:
-                with self._guard:
+                if again and not self._closed:
                     self._idle.setdefault(key, []).append(connection)
-            else:
-                raw.close()
-                connection.http.close()
+                    return
+            connection.close()
 
-        headers = {name.lower(): value for name, value in raw.getheaders()}
-        return Response(raw.status, headers, parts.geturl(), raw, close, connection.public)
+        return close
 
-    def _take(self, parts: SplitResult, shown: str) -> tuple[Connection, bool]:
+    def _take(self, parts: SplitResult, shown: str) -> tuple[Exchange, bool]:
         with self._guard:
             idle = self._idle.get(_origin(parts))
             if idle:
@@ -227,30 +227,71 @@ class Wire:
             self._busy.add(connection)
         return connection, False
 
-    def _connect(self, parts: SplitResult, shown: str) -> Connection:
-        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-        tls = self._tls if parts.scheme == "https" else None
+    def _connect(self, parts: SplitResult, shown: str) -> Exchange:
+        host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+        proxy = proxy_for(self._options.proxies, parts.scheme, host, port)
+        if proxy is not None:
+            connection = self._through(proxy, parts, shown, public=self._named(host, port, shown))
+        else:
+            connected, ip = dial(host, port, self._options, shown)
+            connection = Exchange(connected, self._options.stall_s, public=ip.is_global)
+        if parts.scheme == "https" and self._tls is not None:
+            try:
+                connection.secure(self._tls, host)
+            except _BREAKS as error:
+                connection.close()
+                certificate = isinstance(error, ssl.SSLCertVerificationError)
+                hint = "is its authority one that this box trusts?" if certificate else ""
+                raise SourceFailed(
+                    f"{shown} cannot be reached: {_why(error)}", hint, transient=not certificate
+                ) from error
+        return connection
 
-        def wrap(plain: socket.socket) -> socket.socket:
-            return plain if tls is None else tls.wrap_socket(plain, server_hostname=host)
+    def _named(self, host: str, port: int, shown: str) -> bool:
+        """Say whether a host that a proxy is to reach is public, as far as this box knows; raise `SourceRefused`."""
+        try:
+            found = [address(str(each[4][0])) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        except (OSError, UnicodeError):
+            return True  # the proxy may know it
+        if not all(allowed(ip, host, self._options) for ip in found):
+            raise SourceRefused(
+                f"{shown} is at a local address, which this runner does not fetch from", "see allow_hosts"
+            )
+        return all(ip.is_global for ip in found)
 
-        connected, ip = dial(host, port, self._options, shown, wrap=wrap)
-        connection = http.client.HTTPConnection(host, port, timeout=self._options.stall_s)
-        if port == (443 if parts.scheme == "https" else 80):
-            connection.port = 80  # http.client leaves only its own default port out of the Host header
-        connection.sock = connected
-        connection.auto_open = 0
-        return Connection(connection, connected, ip.is_global)
+    def _through(self, proxy: SplitResult, parts: SplitResult, shown: str, *, public: bool) -> Exchange:
+        """Connect by the operator's proxy, whose address no rule concerns; errors never show its credentials."""
+        name, port = proxy.hostname or "", proxy.port or _PORTS["http"]
+        options = replace(self._options, allow_local_addresses=True)
+        connected, _ = dial(name, port, options, f"{shown}: the proxy {name}")
+        connection = Exchange(connected, self._options.stall_s, public=public)
+        user = basic_credentials(proxy.geturl())
+        headers = {} if user is None else {"Proxy-Authorization": basic(user)}
+        if parts.scheme == "http":
+            connection.prefix, connection.headers = f"http://{_host(parts)}", headers
+            return connection
+        place = f"{parts.hostname}:{parts.port or _PORTS['https']}"
+        try:
+            connection.ask("CONNECT", place, {"Host": place, **headers})
+            status, _ = connection.answer("CONNECT")
+        except _BREAKS as error:
+            connection.close()
+            raise SourceFailed(f"{shown}: the proxy {name} cannot be used: {_why(error)}") from error
+        if status != 200:
+            connection.close()
+            raise SourceFailed(
+                f"{shown}: the proxy {name} answers with status {status}", "check the proxy", transient=status >= 500
+            )
+        return connection
 
 
-@dataclass(slots=True, eq=False)
-class Connection:
-    """One connection: `public` says whether its peer's address is a global one."""
+_PORTS = {"http": 80, "https": 443}
 
-    http: http.client.HTTPConnection
-    socket: socket.socket
-    public: bool
-    given: bool = False
+
+def _host(parts: SplitResult) -> str:
+    """Return what the Host header says: no user, and no port that the scheme has anyway."""
+    place = parts.netloc.rpartition("@")[2]
+    return place.removesuffix(f":{_PORTS[parts.scheme]}")
 
 
 def _origin(parts: SplitResult) -> tuple[str, str]:
@@ -277,6 +318,11 @@ def basic_credentials(url: str) -> tuple[str, str] | None:
     return None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))
 
 
+def basic(user: tuple[str, str]) -> str:
+    """Return the header that signs in with a user and a password."""
+    return "Basic " + base64.b64encode(":".join(user).encode()).decode("ascii")
+
+
 def _check(response: Response, shown: str, secrets: Iterable[str], refused: str) -> None:
     status = response.status
     if 200 <= status < 300 or status in {304, 416}:
@@ -292,28 +338,37 @@ def _check(response: Response, shown: str, secrets: Iterable[str], refused: str)
     region = response.headers.get("x-amz-bucket-region")
     if status in {301, 307, 400} and region is not None:
         raise SourceRefused(f"{shown} is in another region", f"set the region to {region[:40]!r}")
-    wait = response.headers.get("retry-after", "")
     raise SourceFailed(
         f"{shown} answers with status {status}{said and f': {said}'}",
         transient=status in {408, 425, 429} or status >= 500,
-        retry_after_s=float(wait) if wait.isascii() and wait.isdigit() and len(wait) < 6 else None,
+        retry_after_s=retry_after_s(response.headers.get("retry-after", ""), time.time()),
     )
 
 
 def _said(response: Response, secrets: Iterable[str]) -> str:
     """Return why the provider refused, where it says so in a few words; a body that does not come is no reason."""
-    body = b""
+    body, buffer = b"", memoryview(bytearray(MAX_REASON_BYTES))
     try:
-        if response.raw.length is None or response.raw.length <= MAX_DRAINED_BYTES:
-            body = response.raw.read(MAX_REASON_BYTES)
-    except _BREAKS:
+        while len(body) < MAX_REASON_BYTES and (count := response.readinto(buffer[len(body) :])):
+            body += buffer[len(body) : len(body) + count]
+    except SourceFailed:
         pass
     finally:
         response.close()
     return reason(response.headers, body, secrets)
 
 
+def retry_after_s(text: str, now_s: float) -> float | None:
+    """Return the seconds that a server wants a client to wait: it says a number or a date."""
+    if text.isascii() and text.isdigit() and len(text) < 6:
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - now_s)
+    except (ValueError, OverflowError):
+        return None
+
+
 def _why(error: BaseException) -> str:
-    if isinstance(error, http.client.HTTPException):
-        return f"the answer is not valid HTTP ({type(error).__name__})"
+    if isinstance(error, Malformed):
+        return f"the answer is not valid HTTP ({error})"
     return why(error) if isinstance(error, OSError) else type(error).__name__

@@ -220,7 +220,7 @@ def test_rm_asks_and_a_pin_protects(runner: Box, tmp_path: Path) -> None:
 
 
 def test_an_artifact_is_pulled_and_verified(runner: Box, tmp_path: Path) -> None:
-    """`pull` leaves what is there unless told; `verify` names a file whose bytes have changed, and mends it if it can."""
+    """`pull` leaves what is there unless told; `verify` names a file whose bytes changed, and mends what it can."""
     tree(tmp_path / "t", a="1", b__c="2")
     runner.ok("data", "create", "d", f"{tmp_path}/t/")
     runner.ok("data", "pull", "d@1", str(tmp_path / "out"))

@@ -162,6 +162,21 @@ def test_an_attempt_started_again_has_the_input_of_the_first(runner: Box, tmp_pa
     assert runner.ok("logs", again) == "second"
 
 
+def test_an_attempt_is_not_given_other_bytes_than_the_first(runner: Box, web: Web) -> None:
+    """What the first attempt read is gone from store and source: the next one is refused, naming both digests."""
+    (web.root / "pin").write_text("first")
+    job = runner.submit("--input", f"data={web.url}/pin", "--", "false")
+    runner.wait(job)
+    was = runner.show(job)["inputs"][0]["digest"]
+    (runner.state_dir / "store" / "trees" / f"{was}.json").unlink()
+    (web.root / "pin").write_text("second")
+    runner.ok("start", job)
+    reason = wait_until(
+        lambda: (found := runner.show(job)["reason"]) and found.get("ending") == "input_failed" and found
+    )
+    assert was in reason["sentence"] and "earlier attempt" in reason["sentence"]
+
+
 def test_a_web_tree_and_file_are_staged_and_then_cost_no_request(runner: Box, web: Web) -> None:
     """`http://` serves a file, or with a trailing slash a listing; the second job of an address asks nothing."""
     tree = fill(web.root / "set")

@@ -10,7 +10,7 @@ from typing import Any
 
 from runner.cli.parse import nearest
 from runner.client import Client
-from runner.config import Config, load, names, shown_name
+from runner.config import Config, load, names, shown_name, visible
 from runner.core.errors import StokerError, UsageError
 from runner.core.units import write_duration, write_size
 from runner.paths import Paths, config_files, state_dir
@@ -73,7 +73,7 @@ def _setting(config: Config, name: str, default: Any, running: dict[str, Any] | 
     for key in name.split("."):
         field = next(each for each in vars(value) if shown_name(each) == key)
         value = getattr(value, field)
-    origin = config.origins.get(name)
+    value, origin = visible(value), config.origins.get(name)
     if running is not None and running["value"] != value:
         shown, whose = _written(field, running["value"]), f"the runner: {running['origin']}"
         return {"name": name, "value": shown, "origin": whose, "differs": True}

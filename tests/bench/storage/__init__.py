@@ -1,0 +1,1 @@
+"""How fast bytes come in, beside the tools that people use for it today."""

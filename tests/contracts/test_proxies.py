@@ -1,0 +1,174 @@
+"""Fetches through a real proxy and over TLS by an authority of one's own."""
+
+from __future__ import annotations
+
+import base64
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path, PurePath
+from urllib.parse import urlsplit
+
+import pytest
+
+from storage.download import Fetched, fetch
+from storage.errors import SourceFailed, SourceRefused, StorageError
+from storage.sources.base import Proxies, SourceOptions
+from storage.store import Store
+from storage.transfer import Retry
+from storage.uri import parse
+from tests.servers import Web, http_server
+from tests.tls import certify
+
+QUICK = Retry(tries=2, base_s=0.0, cap_s=0.0, sleep=lambda _: None)
+
+
+@dataclass
+class Proxy:
+    """A running proxy: its address, and (method, target, authorization) of what it was asked."""
+
+    port: int = 0
+    asked: list[tuple[str, str, str | None]] = field(default_factory=list)
+    status: int = 200
+
+
+@contextmanager
+def proxy_server(to: str = "") -> Iterator[Proxy]:
+    """Pass on CONNECT and plain GETs, these to the address `to` where one is given."""
+    proxy = Proxy()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+        def do_CONNECT(self) -> None:
+            host, _, port = self.path.rpartition(":")
+            proxy.asked.append(("CONNECT", self.path, self.headers["Proxy-Authorization"]))
+            self.send_response(proxy.status)
+            self.end_headers()
+            if proxy.status == 200:
+                with socket.create_connection((host, int(port))) as there:
+                    pump(self.connection, there)
+            self.close_connection = True
+
+        def do_GET(self) -> None:
+            proxy.asked.append(("GET", self.path, self.headers["Proxy-Authorization"]))
+            parts, there_is = urlsplit(self.path), urlsplit(to or self.path)
+            with socket.create_connection((there_is.hostname, there_is.port)) as there:
+                lines = [f"GET {parts.path} HTTP/1.1", "Connection: close"]
+                lines += [f"{name}: {value}" for name, value in self.headers.items() if not name.startswith("Proxy")]
+                there.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+                while data := there.recv(1 << 16):
+                    self.connection.sendall(data)
+            self.close_connection = True
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    proxy.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def pump(one: socket.socket, other: socket.socket) -> None:
+    """Carry bytes both ways until one side ends."""
+    while True:
+        for ready in select.select([one, other], [], [])[0]:
+            data = ready.recv(1 << 16)
+            if not data:
+                return
+            (other if ready is one else one).sendall(data)
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Web]:
+    """A web server with a file."""
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "f").write_bytes(b"bytes" * 1000)
+    with http_server(tmp_path / "web") as server:
+        yield server
+
+
+@pytest.fixture
+def secure(tmp_path: Path) -> Iterator[tuple[Web, Path]]:
+    """The same over TLS, and the authority that signed for it."""
+    (tmp_path / "secure").mkdir()
+    (tmp_path / "secure" / "f").write_bytes(b"hidden bytes" * 50_000)
+    certify(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    with http_server(tmp_path / "secure", tls=context) as server:
+        yield server, tmp_path / "ca.pem"
+
+
+def take(tmp_path: Path, url: str, options: SourceOptions) -> Fetched:
+    """Fetch into a new store."""
+    uri = parse(url, PurePath("/"))
+    return fetch(
+        Store(tmp_path / "store"), uri, options, progress=lambda *_: None, cancelled=lambda: False, retry=QUICK
+    )
+
+
+def test_an_authority_of_ones_own_is_trusted_and_no_other(secure: tuple[Web, Path], tmp_path: Path) -> None:
+    """Parts over TLS arrive; without the authority the fetch fails at once and says why."""
+    web, ca_file = secure
+    options = SourceOptions(ca_file=ca_file, part_bytes=64 << 10, stall_s=20)
+    assert take(tmp_path, f"{web.url}/f", options).size_bytes == 600_000
+    with pytest.raises(SourceFailed, match="certificate"):
+        take(tmp_path, f"{web.url}/f", replace(options, ca_file=None))
+
+
+def test_tls_goes_through_the_proxy_unread(secure: tuple[Web, Path], tmp_path: Path) -> None:
+    """CONNECT carries the proxy's password; what is fetched carries none of it."""
+    web, ca_file = secure
+    with proxy_server() as proxy:
+        proxies = Proxies(https=f"http://me:pass%20word@127.0.0.1:{proxy.port}")
+        assert take(tmp_path, f"{web.url}/f", SourceOptions(ca_file=ca_file, proxies=proxies)).files == 1
+        place = urlsplit(web.url).netloc
+        basic = "Basic " + base64.b64encode(b"me:pass word").decode()
+        assert set(proxy.asked) == {("CONNECT", place, basic)}
+        assert not any("proxy-authorization" in asked for _, _, asked in web.requests)
+        proxies = replace(proxies, direct="127.0.0.1")
+        proxy.asked.clear()
+        take(tmp_path, f"{web.url}/f", SourceOptions(ca_file=ca_file, proxies=proxies))
+        assert proxy.asked == []
+
+
+def test_plain_http_asks_the_proxy_for_the_whole_address(web: Web, tmp_path: Path) -> None:
+    """As every proxy expects it."""
+    with proxy_server() as proxy:
+        options = SourceOptions(proxies=Proxies(http=f"http://127.0.0.1:{proxy.port}"))
+        assert take(tmp_path, f"{web.url}/f", options).size_bytes == 5000
+        assert {(method, target) for method, target, _ in proxy.asked} == {("GET", f"{web.url}/f")}
+
+
+def test_a_proxy_that_refuses_is_named_without_its_password(secure: tuple[Web, Path], tmp_path: Path) -> None:
+    """Neither message, hint nor cause shows it."""
+    web, ca_file = secure
+    with proxy_server() as proxy:
+        proxy.status = 407
+        proxies = Proxies(https=f"http://me:canary@127.0.0.1:{proxy.port}")
+        with pytest.raises(StorageError, match="answers with status 407") as caught:
+            take(tmp_path, f"{web.url}/f", SourceOptions(ca_file=ca_file, proxies=proxies))
+        assert "canary" not in f"{caught.value} {caught.value.hint} {caught.value.__cause__!r}"
+
+
+def test_a_proxy_is_no_way_around_the_rules_for_addresses(web: Web, tmp_path: Path) -> None:
+    """A confined runner does not ask its proxy for loopback either."""
+    with proxy_server() as proxy:
+        proxies = Proxies(http=f"http://127.0.0.1:{proxy.port}")
+        with pytest.raises(SourceRefused, match="local address"):
+            take(tmp_path, f"{web.url}/f", SourceOptions(proxies=proxies, allow_local_addresses=False))
+        assert proxy.asked == []
