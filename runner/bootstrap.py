@@ -169,9 +169,8 @@ def _serve(paths: Paths) -> int:
         verify=Verifier(context, fetcher, stager=stager, maker=maker).verify,
         sources=fetcher.options,
     )
-    report = Report(Path(paths.reports_dir), context.clock.now_us)
     listener = http.bind(paths.api_socket)
-    server, serving = http.serve(make_app(room, report), listener)
+    server, serving = http.serve(make_app(room, Report(Path(paths.reports_dir), context.clock.now_us)), listener)
     _leave_on_signal(context.desk)
     watch.ready()
     log.info("serving %s as pid %d", paths.state_dir, os.getpid())

@@ -158,13 +158,6 @@ def s3_remote(uri: Uri, options: SourceOptions) -> Remote:
 REMOTES: Mapping[str, Callable[[Uri, SourceOptions], Remote]] = {"s3": s3_remote}
 
 
-def code_of(error: BaseException) -> str:
-    """Return the provider's own word for a refusal, as `status_of` finds its status."""
-    response = getattr(error.__cause__ or error, "response", None)
-    stated = response.get("Error", {}) if isinstance(response, dict) else {}
-    return "".join(each for each in str(stated.get("Code") or "refused") if each.isalnum())[:60]
-
-
 def status_of(error: BaseException) -> int | None:
     """Return the HTTP status that botocore's error holds, somewhere below the one that s3fs made of it."""
     response = getattr(error.__cause__ or error, "response", None)

@@ -377,7 +377,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "sbatch": ("submit",),
     "describe": ("show",),
     "inspect": ("show",),
-    "info-of-job": ("show",),
     "why": ("explain",),
     "follow": ("logs", "-f"),
     "tail": ("logs", "-f"),
