@@ -105,6 +105,9 @@ class FtpSource:
             with self._told(session, shown):
                 count = data.recv_into(buffer if end is None else buffer[: end - at])
                 at += count
+                if count == 0 and facts.size is not None and at < facts.size:
+                    # Whatever the server may say of it, and a broken one says nothing for a long while.
+                    raise SourceFailed(f"{shown} sent less than it promised")
                 if count == 0:
                     over = True
                     data.close()
