@@ -21,8 +21,8 @@ class Destination(Protocol):
 
     parallel: int
 
-    def sizes(self) -> Mapping[str, int]:
-        """Return the files below the place and their sizes."""
+    def files(self) -> Mapping[str, tuple[int, str]]:
+        """Return the files below the place: their sizes, and the tag that says when one was changed."""
         ...
 
     def read(self, path: str, most: int) -> bytes | None:
@@ -33,8 +33,11 @@ class Destination(Protocol):
         """Write a small file whole."""
         ...
 
-    def put(self, source: Path, path: str, size: int, tell: Callable[[int], None]) -> None:
-        """Write a file of `size` bytes whole, from a local one; `tell` counts bytes and may raise `Cancelled`."""
+    def put(self, source: Path, path: str, size: int, tell: Callable[[int], None]) -> str:
+        """Write a file of `size` bytes whole, from a local one, and return its tag there, empty where it has none.
+
+        `tell` counts bytes and may raise `Cancelled`.
+        """
         ...
 
     def remove(self, path: str) -> None:
@@ -68,8 +71,8 @@ class FsspecDestination:
         self._root = uri.path.rstrip("/")
         self.parallel = remote.parallel
 
-    def sizes(self) -> Mapping[str, int]:
-        """Return the files below the place and their sizes."""
+    def files(self) -> Mapping[str, tuple[int, str]]:
+        """Return the files below the place: their sizes, and the tag that says when one was changed."""
         prefix = self._root + "/"
         try:
             found = self._remote.system.find(self._root, detail=True)
@@ -78,7 +81,7 @@ class FsspecDestination:
         except Exception as error:
             raise self._failed("listed", error) from error
         return {
-            name[len(prefix) :]: int(facts.get("size") or 0)
+            name[len(prefix) :]: (int(facts.get("size") or 0), _tag(facts))
             for name, facts in found.items()
             if name.startswith(prefix) and facts.get("type") == "file"
         }
@@ -86,12 +89,13 @@ class FsspecDestination:
     def read(self, path: str, most: int) -> bytes | None:
         """Return a small file, as far as `most` bytes; None where there is none."""
         try:
-            data: bytes = self._remote.system.cat_file(self._at(path))
+            size = min(int(self._remote.system.info(self._at(path)).get("size") or 0), most)
+            data: bytes = self._remote.system.cat_file(self._at(path), start=0, end=size) if size else b""
         except FileNotFoundError:
             return None
         except Exception as error:
             raise self._failed("read", error) from error
-        return data[:most]
+        return data
 
     def write(self, path: str, data: bytes) -> None:
         """Write a small file whole."""
@@ -101,19 +105,20 @@ class FsspecDestination:
         except Exception as error:
             raise self._failed("written", error) from error
 
-    def put(self, source: Path, path: str, size: int, tell: Callable[[int], None]) -> None:
-        """Write a file of `size` bytes whole, from a local one; `tell` counts bytes and may raise `Cancelled`."""
+    def put(self, source: Path, path: str, size: int, tell: Callable[[int], None]) -> str:
+        """Write a file of `size` bytes whole, from a local one, and return its tag there, empty where it has none."""
         place = self._at(path)
         try:
             self._remote.make_parents(place)
             self._remote.system.put_file(str(source), place, callback=_callback(tell), **self._remote.put_options(size))
-            written = self._remote.system.info(place).get("size")
+            facts = self._remote.system.info(place)
         except StorageError:
             raise
         except Exception as error:
             raise self._failed("written", error) from error
-        if written != size:
-            raise SourceFailed(f"{self._uri.shown}: {written} of {size} bytes of {path!r} arrived")
+        if facts.get("size") != size:
+            raise SourceFailed(f"{self._uri.shown}: {facts.get('size')} of {size} bytes of {path!r} arrived")
+        return _tag(facts)
 
     def remove(self, path: str) -> None:
         """Remove a file; one that is not there is fine."""
@@ -145,6 +150,15 @@ class FsspecDestination:
             "check endpoint, region and credentials",
             transient=status is None or status >= 500 or status in {408, 429},
         )
+
+
+def _tag(facts: Mapping[str, Any]) -> str:
+    """Return what a back end tells of a file that changes when it is written again."""
+    for name in ("ETag", "etag", "md5Hash", "last_modified", "LastModified", "updated", "modify", "mtime"):
+        if facts.get(name):
+            # Listings of some servers leave out the quotes that their answers have.
+            return str(facts[name]).strip('"')
+    return ""
 
 
 def _callback(tell: Callable[[int], None]) -> Any:

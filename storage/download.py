@@ -16,8 +16,9 @@ from pathlib import Path
 
 from storage import publish
 from storage.archives.members import Limits
-from storage.errors import Cancelled, Corrupt, NotStored, SourceMissing, SourceRefused, WrongBytes, disk_errors
-from storage.manifest import DIGEST, MANIFEST_NAME, MAX_MANIFEST_BYTES, Entry, Manifest, build, decode
+from storage.described import check, describe
+from storage.errors import Cancelled, NotStored, SourceMissing, disk_errors
+from storage.manifest import DIGEST, Entry, Manifest, build
 from storage.plan import Known, Plan, diff, fingerprint
 from storage.sources.base import Item, Listing, Source, SourceOptions
 from storage.sources.local import LocalSource, open_root
@@ -70,7 +71,7 @@ def fetch(
     source = open_source(uri, replace(options, scratch=store.root / "tmp"))
     memory = _Memory(store, f"{uri.kind} {server_of(source)} {uri.text}")
     try:
-        with store.lease(f"fetch {os.getpid()}"), _single_flight(memory.lock_path, retry, cancelled):
+        with store.lease(f"fetch {os.getpid()}"), single_flight(memory.lock_path, retry, cancelled):
             for last in range(_PLANS - 1, -1, -1):
                 try:
                     return _fetch(
@@ -114,6 +115,8 @@ def _fetch(
     if archive is not None and (before := unpacked_before(store, archive, known)) is not None:
         return _fetched(before[1], _pins(uri, source, listing), before[0])
     plan = diff(listing.items, known, _Present(store))
+    for item, digest in plan.reuse:
+        check(uri, item, digest)
     meter = _meter(plan, progress)
     unpack = Unpacker(store, uri, archive, extract, meter, cancelled) if archive is not None and extract else None
     if unpack is not None and plan.fetch and isinstance(source, LocalSource):
@@ -138,7 +141,8 @@ def _fetch(
             take = _local_taker(uri, batch, meter, cancelled) if isinstance(source, LocalSource) else carrier.carry
 
             def keep(item: Item) -> None:
-                digest, size, seen = _checked(uri, item, take(item))
+                digest, size, seen = take(item)
+                check(uri, item, digest)
                 entries[item.path] = Entry(item.path, size, digest, item.executable)
                 if seen.etag is not None:
                     learned[item.path] = Known(seen.etag, size, digest)
@@ -161,60 +165,10 @@ def _fetched(manifest: Manifest, pins: Mapping[str, str], archive: str | None = 
     return Fetched(manifest.digest, manifest.size_bytes, len(manifest.entries), stated)
 
 
-def _checked(uri: Uri, item: Item, taken: Taken) -> Taken:
-    """Return what was taken; raise `WrongBytes` where a listing said beforehand which bytes it has, and others came."""
-    digest = taken[0]
-    if item.checksum is not None and item.checksum[0] == "sha256" and item.checksum[1] != digest:
-        raise WrongBytes(
-            f"{uri.shown}: {item.path} is {digest} and should be {item.checksum[1]}",
-            "it was changed after it was described; have it written again",
-        )
-    return taken
-
-
-def _described(source: Source, uri: Uri, listing: Listing) -> Listing:
-    """Return a listing as the manifest among its files describes it: digests to compare with, modes to keep.
-
-    Such a manifest is written last, so where one is there every file that it names has to be.
-    """
-    marker = next((item for item in listing.items if item.path == MANIFEST_NAME), None)
-    if marker is None or not listing.is_tree:
-        return listing
-    hint = f"remove {MANIFEST_NAME} there to take the files as they are"
-    try:
-        described = {entry.path: entry for entry in decode(_read(source, uri, marker)).entries}
-    except Corrupt as error:
-        raise SourceRefused(f"{uri.shown}: {MANIFEST_NAME} is no manifest", hint) from error
-    items = []
-    for item in listing.items:
-        entry = described.pop(item.path, None)
-        if entry is not None:
-            item = replace(item, checksum=("sha256", entry.digest), executable=entry.executable)
-        if item is not marker:
-            items.append(item)
-    if described:
-        raise SourceRefused(f"{uri.shown} lacks {len(described)} of its files, such as {min(described)!r}", hint)
-    return replace(listing, items=tuple(items))
-
-
-def _read(source: Source, uri: Uri, item: Item) -> bytes:
-    """Return a small file whole."""
-    stream, data = source.open(uri, item), bytearray()
-    buffer = memoryview(bytearray(1 << 16))
-    try:
-        while count := stream.read(buffer):
-            data += buffer[:count]
-            if len(data) > MAX_MANIFEST_BYTES:
-                raise SourceRefused(f"{uri.shown}: {item.path} is larger than {MAX_MANIFEST_BYTES} bytes")
-    finally:
-        stream.close()
-    return bytes(data)
-
-
 def _listed(uri: Uri, source: Source, retry: Retry, cancelled: Callable[[], bool]) -> Listing:
     """List the source; one that waits for a silent server is broken off when the caller cancels."""
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(retry.run, lambda: _described(source, uri, source.list(uri, cancelled)), cancelled)
+        future = pool.submit(retry.run, lambda: describe(source, uri, source.list(uri, cancelled)), cancelled)
         while not wait([future], timeout=_CANCEL_POLL_S).done:
             if cancelled():
                 source.close()
@@ -332,7 +286,7 @@ def _rows(path: Path) -> dict[str, Known]:
 
 
 @contextmanager
-def _single_flight(path: Path, retry: Retry, cancelled: Callable[[], bool]) -> Iterator[None]:
+def single_flight(path: Path, retry: Retry, cancelled: Callable[[], bool]) -> Iterator[None]:
     """Let one fetch of a source run at a time on this box, so that the second finds what the first stored."""
     with disk_errors(path.parent):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

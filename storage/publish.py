@@ -80,11 +80,19 @@ def take(batch: Batch, root_fd: int, path: str, real: str, cancelled: Callable[[
     raise SourceChanged(f"{path!r} keeps changing while it is read", "wait until its writer is done")
 
 
-def export(store: Store, manifest: Manifest, dest: Path, *, overwrite: bool = False) -> int:
+def export(
+    store: Store,
+    manifest: Manifest,
+    dest: Path,
+    *,
+    overwrite: bool = False,
+    written: Callable[[Entry], None] = lambda _entry: None,
+) -> int:
     """Copy a tree into a directory of the user's and return the number of files.
 
     A new directory appears whole. Into an existing one each file is written by rename; a path that is taken raises
-    `Exists` before anything is written, unless `overwrite`. No link below `dest` is followed.
+    `Exists` before anything is written, unless `overwrite`. No link below `dest` is followed. `written` is told of each
+    file that was written into an existing one, and may raise `Cancelled`.
     """
     if not os.path.lexists(dest):
         files.make_directories(dest.parent)
@@ -101,6 +109,7 @@ def export(store: Store, manifest: Manifest, dest: Path, *, overwrite: bool = Fa
                 temp.rename(target)
             finally:
                 temp.unlink(missing_ok=True)
+            written(entry)
     return len(manifest.entries)
 
 

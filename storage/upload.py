@@ -20,7 +20,8 @@ from typing import TypeVar
 
 from storage import files
 from storage.destinations import Destination, open_destination
-from storage.errors import Cancelled, NotStored, disk_errors
+from storage.download import single_flight
+from storage.errors import Cancelled, NotStored, SourceFailed, disk_errors
 from storage.manifest import MANIFEST_NAME, Entry, Manifest
 from storage.publish import export
 from storage.sources.base import SourceOptions
@@ -61,34 +62,64 @@ def push(
     with store.lease(f"push {os.getpid()}") as lease:
         if not store.keep(lease, digest):
             raise NotStored(f"no artifact {digest[:12]} in the store")
-        if uri.scheme == "file":
-            return _to_directory(store, manifest, Path(uri.path), progress)
-        destination = open_destination(uri, options)
-        try:
-            return _Push(
-                store=store,
-                manifest=manifest,
-                uri=uri,
-                destination=destination,
-                progress=progress,
-                cancelled=cancelled,
-                retry=retry,
-            ).run()
-        finally:
-            destination.close()
+        lock = store.root / "locks" / hashlib.sha256(f"push {uri.text}".encode("utf-8", "surrogateescape")).hexdigest()
+        with single_flight(lock, retry, cancelled):
+            return _push(store, manifest, uri, options, progress=progress, cancelled=cancelled, retry=retry)
+
+
+def _push(
+    store: Store,
+    manifest: Manifest,
+    uri: Uri,
+    options: SourceOptions,
+    *,
+    progress: Callable[[int, int | None], None],
+    cancelled: Callable[[], bool],
+    retry: Retry,
+) -> Pushed:
+    if uri.scheme == "file":
+        return _to_directory(store, manifest, Path(uri.path), progress, cancelled)
+    destination = open_destination(uri, options)
+    try:
+        return _Push(
+            store=store,
+            manifest=manifest,
+            uri=uri,
+            destination=destination,
+            progress=progress,
+            cancelled=cancelled,
+            retry=retry,
+        ).run()
+    finally:
+        destination.close()
 
 
 def _to_directory(
-    store: Store, manifest: Manifest, directory: Path, progress: Callable[[int, int | None], None]
+    store: Store,
+    manifest: Manifest,
+    directory: Path,
+    progress: Callable[[int, int | None], None],
+    cancelled: Callable[[], bool],
 ) -> Pushed:
     """Write a tree into a local directory; each file appears whole, the manifest once all of them are durable."""
+    done = 0
+
+    def written(entry: Entry) -> None:
+        nonlocal done
+        if cancelled():
+            raise Cancelled
+        done += entry.size
+        progress(done, manifest.size_bytes)
+
     marker = directory / MANIFEST_NAME
     with suppress(FileNotFoundError, NotADirectoryError):
         if marker.read_bytes() == manifest.encoded:
             return Pushed(len(manifest.entries), manifest.size_bytes, 0)
         marker.unlink()
     progress(0, manifest.size_bytes)
-    count = export(store, manifest, directory, overwrite=True)
+    with disk_errors(directory):
+        files.make_directories(directory)
+    count = export(store, manifest, directory, overwrite=True, written=written)
     temp = directory / f"{MANIFEST_NAME}.{secrets.token_hex(4)}"
     with disk_errors(directory):
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -99,7 +130,6 @@ def _to_directory(
             os.close(fd)
         temp.rename(marker)
         files.sync_directory(directory)
-    progress(manifest.size_bytes, manifest.size_bytes)
     return Pushed(count, manifest.size_bytes, manifest.size_bytes)
 
 
@@ -118,7 +148,7 @@ class _Push:
         retry: Retry,
     ) -> None:
         self._store, self._manifest, self._destination = store, manifest, destination
-        self._cancelled, self._retry = cancelled, retry
+        self._cancelled, self._retry, self._shown = cancelled, retry, uri.shown
         self._meter = Meter(progress, manifest.size_bytes)
         self._journal = _Journal(store.root / "partial", uri.text, manifest.digest)
 
@@ -134,6 +164,8 @@ class _Push:
         with disk_errors(self._store.root):
             self._journal.begin()
         self._send(sorted(left, key=lambda entry: -entry.size))
+        if ask(lambda: self._destination.read(MANIFEST_NAME, 1)) is not None:
+            raise SourceFailed(f"{self._shown}: somebody else has written there meanwhile", transient=True)
         ask(lambda: self._destination.write(MANIFEST_NAME, encoded))
         self._journal.forget()
         return Pushed(len(manifest.entries), manifest.size_bytes, sum(entry.size for entry in left))
@@ -142,12 +174,12 @@ class _Push:
         return self._retry.run(work, self._cancelled)
 
     def _left(self) -> list[Entry]:
-        """Return the files that an earlier push has not written, or that are not as long as they should be."""
+        """Return the files that an earlier push has not written, or that are not there any more as it wrote them."""
         done = self._journal.read()
-        there = self._ask(self._destination.sizes) if done else {}
+        there = self._ask(self._destination.files) if done else {}
         left = []
         for entry in self._manifest.entries:
-            if entry.path in done and there.get(entry.path) == entry.size:
+            if entry.path in done and there.get(entry.path) == (entry.size, done[entry.path]):
                 self._meter.add(entry.size)
             else:
                 left.append(entry)
@@ -181,42 +213,47 @@ class _Push:
             counted += count
             self._meter.add(count)
 
-        def send() -> None:
+        def send() -> str:
             nonlocal counted
             self._meter.add(-counted)
             counted = 0
-            self._destination.put(self._store.object_path(entry.digest), entry.path, entry.size, tell)
+            return self._destination.put(self._store.object_path(entry.digest), entry.path, entry.size, tell)
 
-        self._ask(send)
+        tag = self._ask(send)
         self._meter.add(entry.size - counted)
         with disk_errors(self._store.root):
-            self._journal.record(entry.path)
+            self._journal.record(entry.path, tag)
 
 
 class _Journal:
-    """Which files of one tree are at one destination: a hint that saves transfers, compared with what is there."""
+    """Which files a push has written to one destination, and the tags they have there; of the last tree alone.
+
+    Another tree that is pushed to the same place takes its files' names: then nothing of the one before counts.
+    """
 
     def __init__(self, directory: Path, uri_text: str, digest: str) -> None:
-        key = hashlib.sha256(json.dumps([uri_text, digest]).encode()).hexdigest()
-        self._path = directory / f"{key}.pushed"
+        key = hashlib.sha256(uri_text.encode("utf-8", "surrogateescape")).hexdigest()
+        self._path, self._digest = directory / f"{key}.pushed", digest
         self._guard = threading.Lock()
 
-    def read(self) -> set[str]:
-        """Return the paths that were written; the text after the last newline is a record cut short."""
+    def read(self) -> dict[str, str]:
+        """Return the tags of the files that were written; the text after the last newline is a record cut short."""
         try:
-            lines = self._path.read_text().split("\n")[:-1]
-            return {str(json.loads(line)) for line in lines}
-        except (OSError, ValueError):
-            return set()
+            digest, *lines = self._path.read_text().split("\n")[:-1]
+            rows = [json.loads(line) for line in lines] if digest == self._digest else []
+            return {str(path): str(tag) for path, tag in rows if tag}
+        except (OSError, ValueError, TypeError):
+            return {}
 
     def begin(self) -> None:
-        """Make sure that records can be appended."""
-        self._path.touch(mode=0o600)
+        """Make sure that records can be appended, and that none is of another tree."""
+        if not self.read():
+            self._path.write_text(self._digest + "\n")
 
-    def record(self, path: str) -> None:
+    def record(self, path: str, tag: str) -> None:
         """Note a file that is written; one short append, whole or absent."""
         with self._guard, self._path.open("ab", buffering=0) as file:
-            file.write(json.dumps(path).encode("ascii") + b"\n")
+            file.write(json.dumps([path, tag]).encode("ascii") + b"\n")
 
     def forget(self) -> None:
         """Remove the notes."""

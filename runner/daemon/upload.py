@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from storage.upload import Pushed
 from storage.uri import parse
 
 WORKERS = 4
+
+log = logging.getLogger("stoker.upload")
 
 
 @dataclass(slots=True)
@@ -102,6 +105,9 @@ class Uploader:
             upload.done(error)
         except OSError as error:
             upload.done(StorageError(f"{upload.wanted.uri.shown} cannot be written: {error.strerror}"))
+        except Exception as error:  # whatever it is, the job must not stay here for ever
+            log.exception("uploading the output of job %s met a bug", upload.ref.label)
+            upload.done(StorageError(f"{type(error).__name__}: {error}"))
         else:
             upload.done(pushed)
 

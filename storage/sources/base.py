@@ -64,7 +64,8 @@ class Item:
 
     `locator` is what the source opens. `etag` is a strong tag: equal tag, equal bytes. `checksum` is (algorithm, hex)
     with algorithm `sha256`, `md5` or `crc32c`. `ranged` says that any part can be asked for. `version` is the source's
-    own name of this state of the file, where it has one.
+    own name of this state of the file, where it has one. `expected` is the sha256 that somebody else says it should
+    have: compared with what was read, never believed instead.
     """
 
     path: str
@@ -75,6 +76,7 @@ class Item:
     executable: bool = False
     ranged: bool = False
     version: str | None = None
+    expected: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

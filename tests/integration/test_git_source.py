@@ -288,7 +288,7 @@ def test_wrong_lfs_bytes_are_refused(web: GitWeb, repository: Repository, store:
     place = web.serve(repository, "repo.git")
     repository.git("lfs", "push", "--all", place)
     web.objects = dict.fromkeys(web.objects, b"Weights")
-    with pytest.raises(StorageError, match="not those"):
+    with pytest.raises(StorageError, match="the server states"):
         take(store, place)
     assert store.usage().trees == 0
 

@@ -46,7 +46,7 @@ def test_a_ready_job_holds_its_inputs_until_they_are_taken_back(box: Box) -> Non
     box.change(lambda change: staged.unpin(change.connection, job))
     assert staged.ready(box.room.reader(), 10) == []
     assert artifacts.roots(box.room.reader()) == []
-    assert [row[3:] for row in jobs.staged(box.room.reader(), job)] == [(None, 7, 1, None)]
+    assert [row[4:] for row in jobs.staged(box.room.reader(), job)] == [(None, 7, 1, None)]
 
 
 def test_a_job_that_ran_before_remembers_what_its_inputs_were(box: Box) -> None:
@@ -54,4 +54,4 @@ def test_a_job_that_ran_before_remembers_what_its_inputs_were(box: Box) -> None:
     job = with_input(box)
     box.finish(job, state="failed", code=1)
     box.change(lambda change: staged.unpin(change.connection, job))
-    assert jobs.staged(box.room.reader(), job)[0][6] == f'{{"uri":"there","gave_way":"{TREE}"}}'
+    assert jobs.staged(box.room.reader(), job)[0][7] == f'{{"uri":"there","gave_way":"{TREE}"}}'
