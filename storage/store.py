@@ -13,6 +13,7 @@ sweep apart from the instant in which a tree is checked and published.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import secrets
 import stat
@@ -31,6 +32,8 @@ from storage.verify import damaged
 PARTIAL_KEPT_S = 7 * 86_400
 MEMORY_KEPT_S = 30 * 86_400
 _FOLDERS = ("objects", "trees", "views", "partial", "sources", "locks", "leases", "tmp", "damaged")
+
+log = logging.getLogger("stoker.store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +238,9 @@ class Store:
         """Remove all trees but the roots and those that leases name, then all objects that no tree holds.
 
         Nothing as young as the oldest live lease is touched, nor anything made after the sweep began. The roots are
-        read after the leases: who writes down a root and then ends its lease is seen by one or the other. With
-        `scraps` broken-off downloads and damaged objects go whatever their age.
+        read after the leases: who writes down a root and then ends its lease is seen by one or the other. Where a
+        tree's manifest cannot be read, or a root has none, nobody knows its objects: then no object goes.
+        With `scraps` broken-off downloads go whatever their age.
         """
         with self._lock(fcntl.LOCK_EX):
             return _Sweep(self, roots, scraps).run()
@@ -297,15 +301,22 @@ class Store:
             return False
 
     def _read_tree(self, path: Path) -> Manifest | None:
-        """Return the manifest in a file, damaged trees' too; one that cannot be read is set aside."""
+        """Return the manifest in a file, damaged trees' too; None for one that cannot be read.
+
+        One whose bytes are wrong is kept as that of a damaged tree: fetching the tree again replaces it.
+        """
         try:
             found = decode(path.read_bytes())
+        except OSError as error:
+            log.warning("the manifest %s cannot be read: %s", path, error.strerror)
+            return None
         except Corrupt:
             found = None
         if found is not None and found.digest == path.stem:
             return found
-        path.rename(self.root / "damaged" / f"{path.stem}.{secrets.token_hex(4)}")
-        self.discard_view(path.stem)
+        if path.suffix == ".json":
+            kept = path.with_suffix(".damaged")
+            path.rename(self.root / "damaged" / f"{path.stem}.{secrets.token_hex(4)}" if kept.exists() else kept)
         return None
 
     def _forget(self, digest: str) -> bool:
@@ -415,7 +426,7 @@ class _Sweep:
     """One mark and sweep, under the store's exclusive lock."""
 
     def __init__(self, store: Store, roots: Iterable[str], scraps: bool) -> None:
-        self.store, self.roots, self.scraps = store, set[str](), scraps
+        self.store, self.kept, self.scraps = store, set[str](), scraps
         marker = store.temp_path()
         marker.touch()
         self.now_ns = self.horizon_ns = marker.stat().st_ctime_ns
@@ -426,21 +437,29 @@ class _Sweep:
                 path.with_suffix(".new").unlink(missing_ok=True)
             else:
                 self.horizon_ns = min(self.horizon_ns, held.since_ns)
-                self.roots |= held.keeps
-        self.roots.update(roots)
+                self.kept |= held.keeps
+        self.roots = set(roots)
+        self.kept |= self.roots
 
     def run(self) -> Swept:
         """Trees first, so that no manifest is left without its objects."""
         # Looked at first: removing a view's links renews the objects' ages.
         old = [(path, size) for path, since_ns, size in self.store._objects() if since_ns < self.horizon_ns]
-        trees, marked = 0, set[str]()
+        trees, marked, unread = 0, set[str](), set(self.roots)
         for path in sorted((self.store.root / "trees").iterdir()):
-            if path.stem in self.roots or path.stat().st_ctime_ns >= self.horizon_ns:
+            if path.stem in self.kept or path.stat().st_ctime_ns >= self.horizon_ns:
                 found = self.store._read_tree(path)
-                marked |= {entry.digest for entry in found.entries} if found is not None else set()
+                if found is None:
+                    unread.add(path.stem)
+                else:
+                    marked |= {entry.digest for entry in found.entries}
+                    unread.discard(path.stem)
             else:
                 self.store._forget(path.stem)
                 trees += 1
+        if unread:
+            log.warning("no object was removed: no manifest can be read of %s", ", ".join(sorted(unread)[:10]))
+            old = []
         objects, size_bytes = 0, 0
         for path, size in old:
             if path.name not in marked:

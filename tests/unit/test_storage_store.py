@@ -291,6 +291,26 @@ def test_sweep_keeps_roots_and_what_they_share(store: Store, tmp_path: Path) -> 
     assert store.verify(keep.tree_digest) == []
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_sweep_removes_no_object_where_a_root_cannot_be_read(store: Store, tmp_path: Path, *, gone: bool) -> None:
+    """One flipped bit in a manifest costs nothing: the files stay, and fetching the tree again needs no byte more."""
+    tree = made(store, tmp_path / "a", x=b"model").tree_digest
+    made(store, tmp_path / "b", y=b"unused")
+    path = store.root / "trees" / f"{tree}.json"
+    path.chmod(0o644)
+    data = path.read_bytes()
+    path.unlink() if gone else path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    for _ in range(2):
+        assert swept(store, tree).objects == 0
+    assert not store.has_tree(tree)
+    assert [each.name for each in path.parent.iterdir()] == ([] if gone else [f"{tree}.damaged"])
+    assert store.has_object(hashlib.sha256(b"model").hexdigest())
+    assert publish(store, tmp_path / "a")
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert swept(store, tree).objects == 1
+    assert store.verify(tree) == []
+
+
 def test_sweep_spares_what_is_younger_than_a_lease(store: Store, tmp_path: Path) -> None:
     """What was stored or found again under a live lease stays until the lease ends."""
     old = made(store, tmp_path / "old", o=b"old")
