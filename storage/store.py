@@ -210,7 +210,7 @@ class Store:
         """Hash every object of some trees again; set bad ones aside, and with them every tree that holds them.
 
         Such a tree is then as if it had never been fetched: fetching it again mends it. `report(done, total)` counts
-        bytes, from any thread. Raise `Cancelled`: then nothing was set aside.
+        bytes, from any thread. Raise `Cancelled`, or `OSError` where a file cannot be read: then nothing was set aside.
         """
         bad: list[BadObject] = []
         found: list[tuple[str, Entry]] = []

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from runner.core.errors import Unavailable
 from runner.core.units import format_duration
 from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, NoRoom, Wanted
@@ -35,7 +36,9 @@ class Verifier:
     def verify(self, digests: Sequence[str], owner_uid: int | None, operation: Operation) -> dict[str, Any]:
         """Hash trees again, set bad objects aside and fetch them again as `owner_uid` (None: anybody) could.
 
-        Raise `Cancelled`. The result names what was bad, what is whole again, and what is lost and why.
+        Raise `Cancelled`, `Unavailable` where the store cannot be read.
+
+        The result names what was bad, what is whole again, and what is lost and why.
         """
 
         def cancelled() -> bool:
@@ -47,7 +50,11 @@ class Verifier:
             for digest in wanted:
                 store.keep(lease, digest)
             operation.say("checking")
-            bad = store.verify(*wanted, report=operation.report, cancelled=cancelled)
+            try:
+                bad = store.verify(*wanted, report=operation.report, cancelled=cancelled)
+            except OSError as error:
+                hint = "nothing was set aside; verify again once it can be read"
+                raise Unavailable(f"the store cannot be read: {error.strerror}", hint=hint) from error
             views = self._rebuild_views(wanted)
             mended, lost = list[str](), list[dict[str, Any]]()
             for tree in dict.fromkeys(each.tree for each in bad):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -249,6 +250,26 @@ def test_verify_counts_its_bytes_and_can_be_cancelled(store: Store, tmp_path: Pa
         store.verify(one, cancelled=lambda: True)
     assert store.has_tree(one)
     assert [each.path for each in store.verify(two, one)] == ["y"]
+
+
+def test_verify_that_cannot_read_sets_nothing_aside(store: Store, tmp_path: Path) -> None:
+    """A process out of file descriptors finds no damage: only wrong bytes and files that are gone are bad."""
+    tree = made(store, tmp_path / "a", x=b"x", y=b"y").tree_digest
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            store.verify(tree, cancelled=few_files)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert store.has_tree(tree)
+    store.object_path(hashlib.sha256(b"x").hexdigest()).unlink()
+    assert [(each.path, each.why) for each in store.verify(tree)] == [("x", "it is missing")]
+
+
+def few_files() -> bool:
+    """Let this process open no more files."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return False
 
 
 def test_a_tree_comes_back_with_its_objects(store: Store, tmp_path: Path) -> None:
