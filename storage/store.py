@@ -445,14 +445,15 @@ class _Sweep:
         """Trees first, so that no manifest is left without its objects."""
         # Looked at first: removing a view's links renews the objects' ages.
         old = [(path, size) for path, since_ns, size in self.store._objects() if since_ns < self.horizon_ns]
-        trees, marked, unread = 0, set[str](), set(self.roots)
+        trees, marked, unread, lost = 0, set[str](), set(self.roots), set[str]()
         for path in sorted((self.store.root / "trees").iterdir()):
             if path.stem in self.kept or path.stat().st_ctime_ns >= self.horizon_ns:
                 found = self.store._read_tree(path)
                 if found is None:
                     unread.add(path.stem)
                 else:
-                    marked |= {entry.digest for entry in found.entries}
+                    marked |= (named := {entry.digest for entry in found.entries})
+                    lost |= named if path.suffix == ".damaged" else set()
                     unread.discard(path.stem)
             else:
                 self.store._forget(path.stem)
@@ -465,18 +466,21 @@ class _Sweep:
             if path.name not in marked:
                 path.unlink(missing_ok=True)
                 objects, size_bytes = objects + 1, size_bytes + size
-        self._tidy()
+        self._tidy(None if unread else lost)
         return Swept(trees, objects, size_bytes)
 
-    def _tidy(self) -> None:
+    def _tidy(self, lost: set[str] | None) -> None:
+        """Clear up; objects set aside stay for the trees that lack them: those in `lost`, all where it is None."""
         for path in (self.store.root / "views").iterdir():
             if not self.store.has_tree(path.name):
                 self.store.discard_view(path.name)
         ages = {"tmp": 0, "damaged": MEMORY_KEPT_S, "partial": PARTIAL_KEPT_S, "sources": MEMORY_KEPT_S}
         if self.scraps:
-            ages |= {"damaged": 0, "partial": 0}
+            ages["partial"] = 0
         for folder, kept_s in ages.items():
             for path in (self.store.root / folder).iterdir():
+                if folder == "damaged" and (lost is None or path.name.partition(".")[0] in lost):
+                    continue
                 with suppress(FileNotFoundError):
                     facts = path.lstat()
                     if facts.st_ctime_ns < min(self.horizon_ns, self.now_ns - kept_s * 1_000_000_000):

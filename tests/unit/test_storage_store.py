@@ -54,7 +54,7 @@ def read(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def swept(store: Store, *roots: str) -> Swept:
+def swept(store: Store, *roots: str, scraps: bool = False) -> Swept:
     """Sweep once the file system's clock has moved on: it ticks slowly, and what is as young as a sweep stays."""
     mark = store.root / "mark"
     mark.touch()
@@ -62,7 +62,7 @@ def swept(store: Store, *roots: str) -> Swept:
     while mark.stat().st_ctime_ns == before:
         mark.touch()
     mark.unlink()
-    return store.sweep(roots)
+    return store.sweep(roots, scraps=scraps)
 
 
 def leftovers(store: Store) -> list[str]:
@@ -288,6 +288,19 @@ def test_a_tree_comes_back_with_its_objects(store: Store, tmp_path: Path) -> Non
     restore(store)
     assert store.has_tree(mine.tree_digest)
     assert store.verify(mine.tree_digest) == []
+
+
+def test_what_a_named_tree_lost_is_kept_until_nobody_names_it(store: Store, tmp_path: Path) -> None:
+    """The spoiled bytes may be all that is left of a file: neither a prune nor time takes them from a root."""
+    tree = made(store, tmp_path / "a", x=b"model").tree_digest
+    victim = store.object_path(hashlib.sha256(b"model").hexdigest())
+    victim.chmod(0o644)
+    victim.write_bytes(b"MODEL")
+    assert len(store.verify(tree)) == 1
+    (store.root / "partial" / "broken.data").write_bytes(b"part")
+    swept(store, tree, scraps=True)
+    assert read(store.root / "partial") == {}
+    assert list(read(store.root / "damaged").values()) == [b"MODEL"]
 
 
 def test_a_changed_manifest_is_corrupt(store: Store, tmp_path: Path) -> None:
