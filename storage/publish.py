@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage import checkout, files
+from storage.batch import Batch
 from storage.errors import Exists, SourceChanged, SourceMissing, SourceRefused, disk_errors
 from storage.manifest import Entry, Manifest, build
-from storage.store import Batch, Store
+from storage.store import Store
+from storage.views import copy_object
 from storage.walk import Skipped, walk
 
 _TRIES = 3
@@ -97,7 +99,7 @@ def export(store: Store, manifest: Manifest, dest: Path, *, overwrite: bool = Fa
             files.make_directories(target.parent)
             temp = target.parent / f".stoker-{secrets.token_hex(6)}"
             try:
-                checkout.copy_object(store, entry, temp)
+                copy_object(store, entry, temp)
                 temp.rename(target)
             finally:
                 temp.unlink(missing_ok=True)

@@ -16,10 +16,10 @@ from runner.daemon.stage import Stager
 from runner.service.operations import Operation
 from runner.service.outputs import printable
 from runner.state import artifacts, staged
-from storage.checkout import view
 from storage.errors import Cancelled, Corrupt, NotStored, SourceFailed, StorageError
 from storage.store import BadObject
-from storage.upkeep import restore, spoiled
+from storage.upkeep import restore
+from storage.views import mend
 
 BAD_SHOWN = 1000
 
@@ -55,7 +55,7 @@ class Verifier:
             except OSError as error:
                 hint = "nothing was set aside; verify again once it can be read"
                 raise Unavailable(f"the store cannot be read: {error.strerror}", hint=hint) from error
-            views = self._rebuild_views(wanted)
+            views = self._mend_views(wanted)
             mended, lost = list[str](), list[dict[str, Any]]()
             for tree in dict.fromkeys(each.tree for each in bad):
                 why = self._fetch_again(tree, owner_uid, operation)
@@ -73,16 +73,14 @@ class Verifier:
             "lost": lost,
         }
 
-    def _rebuild_views(self, trees: Sequence[str]) -> list[dict[str, Any]]:
-        """Build views anew that show something else than their trees, as one whose files a job's user changed."""
-        store, rebuilt = self.context.store, list[dict[str, Any]]()
+    def _mend_views(self, trees: Sequence[str]) -> list[dict[str, Any]]:
+        """Mend views that show something else than their trees, as one whose files a job's user changed."""
+        store, mended = self.context.store, list[dict[str, Any]]()
         for tree in trees:
             with suppress(NotStored, Corrupt):
-                if changed := spoiled(store, tree):
-                    store.discard_view(tree)
-                    view(store, tree)
-                    rebuilt.append({"tree": tree, "paths": [printable(path) for path in changed[:BAD_SHOWN]]})
-        return rebuilt
+                if changed := mend(store, store.manifest(tree)):
+                    mended.append({"tree": tree, "paths": [printable(path) for path in changed[:BAD_SHOWN]]})
+        return mended
 
     def _fetch_again(self, tree: str, owner_uid: int | None, operation: Operation) -> str:
         """Ask the sources that a tree is known from; return why it is not whole again, if it is not."""

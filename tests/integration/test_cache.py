@@ -141,6 +141,22 @@ def test_verify_finds_damage_and_fetches_it_again(runner: Box, web: Web) -> None
     assert len(web.requests) == asked, "it is warm again"
 
 
+def test_verify_takes_nothing_from_a_job_that_runs(runner: Box, web: Web, tmp_path: Path) -> None:
+    """It reads its input to the end, first what is left of it and then what was fetched again."""
+    data = os.urandom(100_000)
+    (web.root / "set").mkdir()
+    (web.root / "set" / "bad").write_bytes(data)
+    (web.root / "set" / "good").write_text("good")
+    script = f"until [ -e {tmp_path}/go ]; do sleep 0.05; done; cat $STOKER_INPUT_data/* | sha256sum"
+    job = runner.submit("--input", f"data={web.url}/set/", "--", "sh", "-c", script)
+    runner.wait_state(job, "running")
+    spoil(runner, data)
+    assert "1 mended" in runner.ok("cache", "verify")
+    (tmp_path / "go").touch()
+    assert runner.wait(job)["state"] == "succeeded"
+    assert runner.ok("logs", job).split()[0] == hashlib.sha256(data + b"good").hexdigest()
+
+
 def test_verify_says_what_is_lost(runner: Box, web: Web) -> None:
     """A source that has changed cannot mend what it was, an output has none; the exit code says that bytes are gone."""
     put(web, data=50_000)

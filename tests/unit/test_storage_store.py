@@ -18,7 +18,7 @@ import pytest
 from storage import checkout as handing
 from storage.checkout import checkout
 from storage.download import fetch
-from storage.errors import Cancelled, Corrupt, DiskFull, Exists, InUse, NotStored, SourceChanged, SourceRefused
+from storage.errors import Cancelled, Corrupt, DiskFull, Exists, NotStored, SourceChanged, SourceRefused
 from storage.files import remove_directory
 from storage.journal import set_aside
 from storage.manifest import Entry, build
@@ -27,6 +27,7 @@ from storage.sources.base import SourceOptions
 from storage.store import Store, Swept
 from storage.upkeep import restore
 from storage.uri import parse
+from storage.views import mend
 from tests.servers import tmpfs
 
 ROOT = Path(__file__).parents[2]
@@ -152,7 +153,7 @@ def test_a_tree_without_its_objects_is_not_published(store: Store) -> None:
 @pytest.mark.parametrize("digest", ["", "../../etc", "A" * 64, "a" * 63])
 def test_what_is_no_digest_reaches_no_path(store: Store, digest: str) -> None:
     """Every door checks the digest before it becomes a path."""
-    for door in (store.has_tree, store.manifest, store.verify, store.remove_tree, store.view_path, store.object_path):
+    for door in (store.has_tree, store.manifest, store.verify, store.view_path, store.object_path):
         with pytest.raises(NotStored):
             door(digest)
 
@@ -219,7 +220,7 @@ def test_a_view_copies_where_links_have_run_out(store: Store, tmp_path: Path) ->
 
 
 def test_damage_is_found_and_mended_by_fetching_again(store: Store, tmp_path: Path) -> None:
-    """`verify` sets a bad object aside with its trees and views; the same bytes put the tree back."""
+    """`verify` sets a bad object aside with its trees; the same bytes put them back, in the views of jobs too."""
     published = made(store, tmp_path / "out", a=b"data", b=b"fine")
     also = made(store, tmp_path / "also", a=b"data")
     view = handing.view(store, also.tree_digest)
@@ -230,10 +231,42 @@ def test_damage_is_found_and_mended_by_fetching_again(store: Store, tmp_path: Pa
     assert [(each.path, each.digest) for each in bad] == [("a", victim.name)]
     assert not store.has_tree(published.tree_digest)
     assert not store.has_tree(also.tree_digest)
-    assert not view.exists()
+    swept(store, published.tree_digest, also.tree_digest)
+    held = os.open(view, os.O_RDONLY | os.O_DIRECTORY)
+    assert os.listdir(held) == ["a"], "a job goes on reading"
+    with pytest.raises(NotStored):
+        handing.view(store, also.tree_digest)
     assert len(list((store.root / "damaged").iterdir())) == 1
     assert publish(store, tmp_path / "out") == published
-    assert store.verify(published.tree_digest) == []
+    assert publish(store, tmp_path / "also") == also
+    assert store.verify(published.tree_digest, also.tree_digest) == []
+    with open("a", "rb", opener=lambda name, flags: os.open(name, flags, dir_fd=held)) as file:
+        assert file.read() == b"data"
+    os.close(held)
+    assert handing.view(store, also.tree_digest) == view
+    assert stat.S_IMODE(view.stat().st_mode) == 0o555
+
+
+def test_a_view_is_mended_where_it_stands(store: Store, tmp_path: Path) -> None:
+    """Whatever was done to its files and directories; a link planted in it leads nothing outside."""
+    tree = made(store, tmp_path / "out", a=b"1", d__b=b"2", e__c=b"3", ok=b"4").tree_digest
+    view, outside = handing.view(store, tree), tmp_path / "outside"
+    outside.mkdir()
+    inode, kept = view.stat().st_ino, (view / "ok").stat().st_ino
+    for each in (view, view / "d", view / "e"):
+        each.chmod(0o755)
+    (view / "a").unlink()
+    (view / "a").mkdir()
+    remove_directory(view / "d")
+    (view / "d").symlink_to(outside)
+    (view / "e" / "more").write_bytes(b"!")
+    (view / "e" / "c").unlink()
+    (view / "e" / "c").write_bytes(b"X")
+    assert mend(store, store.manifest(tree)) == ["a", "d", "d/b", "e/c", "e/more"]
+    assert read(view) == {"a": b"1", "d/b": b"2", "e/c": b"3", "ok": b"4"}
+    assert (view.stat().st_ino, (view / "ok").stat().st_ino, read(outside)) == (inode, kept, {})
+    assert {stat.S_IMODE(each.stat().st_mode) for each in (view, view / "d", view / "e")} == {0o555}
+    assert mend(store, store.manifest(tree)) == []
 
 
 def test_verify_counts_its_bytes_and_can_be_cancelled(store: Store, tmp_path: Path) -> None:
@@ -360,16 +393,13 @@ def test_sweep_spares_what_is_younger_than_a_lease(store: Store, tmp_path: Path)
 
 
 def test_a_lease_keeps_the_trees_it_names(store: Store, tmp_path: Path) -> None:
-    """A named tree is neither swept nor removed while the lease lives."""
+    """A named tree is not swept while the lease lives."""
     tree = made(store, tmp_path / "a", x=b"x").tree_digest
     with store.lease("job 7") as lease:
         lease.keep(tree)
         swept(store)
-        with pytest.raises(InUse, match="job 7"):
-            store.remove_tree(tree)
         assert store.verify(tree) == []
-    assert store.remove_tree(tree)
-    assert not store.remove_tree(tree)
+    assert swept(store).trees == 1
 
 
 def test_a_dead_process_holds_no_lease(store: Store, tmp_path: Path) -> None:
