@@ -86,7 +86,8 @@ def checkout(
     if not writable:
         return Handout("view", view(store, digest) / part)
     manifest = store.manifest(digest)
-    shared = copy_out(store, part_of(manifest, part) if part else manifest, dest, reflink_first=reflink_first)
+    piece = part_of(manifest, part) if part else manifest
+    shared = copy_out(store, piece, dest, reflink_first=reflink_first, whole=digest)
     return Handout("reflink" if shared else "copy", dest)
 
 
@@ -145,10 +146,16 @@ def view(store: Store, digest: str) -> Path:
     return path
 
 
-def copy_out(store: Store, manifest: Manifest, dest: Path, *, reflink_first: bool = True) -> bool:
-    """Write a private copy of a tree to `dest`, whole or not at all; true when all of it shares the store's blocks."""
+def copy_out(
+    store: Store, manifest: Manifest, dest: Path, *, reflink_first: bool = True, whole: str | None = None
+) -> bool:
+    """Write a private copy of a tree to `dest`, whole or not at all; true when all of it shares the store's blocks.
+
+    Where it is a part of a stored tree `whole` is that one's digest: it is kept meanwhile.
+    """
     temp = dest.parent / f".{dest.name[:200]}.{secrets.token_hex(6)}"
-    with store.lease("checkout"), disk_errors(dest.parent):
+    with store.lease("checkout") as lease, disk_errors(dest.parent):
+        store.keep(lease, whole or manifest.digest)
         try:
             _make_directories(temp, manifest)
             with ThreadPoolExecutor(_THREADS) as pool:

@@ -82,18 +82,20 @@ def take(batch: Batch, root_fd: int, path: str, real: str, cancelled: Callable[[
     raise SourceChanged(f"{path!r} keeps changing while it is read", "wait until its writer is done")
 
 
-def export(store: Store, manifest: Manifest, dest: Path, *, overwrite: bool = False) -> int:
+def export(store: Store, manifest: Manifest, dest: Path, *, overwrite: bool = False, whole: str | None = None) -> int:
     """Copy a tree into a directory of the user's and return the number of files.
 
     A new directory appears whole. Into an existing one each file is written by rename; a path that is taken raises
     `Exists` before anything is written, unless `overwrite`. No link below `dest` is followed.
+    Where it is a part of a stored tree `whole` is that one's digest: it is kept meanwhile.
     """
     if not os.path.lexists(dest):
         files.make_directories(dest.parent)
-        checkout.copy_out(store, manifest, dest)
+        checkout.copy_out(store, manifest, dest, whole=whole)
         return len(manifest.entries)
     _check_room(manifest, dest, overwrite=overwrite)
-    with store.lease("export"), disk_errors(dest):
+    with store.lease("export") as lease, disk_errors(dest):
+        store.keep(lease, whole or manifest.digest)
         for entry in manifest.entries:
             target = dest / entry.path
             files.make_directories(target.parent)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from runner.core.errors import Unavailable
+from runner.core.errors import StokerError, Unavailable
 from runner.core.units import format_duration
 from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, NoRoom, Wanted
@@ -85,7 +85,9 @@ class Verifier:
     def _fetch_again(self, tree: str, owner_uid: int | None, operation: Operation) -> str:
         """Ask the sources that a tree is known from; return why it is not whole again, if it is not."""
         why = "nothing says where it came from"
-        for wanted in self._ways(tree, owner_uid):
+        ways, closed = self._ways(tree, owner_uid)
+        why = closed or why
+        for wanted in ways:
             operation.say(f"fetching {tree[:12]} again from {wanted.uri.shown}")
 
             def failed(error: SourceFailed, wait_s: float, where: str = wanted.uri.shown) -> None:
@@ -111,16 +113,27 @@ class Verifier:
                 why = f"{wanted.uri.shown} has changed: it is {fetched.tree_digest[:12]} now"
         return why
 
-    def _ways(self, tree: str, owner_uid: int | None) -> list[Wanted]:
-        """Return the addresses that were found to be a tree, as those who asked would fetch them; each once."""
+    def _ways(self, tree: str, owner_uid: int | None) -> tuple[list[Wanted], str]:
+        """Return the addresses that were found to be a tree, as those who asked would fetch them; each once.
+
+        The text says why one is not among them: what a job was told of it cannot be unsealed.
+        """
         connection = self.context.database.reader()
-        named = [self.maker.wanted(each) for each in artifacts.made_as(connection, tree, owner_uid)]
-        ways = {each.key: each for each in named}
+        ways, closed = dict[str, Wanted](), ""
+        for artifact in artifacts.made_as(connection, tree, owner_uid):
+            try:
+                wanted = self.maker.wanted(artifact)
+                ways[wanted.key] = wanted
+            except StokerError as error:
+                closed = f"the source of {artifact.label} cannot be read: {error.message}"
         for job_id, name in staged.inputs_of(connection, tree, owner_uid):
-            for source in self.stager.sources(self._facts(job_id)):
-                if source.name == name and source.artifact_id is None:
-                    ways.setdefault(source.wanted.key, source.wanted)
-        return list(ways.values())
+            try:
+                for source in self.stager.sources(self._facts(job_id)):
+                    if source.name == name and source.artifact_id is None:
+                        ways.setdefault(source.wanted.key, source.wanted)
+            except StokerError as error:
+                closed = f"the inputs of job {job_id} cannot be read: {error.message}"
+        return list(ways.values()), closed
 
     def _facts(self, job_id: int) -> JobFacts:
         found: list[JobFacts] = []

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 
 import pytest
 
 from storage import checkout as handing
-from storage.checkout import checkout
+from storage.checkout import checkout, part_of
 from storage.download import fetch
 from storage.errors import Cancelled, Corrupt, DiskFull, Exists, NotStored, SourceChanged, SourceRefused
 from storage.files import remove_directory
@@ -400,6 +401,23 @@ def test_a_lease_keeps_the_trees_it_names(store: Store, tmp_path: Path) -> None:
         swept(store)
         assert store.verify(tree) == []
     assert swept(store).trees == 1
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("part", ["", "d"])
+def test_what_is_being_copied_out_is_not_swept(store: Store, tmp_path: Path, *, part: str, new: bool) -> None:
+    """A tree that nobody names any more is copied to its end, or the part of it that was asked for."""
+    tree = made(store, tmp_path / "a", **{f"d__{number}": b"%d" % number for number in range(2000)}).tree_digest
+    whole, dest = store.manifest(tree), tmp_path / "to" / "it"
+    (dest.parent if new else dest).mkdir(parents=True)
+    piece = part_of(whole, part) if part else whole
+    swept(store, tree)
+    with ThreadPoolExecutor(1) as pool:
+        copying = pool.submit(export, store, piece, dest, whole=tree)
+        while not copying.done() and not any((dest.parent if new else dest).iterdir()):
+            pass
+        store.sweep([])
+        assert copying.result() == len(read(dest)) == 2000
 
 
 def test_a_dead_process_holds_no_lease(store: Store, tmp_path: Path) -> None:
