@@ -22,8 +22,8 @@ from storage import files
 from storage.errors import Exists, NotStored, disk_errors
 from storage.manifest import Entry, Manifest, build
 from storage.store import Store
+from storage.views import copy_object, link
 
-_NO_LINK = frozenset({errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP})
 _THREADS = 4
 
 Way = Literal["bind", "link", "overlay", "user_bind", "user_overlay", "reflink", "copy"]
@@ -86,7 +86,8 @@ def checkout(
     if not writable:
         return Handout("view", view(store, digest) / part)
     manifest = store.manifest(digest)
-    shared = copy_out(store, part_of(manifest, part) if part else manifest, dest, reflink_first=reflink_first)
+    piece = part_of(manifest, part) if part else manifest
+    shared = copy_out(store, piece, dest, reflink_first=reflink_first, whole=digest)
     return Handout("reflink" if shared else "copy", dest)
 
 
@@ -128,7 +129,7 @@ def view(store: Store, digest: str) -> Path:
         try:
             _make_directories(temp, manifest)
             for entry in manifest.entries:
-                _link(store, entry, temp / entry.path)
+                link(store, entry, temp / entry.path)
             for parent, _, _ in os.walk(temp, topdown=False):
                 if parent != str(temp):
                     os.chmod(parent, 0o555)
@@ -145,10 +146,16 @@ def view(store: Store, digest: str) -> Path:
     return path
 
 
-def copy_out(store: Store, manifest: Manifest, dest: Path, *, reflink_first: bool = True) -> bool:
-    """Write a private copy of a tree to `dest`, whole or not at all; true when all of it shares the store's blocks."""
+def copy_out(
+    store: Store, manifest: Manifest, dest: Path, *, reflink_first: bool = True, whole: str | None = None
+) -> bool:
+    """Write a private copy of a tree to `dest`, whole or not at all; true when all of it shares the store's blocks.
+
+    Where it is a part of a stored tree `whole` is that one's digest: it is kept meanwhile.
+    """
     temp = dest.parent / f".{dest.name[:200]}.{secrets.token_hex(6)}"
-    with store.lease("checkout"), disk_errors(dest.parent):
+    with store.lease("checkout") as lease, disk_errors(dest.parent):
+        store.keep(lease, whole or manifest.digest)
         try:
             _make_directories(temp, manifest)
             with ThreadPoolExecutor(_THREADS) as pool:
@@ -167,43 +174,6 @@ def copy_out(store: Store, manifest: Manifest, dest: Path, *, reflink_first: boo
         finally:
             files.remove_directory(temp)
     return all(shared) and bool(shared)
-
-
-def copy_object(store: Store, entry: Entry, path: Path, *, reflink_first: bool = True, mode: int | None = None) -> bool:
-    """Write one file of a tree to a new path; true when it shares the store's blocks."""
-    if mode is None:
-        mode = 0o755 if entry.executable else 0o644
-    try:
-        source = os.open(store.object_path(entry.digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise NotStored(
-            f"{entry.path!r} is missing from the store", "verify the artifact, then fetch it again"
-        ) from None
-    try:
-        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            shared = files.copy(source, target, reflink_first=reflink_first)
-            os.fchmod(target, mode)
-        finally:
-            os.close(target)
-    finally:
-        os.close(source)
-    return shared
-
-
-def _link(store: Store, entry: Entry, path: Path) -> None:
-    """Hard-link an object into a view; copy where links have run out, and where the x bit must differ."""
-    if entry.executable:
-        copy_object(store, entry, path, mode=0o555)
-        return
-    try:
-        os.link(store.object_path(entry.digest), path, follow_symlinks=False)
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            raise NotStored(f"{entry.path!r} is missing from the store", "verify it, then fetch it again") from error
-        if error.errno not in _NO_LINK:
-            raise
-        copy_object(store, entry, path, mode=0o444)
 
 
 def _make_directories(root: Path, manifest: Manifest) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from storage import publish
 from storage.archives.members import Limits
+from storage.batch import Batch
 from storage.described import check, describe
 from storage.errors import Cancelled, NotStored, SourceMissing, disk_errors
 from storage.manifest import DIGEST, Entry, Manifest, build
@@ -23,7 +24,7 @@ from storage.plan import Known, Plan, diff, fingerprint
 from storage.sources.base import Item, Listing, Source, SourceOptions
 from storage.sources.local import LocalSource, open_root
 from storage.sources.registry import open_source, server_of
-from storage.store import Batch, Store
+from storage.store import Store
 from storage.transfer import Carrier, Meter, Retry
 from storage.unpack import Unpacker, archive_in, unpacked_before
 from storage.uri import Uri

@@ -12,7 +12,6 @@ StorageError
 ├── WrongBytes        what arrived is not what the server says it sent
 ├── NotStored         the store has no such artifact, or not all of it
 ├── Corrupt           the store's own bytes are not what their name says
-├── InUse             somebody's lease names the artifact
 ├── Exists            the destination is already there
 ├── DiskFull          no room; nothing half-written was left behind
 └── Cancelled         the caller said stop
@@ -83,10 +82,6 @@ class NotStored(StorageError):
 
 class Corrupt(StorageError):
     """Bytes in the store do not match their digest."""
-
-
-class InUse(StorageError):
-    """A live lease holds the artifact."""
 
 
 class Exists(StorageError):

@@ -19,9 +19,10 @@ from storage import files
 from storage.archives import tars, zips
 from storage.archives.members import Limits, Tree
 from storage.archives.streams import Gauge, Reader, ahead, codec_of, decoded, raw
+from storage.batch import Batch
 from storage.errors import BadArchive, Cancelled, SourceMissing
 from storage.manifest import Entry, Manifest
-from storage.store import Batch, Store
+from storage.store import Store
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _ZIP_THREADS = 2

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage import checkout, files
+from storage.batch import Batch
 from storage.errors import Exists, SourceChanged, SourceMissing, SourceRefused, disk_errors
 from storage.manifest import Entry, Manifest, build
-from storage.store import Batch, Store
+from storage.store import Store
+from storage.views import copy_object
 from storage.walk import Skipped, walk
 
 _TRIES = 3
@@ -86,26 +88,29 @@ def export(
     dest: Path,
     *,
     overwrite: bool = False,
+    whole: str | None = None,
     written: Callable[[Entry], None] = lambda _entry: None,
 ) -> int:
     """Copy a tree into a directory of the user's and return the number of files.
 
     A new directory appears whole. Into an existing one each file is written by rename; a path that is taken raises
     `Exists` before anything is written, unless `overwrite`. No link below `dest` is followed. `written` is told of each
-    file that was written into an existing one, and may raise `Cancelled`.
+    file that was written into an existing one, and may raise `Cancelled`. Where this is a part of a stored tree, `whole`
+    is that one's digest: it is kept meanwhile.
     """
     if not os.path.lexists(dest):
         files.make_directories(dest.parent)
-        checkout.copy_out(store, manifest, dest)
+        checkout.copy_out(store, manifest, dest, whole=whole)
         return len(manifest.entries)
     _check_room(manifest, dest, overwrite=overwrite)
-    with store.lease("export"), disk_errors(dest):
+    with store.lease("export") as lease, disk_errors(dest):
+        store.keep(lease, whole or manifest.digest)
         for entry in manifest.entries:
             target = dest / entry.path
             files.make_directories(target.parent)
             temp = target.parent / f".stoker-{secrets.token_hex(6)}"
             try:
-                checkout.copy_object(store, entry, temp)
+                copy_object(store, entry, temp)
                 temp.rename(target)
             finally:
                 temp.unlink(missing_ok=True)

@@ -13,24 +13,26 @@ sweep apart from the instant in which a tree is checked and published.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import secrets
 import stat
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
 from pathlib import Path
 
-from storage import files, leases
-from storage.errors import BadArchive, Corrupt, DiskFull, InUse, NotStored, disk_errors
+from storage import files, leases, views
+from storage.batch import Batch
+from storage.errors import BadArchive, Corrupt, DiskFull, NotStored, disk_errors
 from storage.manifest import DIGEST, Entry, Manifest, decode
 from storage.verify import damaged
 
 PARTIAL_KEPT_S = 7 * 86_400
 MEMORY_KEPT_S = 30 * 86_400
 _FOLDERS = ("objects", "trees", "views", "partial", "sources", "locks", "leases", "tmp", "damaged")
+
+log = logging.getLogger("stoker.store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +65,6 @@ class Usage:
     trees: int
     size_bytes: int
     free_bytes: int
-
-
-@dataclass(slots=True)
-class Temp:
-    """A private file of one writer, in the store's file system."""
-
-    path: Path
-    fd: int
 
 
 def no_step(_: str) -> None:
@@ -169,8 +163,10 @@ class Store:
             if self._is_published(manifest):
                 os.utime(target)
                 return digest
-            temp = self.temp_path()
+            temp, damaged_tree = self.temp_path(), target.with_suffix(".damaged")
             with disk_errors(self.root):
+                if damaged_tree.exists():
+                    views.mend(self, manifest)
                 try:
                     self.on_step("manifest")
                     fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
@@ -186,7 +182,7 @@ class Store:
                     files.sync_directory(target.parent)
                 finally:
                     temp.unlink(missing_ok=True)
-            target.with_suffix(".damaged").unlink(missing_ok=True)
+            damaged_tree.unlink(missing_ok=True)
         self.on_step("published")
         return digest
 
@@ -206,8 +202,9 @@ class Store:
     ) -> list[BadObject]:
         """Hash every object of some trees again; set bad ones aside, and with them every tree that holds them.
 
-        Such a tree is then as if it had never been fetched: fetching it again mends it. `report(done, total)` counts
-        bytes, from any thread. Raise `Cancelled`: then nothing was set aside.
+        Such a tree is then as if it had never been fetched: fetching it again mends it, and its view, which stays for
+        the jobs that read it. `report(done, total)` counts
+        bytes, from any thread. Raise `Cancelled`, or `OSError` where a file cannot be read: then nothing was set aside.
         """
         bad: list[BadObject] = []
         found: list[tuple[str, Entry]] = []
@@ -223,20 +220,13 @@ class Store:
                 self._set_aside({each.digest for each in bad})
         return bad
 
-    def remove_tree(self, digest: str) -> bool:
-        """Forget a tree, its view with it; its objects go at the next sweep. Raise `InUse` if a lease names it."""
-        with self._lock(fcntl.LOCK_EX):
-            for _, held in leases.live(self.root / "leases"):
-                if held is not None and digest in held.keeps:
-                    raise InUse(f"artifact {digest[:12]} is in use by {held.owner}", "try again when it has ended")
-            return self._forget(digest)
-
     def sweep(self, roots: Iterable[str], *, scraps: bool = False) -> Swept:
         """Remove all trees but the roots and those that leases name, then all objects that no tree holds.
 
         Nothing as young as the oldest live lease is touched, nor anything made after the sweep began. The roots are
-        read after the leases: who writes down a root and then ends its lease is seen by one or the other. With
-        `scraps` broken-off downloads and damaged objects go whatever their age.
+        read after the leases: who writes down a root and then ends its lease is seen by one or the other. Where a
+        tree's manifest cannot be read, or a root has none, nobody knows its objects: then no object goes.
+        With `scraps` broken-off downloads go whatever their age.
         """
         with self._lock(fcntl.LOCK_EX):
             return _Sweep(self, roots, scraps).run()
@@ -297,30 +287,34 @@ class Store:
             return False
 
     def _read_tree(self, path: Path) -> Manifest | None:
-        """Return the manifest in a file, damaged trees' too; one that cannot be read is set aside."""
+        """Return the manifest in a file, damaged trees' too; None for one that cannot be read.
+
+        One whose bytes are wrong is kept as that of a damaged tree: fetching the tree again replaces it.
+        """
         try:
             found = decode(path.read_bytes())
+        except OSError as error:
+            log.warning("the manifest %s cannot be read: %s", path, error.strerror)
+            return None
         except Corrupt:
             found = None
         if found is not None and found.digest == path.stem:
             return found
-        path.rename(self.root / "damaged" / f"{path.stem}.{secrets.token_hex(4)}")
-        self.discard_view(path.stem)
+        if path.suffix == ".json":
+            kept = path.with_suffix(".damaged")
+            path.rename(self.root / "damaged" / f"{path.stem}.{secrets.token_hex(4)}" if kept.exists() else kept)
         return None
 
-    def _forget(self, digest: str) -> bool:
+    def _forget(self, digest: str) -> None:
         path = self._tree_path(digest)
-        known = path.exists()
         path.unlink(missing_ok=True)
         path.with_suffix(".damaged").unlink(missing_ok=True)
         self.discard_view(digest)
-        return known
 
     def _set_aside(self, lost: set[str]) -> None:
         for path in (self.root / "trees").glob("*.json"):
             found = self._read_tree(path)
             if found is not None and any(entry.digest in lost for entry in found.entries):
-                self.discard_view(path.stem)
                 path.rename(path.with_suffix(".damaged"))
         for digest in lost:
             with suppress(FileNotFoundError):
@@ -345,77 +339,11 @@ class Store:
             os.close(fd)
 
 
-@dataclass
-class Batch:
-    """Objects on their way in; `Store.batch` makes and ends one. Any thread may add to it."""
-
-    store: Store
-    max_files: int = 256
-    max_bytes: int = 64 << 20
-    _complete: list[tuple[Path, str, int]] = field(default_factory=list)
-    _bytes: int = 0
-    _open: set[Path] = field(default_factory=set)
-    _guard: threading.Lock = field(default_factory=threading.Lock)
-    _name: str = field(default_factory=lambda: secrets.token_hex(8))
-    _numbers: Iterator[int] = field(default_factory=count)
-
-    @contextmanager
-    def temp(self) -> Iterator[Temp]:
-        """Open a private file for one object; gone at the end unless it was added."""
-        path = self.store.root / "tmp" / f"{self._name}.{next(self._numbers)}"
-        with disk_errors(self.store.root):
-            temp = Temp(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            with self._guard:
-                self._open.add(path)
-            try:
-                yield temp
-            finally:
-                os.close(temp.fd)
-                with self._guard:
-                    left = path in self._open
-                    self._open.discard(path)
-                if left:
-                    path.unlink(missing_ok=True)
-
-    def add(self, temp: Temp, digest: str, size: int) -> None:
-        """Hand over a complete, hashed file; it becomes an object when the batch is next flushed."""
-        self.store.on_step("written")
-        os.fchmod(temp.fd, 0o444)
-        with self._guard:
-            self._open.discard(temp.path)
-            self._complete.append((temp.path, digest, size))
-            self._bytes += size
-            due = len(self._complete) >= self.max_files or self._bytes >= self.max_bytes
-        if due:
-            self.flush()
-
-    def flush(self) -> None:
-        """Make what is complete durable with one sync, then publish it."""
-        with self._guard:
-            due, self._complete, self._bytes = self._complete, [], 0
-        if not due:
-            return
-        try:
-            with disk_errors(self.store.root):
-                self.store.on_step("sync")
-                files.sync_filesystem(self.store.root)
-                self.store.place(due)
-        finally:
-            with self._guard:
-                self._complete += due
-        self.store.on_step("objects published")
-
-    def discard(self) -> None:
-        """Remove what was not published."""
-        for path in [*self._open, *(path for path, _, _ in self._complete)]:
-            path.unlink(missing_ok=True)
-
-
 class _Sweep:
     """One mark and sweep, under the store's exclusive lock."""
 
     def __init__(self, store: Store, roots: Iterable[str], scraps: bool) -> None:
-        self.store, self.roots, self.scraps = store, set[str](), scraps
+        self.store, self.kept, self.scraps = store, set[str](), scraps
         marker = store.temp_path()
         marker.touch()
         self.now_ns = self.horizon_ns = marker.stat().st_ctime_ns
@@ -426,38 +354,52 @@ class _Sweep:
                 path.with_suffix(".new").unlink(missing_ok=True)
             else:
                 self.horizon_ns = min(self.horizon_ns, held.since_ns)
-                self.roots |= held.keeps
-        self.roots.update(roots)
+                self.kept |= held.keeps
+        self.roots = set(roots)
+        self.kept |= self.roots
 
     def run(self) -> Swept:
         """Trees first, so that no manifest is left without its objects."""
         # Looked at first: removing a view's links renews the objects' ages.
         old = [(path, size) for path, since_ns, size in self.store._objects() if since_ns < self.horizon_ns]
-        trees, marked = 0, set[str]()
+        trees, marked, unread, lost = 0, set[str](), set(self.roots), set[str]()
         for path in sorted((self.store.root / "trees").iterdir()):
-            if path.stem in self.roots or path.stat().st_ctime_ns >= self.horizon_ns:
+            if path.stem in self.kept or path.stat().st_ctime_ns >= self.horizon_ns:
                 found = self.store._read_tree(path)
-                marked |= {entry.digest for entry in found.entries} if found is not None else set()
+                if found is None:
+                    unread.add(path.stem)
+                else:
+                    marked |= (named := {entry.digest for entry in found.entries})
+                    lost |= named if path.suffix == ".damaged" else set()
+                    unread.discard(path.stem)
             else:
                 self.store._forget(path.stem)
                 trees += 1
+        if unread:
+            log.warning("no object was removed: no manifest can be read of %s", ", ".join(sorted(unread)[:10]))
+            old = []
         objects, size_bytes = 0, 0
         for path, size in old:
             if path.name not in marked:
                 path.unlink(missing_ok=True)
                 objects, size_bytes = objects + 1, size_bytes + size
-        self._tidy()
+        self._tidy(None if unread else lost)
         return Swept(trees, objects, size_bytes)
 
-    def _tidy(self) -> None:
+    def _tidy(self, lost: set[str] | None) -> None:
+        """Clear up; objects set aside stay for the trees that lack them: those in `lost`, all where it is None."""
         for path in (self.store.root / "views").iterdir():
-            if not self.store.has_tree(path.name):
+            # Jobs may still read what a damaged tree has left; it is mended where it stands.
+            damaged_tree = self.store._tree_path(path.name).with_suffix(".damaged")
+            if not (path.name in self.kept or self.store.has_tree(path.name) or damaged_tree.exists()):
                 self.store.discard_view(path.name)
         ages = {"tmp": 0, "damaged": MEMORY_KEPT_S, "partial": PARTIAL_KEPT_S, "sources": MEMORY_KEPT_S}
         if self.scraps:
-            ages |= {"damaged": 0, "partial": 0}
+            ages["partial"] = 0
         for folder, kept_s in ages.items():
             for path in (self.store.root / folder).iterdir():
+                if folder == "damaged" and (lost is None or path.name.partition(".")[0] in lost):
+                    continue
                 with suppress(FileNotFoundError):
                     facts = path.lstat()
                     if facts.st_ctime_ns < min(self.horizon_ns, self.now_ns - kept_s * 1_000_000_000):

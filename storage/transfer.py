@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from storage import files
+from storage.batch import Batch, Temp
 from storage.errors import (
     Cancelled,
     DiskFull,
@@ -26,7 +27,6 @@ from storage.errors import (
 from storage.journal import Journal
 from storage.plan import Known
 from storage.sources.base import Item, Source, SourceOptions
-from storage.store import Batch, Temp
 from storage.uri import Uri
 
 # Each thread keeps one buffer: fresh memory costs as much as the bytes that it takes. A read fills it, so that a

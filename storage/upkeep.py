@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from storage.errors import Corrupt, NotStored
-from storage.files import hash_fd
 from storage.journal import set_aside
-from storage.manifest import Entry, decode
+from storage.manifest import decode
 from storage.store import Store
 
 
@@ -43,33 +40,6 @@ def held_alone(store: Store, digests: Iterable[str]) -> int:
             else:
                 shared |= {entry.digest for entry in entries}
     return sum(size for digest, size in alone.items() if digest not in shared)
-
-
-def spoiled(store: Store, digest: str) -> list[str]:
-    """Return what a tree's view shows otherwise than its manifest says: paths changed, missing or added."""
-    root = store.view_path(digest)
-    if not root.exists():
-        return []
-    entries = {entry.path: entry for entry in store.manifest(digest).entries}
-    walked = (os.path.join(parent, name) for parent, _, names in os.walk(root) for name in names)
-    found = {os.path.relpath(path, root) for path in walked}
-    changed = {path for path in found & entries.keys() if _differs(store, root, entries[path])}
-    return sorted(changed | (found ^ entries.keys()))
-
-
-def _differs(store: Store, root: Path, entry: Entry) -> bool:
-    """Say whether a file of a view is neither the object itself nor a true copy of it."""
-    path, stored = root / entry.path, store.object_path(entry.digest)
-    try:
-        if os.path.samestat(path.lstat(), stored.lstat()):
-            return False
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return True
-    try:
-        return hash_fd(fd) != (entry.digest, entry.size)
-    finally:
-        os.close(fd)
 
 
 def restore(store: Store) -> None:

@@ -24,6 +24,7 @@ def damaged(
 ) -> dict[str, str]:
     """Return why an object is bad, by digest, for those that are; each is read once. Raise `Cancelled`.
 
+    Raise `OSError` where a file cannot be opened or read: what nobody could look at is not known to be bad.
     `report(done, total)` counts bytes and is called from any thread.
     """
     distinct = {entry.digest: entry for entry in entries}
@@ -58,13 +59,11 @@ def _damage(path: Path, entry: Entry, add: Callable[[int], None], cancelled: Cal
 
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
+    except FileNotFoundError:
         add(entry.size)
-        return f"cannot be opened ({error.strerror})"
+        return "it is missing"
     try:
         found, size = files.hash_fd(fd, read_one_chunk)
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
     finally:
         os.close(fd)
         add(max(0, entry.size - counted))

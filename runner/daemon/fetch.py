@@ -15,6 +15,7 @@ from runner.core.spec import Input
 from runner.core.units import format_size
 from runner.daemon import cache, keys
 from runner.daemon.context import Context
+from runner.daemon.guard import safely
 from runner.state import jobs
 from storage.archives.members import Limits
 from storage.credentials import Credential
@@ -26,6 +27,7 @@ from storage.leases import Lease
 from storage.sources.base import Proxies, SourceOptions
 from storage.throttle import Throttle
 from storage.transfer import Retry
+from storage.upkeep import restore
 from storage.upload import Pushed, push
 from storage.uri import Uri, parse
 
@@ -181,7 +183,7 @@ class Fetcher:
             progress(done, total)
 
         try:
-            return fetch(
+            fetched = fetch(
                 self.context.store,
                 wanted.uri,
                 self.options_for(wanted),
@@ -196,6 +198,9 @@ class Fetcher:
             # An archive shows only while it is unpacked how much it needs: more than was there, at least.
             free = cache.room_on_disk(self.context)
             raise NoRoom(what, max(missing + self.min_free_bytes, free + 1), free) from None
+        # What this brought may be all that a damaged tree lacked.
+        safely("restore damaged trees", restore, self.context.store)
+        return fetched
 
     def _limits(self) -> Limits:
         settings = self.context.config.storage

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from runner.core.errors import StokerError, Unavailable
 from runner.core.units import format_duration
 from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, NoRoom, Wanted
@@ -15,10 +16,10 @@ from runner.daemon.stage import Stager
 from runner.service.operations import Operation
 from runner.service.outputs import printable
 from runner.state import artifacts, staged
-from storage.checkout import view
 from storage.errors import Cancelled, Corrupt, NotStored, SourceFailed, StorageError
 from storage.store import BadObject
-from storage.upkeep import restore, spoiled
+from storage.upkeep import restore
+from storage.views import mend
 
 BAD_SHOWN = 1000
 
@@ -35,7 +36,9 @@ class Verifier:
     def verify(self, digests: Sequence[str], owner_uid: int | None, operation: Operation) -> dict[str, Any]:
         """Hash trees again, set bad objects aside and fetch them again as `owner_uid` (None: anybody) could.
 
-        Raise `Cancelled`. The result names what was bad, what is whole again, and what is lost and why.
+        Raise `Cancelled`, `Unavailable` where the store cannot be read.
+
+        The result names what was bad, what is whole again, and what is lost and why.
         """
 
         def cancelled() -> bool:
@@ -47,8 +50,12 @@ class Verifier:
             for digest in wanted:
                 store.keep(lease, digest)
             operation.say("checking")
-            bad = store.verify(*wanted, report=operation.report, cancelled=cancelled)
-            views = self._rebuild_views(wanted)
+            try:
+                bad = store.verify(*wanted, report=operation.report, cancelled=cancelled)
+            except OSError as error:
+                hint = "nothing was set aside; verify again once it can be read"
+                raise Unavailable(f"the store cannot be read: {error.strerror}", hint=hint) from error
+            views = self._mend_views(wanted)
             mended, lost = list[str](), list[dict[str, Any]]()
             for tree in dict.fromkeys(each.tree for each in bad):
                 why = self._fetch_again(tree, owner_uid, operation)
@@ -66,21 +73,21 @@ class Verifier:
             "lost": lost,
         }
 
-    def _rebuild_views(self, trees: Sequence[str]) -> list[dict[str, Any]]:
-        """Build views anew that show something else than their trees, as one whose files a job's user changed."""
-        store, rebuilt = self.context.store, list[dict[str, Any]]()
+    def _mend_views(self, trees: Sequence[str]) -> list[dict[str, Any]]:
+        """Mend views that show something else than their trees, as one whose files a job's user changed."""
+        store, mended = self.context.store, list[dict[str, Any]]()
         for tree in trees:
             with suppress(NotStored, Corrupt):
-                if changed := spoiled(store, tree):
-                    store.discard_view(tree)
-                    view(store, tree)
-                    rebuilt.append({"tree": tree, "paths": [printable(path) for path in changed[:BAD_SHOWN]]})
-        return rebuilt
+                if changed := mend(store, store.manifest(tree)):
+                    mended.append({"tree": tree, "paths": [printable(path) for path in changed[:BAD_SHOWN]]})
+        return mended
 
     def _fetch_again(self, tree: str, owner_uid: int | None, operation: Operation) -> str:
         """Ask the sources that a tree is known from; return why it is not whole again, if it is not."""
         why = "nothing says where it came from"
-        for wanted in self._ways(tree, owner_uid):
+        ways, closed = self._ways(tree, owner_uid)
+        why = closed or why
+        for wanted in ways:
             operation.say(f"fetching {tree[:12]} again from {wanted.uri.shown}")
 
             def failed(error: SourceFailed, wait_s: float, where: str = wanted.uri.shown) -> None:
@@ -106,16 +113,27 @@ class Verifier:
                 why = f"{wanted.uri.shown} has changed: it is {fetched.tree_digest[:12]} now"
         return why
 
-    def _ways(self, tree: str, owner_uid: int | None) -> list[Wanted]:
-        """Return the addresses that were found to be a tree, as those who asked would fetch them; each once."""
+    def _ways(self, tree: str, owner_uid: int | None) -> tuple[list[Wanted], str]:
+        """Return the addresses that were found to be a tree, as those who asked would fetch them; each once.
+
+        The text says why one is not among them: what a job was told of it cannot be unsealed.
+        """
         connection = self.context.database.reader()
-        named = [self.maker.wanted(each) for each in artifacts.made_as(connection, tree, owner_uid)]
-        ways = {each.key: each for each in named}
+        ways, closed = dict[str, Wanted](), ""
+        for artifact in artifacts.made_as(connection, tree, owner_uid):
+            try:
+                wanted = self.maker.wanted(artifact)
+                ways[wanted.key] = wanted
+            except StokerError as error:
+                closed = f"the source of {artifact.label} cannot be read: {error.message}"
         for job_id, name in staged.inputs_of(connection, tree, owner_uid):
-            for source in self.stager.sources(self._facts(job_id)):
-                if source.name == name and source.artifact_id is None:
-                    ways.setdefault(source.wanted.key, source.wanted)
-        return list(ways.values())
+            try:
+                for source in self.stager.sources(self._facts(job_id)):
+                    if source.name == name and source.artifact_id is None:
+                        ways.setdefault(source.wanted.key, source.wanted)
+            except StokerError as error:
+                closed = f"the inputs of job {job_id} cannot be read: {error.message}"
+        return list(ways.values()), closed
 
     def _facts(self, job_id: int) -> JobFacts:
         found: list[JobFacts] = []

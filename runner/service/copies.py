@@ -75,9 +75,10 @@ def copied(connection: sqlite3.Connection, store: Store, owner_uid: int, documen
         if not into:
             destination, name = destination.parent, destination.name
             manifest = build([replace(manifest.entries[0], path=name)])
-        answer = exported(store, manifest, destination, overwrite=overwrite)
+        answer = exported(store, manifest, destination, overwrite=overwrite, whole=artifact.tree_digest)
         return answer | {"path": os.path.join(answer["path"], printable(name))}
-    return exported(store, manifest, destination / name if into else destination, overwrite=overwrite)
+    destination = destination / name if into else destination
+    return exported(store, manifest, destination, overwrite=overwrite, whole=artifact.tree_digest)
 
 
 def source(text: str) -> Reference:

@@ -66,14 +66,12 @@ def prunable(connection: sqlite3.Connection, store: Store, uid: int) -> dict[str
         "dry_run": True,
         "trees": [_told(each) for each in going],
         "partial_bytes": loose.partial_bytes if loose else 0,
-        "damaged_bytes": loose.damaged_bytes if loose else 0,
-        "freed_bytes": held_alone(store, [each.digest for each in going])
-        + (loose.partial_bytes + loose.damaged_bytes if loose else 0),
+        "freed_bytes": held_alone(store, [each.digest for each in going]) + (loose.partial_bytes if loose else 0),
     }
 
 
 def prune(desk: Desk, store: Store, reader: Callable[[], sqlite3.Connection], uid: int) -> dict[str, Any]:
-    """Give up every staged tree that nothing needs, and what broken-off downloads and damage left; say what went."""
+    """Give up every staged tree that nothing needs, and what broken-off downloads left; say what went."""
 
     def forget(change: Change) -> list[Tree]:
         going = [each for each in staged.trees(change.connection, scope(uid)) if each.unused]
@@ -82,17 +80,15 @@ def prune(desk: Desk, store: Store, reader: Callable[[], sqlite3.Connection], ui
 
     going: list[Tree] = desk.call(forget)
     takes_scraps = _takes_scraps(reader(), uid)
-    before = scraps(store)
+    before = scraps(store).partial_bytes
     swept = store.sweep(_roots(reader), scraps=takes_scraps)
-    after = scraps(store)
-    partial, damaged = before.partial_bytes - after.partial_bytes, before.damaged_bytes - after.damaged_bytes
+    partial = max(0, before - scraps(store).partial_bytes)
     return {
         "version": 1,
         "dry_run": False,
         "trees": [_told(each) for each in going if not store.has_tree(each.digest)],
-        "partial_bytes": max(0, partial),
-        "damaged_bytes": max(0, damaged),
-        "freed_bytes": swept.size_bytes + max(0, partial) + max(0, damaged),
+        "partial_bytes": partial,
+        "freed_bytes": swept.size_bytes + partial,
     }
 
 

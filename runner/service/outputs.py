@@ -55,10 +55,12 @@ def pulled(
     }
 
 
-def exported(store: Store, manifest: Manifest, destination: Path, *, overwrite: bool) -> dict[str, Any]:
-    """Write a tree into a directory; files that are there stay, unless told."""
+def exported(
+    store: Store, manifest: Manifest, destination: Path, *, overwrite: bool, whole: str | None = None
+) -> dict[str, Any]:
+    """Write a tree, or what is part of the `whole` one, into a directory; files that are there stay, unless told."""
     try:
-        files = export(store, manifest, destination, overwrite=overwrite)
+        files = export(store, manifest, destination, overwrite=overwrite, whole=whole)
     except Exists as error:
         raise Conflict(printable(error.message), hint=_ANOTHER if overwrite else _ELSEWHERE) from None
     except DiskFull as error:

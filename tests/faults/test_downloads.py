@@ -130,7 +130,7 @@ def test_a_download_killed_anywhere_is_whole_or_absent_and_goes_on(site: Site, t
         "SIGKILL of a download", kills=kills, parts=finished, kept=kept, lost=finished - kept, wrong=wrong, seed=seed
     )
     assert wrong == 0
-    assert kept >= 0.9 * finished
+    assert kept >= 0.9 * finished > 0
 
 
 def parts_of(site: Site) -> list[str]:
@@ -203,6 +203,7 @@ def test_a_server_that_misbehaves_never_gets_wrong_bytes_in(site: Site, tmp_path
             totals[fault] += times
     report("a server that misbehaves", rounds=rounds, **totals, refused=refused, wrong=wrong, seed=seed)
     assert wrong == 0
+    assert min(totals.values()) > 0
 
 
 def take(store: Store, url: str, options: SourceOptions | None = None) -> None:
@@ -240,6 +241,7 @@ def test_a_disk_that_fills_at_any_step_leaves_nothing_half(site: Site, tmp_path:
             wrong += wrong_in(store, site.digests) + (len(list((store.root / "trees").glob("*.json"))) != 1)
     report("a disk that fills during a download", rounds=rounds, full=full, wrong=wrong, seed=seed)
     assert wrong == 0
+    assert full > 0
 
 
 def _fill(path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from runner.core.errors import NotFound
+from storage.files import remove_directory
 from tests.kit import Box
 from tests.servers import Web, http_server
 
@@ -139,6 +140,37 @@ def test_verify_finds_damage_and_fetches_it_again(runner: Box, web: Web) -> None
     asked = len(web.requests)
     ran(runner, web, "one/")
     assert len(web.requests) == asked, "it is warm again"
+
+
+def test_verify_takes_nothing_from_a_job_that_runs(runner: Box, web: Web, tmp_path: Path) -> None:
+    """It reads its input to the end, first what is left of it and then what was fetched again."""
+    data = os.urandom(100_000)
+    (web.root / "set").mkdir()
+    (web.root / "set" / "bad").write_bytes(data)
+    (web.root / "set" / "good").write_text("good")
+    script = f"until [ -e {tmp_path}/go ]; do sleep 0.05; done; cat $STOKER_INPUT_data/* | sha256sum"
+    job = runner.submit("--input", f"data={web.url}/set/", "--", "sh", "-c", script)
+    runner.wait_state(job, "running")
+    spoil(runner, data)
+    assert "1 mended" in runner.ok("cache", "verify")
+    (tmp_path / "go").touch()
+    assert runner.wait(job)["state"] == "succeeded"
+    assert runner.ok("logs", job).split()[0] == hashlib.sha256(data + b"good").hexdigest()
+
+
+def test_what_another_fetch_brings_back_mends_too(runner: Box, web: Web) -> None:
+    """A tree that lost a file its source no longer has is whole again once any other fetch brings the same bytes."""
+    data = os.urandom(50_000)
+    for name in ("one", "two"):
+        (web.root / name).mkdir()
+        (web.root / name / "shared").write_bytes(data)
+    (web.root / "one" / "own").write_text("one")
+    ran(runner, web, "one/")
+    spoil(runner, data)
+    remove_directory(web.root / "one")
+    assert "0 mended, 1 lost" in runner.cli("cache", "verify").stdout
+    ran(runner, web, "two/")
+    ran(runner, web, "one/")
 
 
 def test_verify_says_what_is_lost(runner: Box, web: Web) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 
 import pytest
 
 from storage import checkout as handing
-from storage.checkout import checkout
+from storage.checkout import checkout, part_of
 from storage.download import fetch
-from storage.errors import Cancelled, Corrupt, DiskFull, Exists, InUse, NotStored, SourceChanged, SourceRefused
+from storage.errors import Cancelled, Corrupt, DiskFull, Exists, NotStored, SourceChanged, SourceRefused
 from storage.files import remove_directory
 from storage.journal import set_aside
 from storage.manifest import Entry, build
@@ -26,6 +28,7 @@ from storage.sources.base import SourceOptions
 from storage.store import Store, Swept
 from storage.upkeep import restore
 from storage.uri import parse
+from storage.views import mend
 from tests.servers import tmpfs
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +56,7 @@ def read(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def swept(store: Store, *roots: str) -> Swept:
+def swept(store: Store, *roots: str, scraps: bool = False) -> Swept:
     """Sweep once the file system's clock has moved on: it ticks slowly, and what is as young as a sweep stays."""
     mark = store.root / "mark"
     mark.touch()
@@ -61,7 +64,7 @@ def swept(store: Store, *roots: str) -> Swept:
     while mark.stat().st_ctime_ns == before:
         mark.touch()
     mark.unlink()
-    return store.sweep(roots)
+    return store.sweep(roots, scraps=scraps)
 
 
 def leftovers(store: Store) -> list[str]:
@@ -151,7 +154,7 @@ def test_a_tree_without_its_objects_is_not_published(store: Store) -> None:
 @pytest.mark.parametrize("digest", ["", "../../etc", "A" * 64, "a" * 63])
 def test_what_is_no_digest_reaches_no_path(store: Store, digest: str) -> None:
     """Every door checks the digest before it becomes a path."""
-    for door in (store.has_tree, store.manifest, store.verify, store.remove_tree, store.view_path, store.object_path):
+    for door in (store.has_tree, store.manifest, store.verify, store.view_path, store.object_path):
         with pytest.raises(NotStored):
             door(digest)
 
@@ -218,7 +221,7 @@ def test_a_view_copies_where_links_have_run_out(store: Store, tmp_path: Path) ->
 
 
 def test_damage_is_found_and_mended_by_fetching_again(store: Store, tmp_path: Path) -> None:
-    """`verify` sets a bad object aside with its trees and views; the same bytes put the tree back."""
+    """`verify` sets a bad object aside with its trees; the same bytes put them back, in the views of jobs too."""
     published = made(store, tmp_path / "out", a=b"data", b=b"fine")
     also = made(store, tmp_path / "also", a=b"data")
     view = handing.view(store, also.tree_digest)
@@ -229,10 +232,42 @@ def test_damage_is_found_and_mended_by_fetching_again(store: Store, tmp_path: Pa
     assert [(each.path, each.digest) for each in bad] == [("a", victim.name)]
     assert not store.has_tree(published.tree_digest)
     assert not store.has_tree(also.tree_digest)
-    assert not view.exists()
+    swept(store, published.tree_digest, also.tree_digest)
+    held = os.open(view, os.O_RDONLY | os.O_DIRECTORY)
+    assert os.listdir(held) == ["a"], "a job goes on reading"
+    with pytest.raises(NotStored):
+        handing.view(store, also.tree_digest)
     assert len(list((store.root / "damaged").iterdir())) == 1
     assert publish(store, tmp_path / "out") == published
-    assert store.verify(published.tree_digest) == []
+    assert publish(store, tmp_path / "also") == also
+    assert store.verify(published.tree_digest, also.tree_digest) == []
+    with open("a", "rb", opener=lambda name, flags: os.open(name, flags, dir_fd=held)) as file:
+        assert file.read() == b"data"
+    os.close(held)
+    assert handing.view(store, also.tree_digest) == view
+    assert stat.S_IMODE(view.stat().st_mode) == 0o555
+
+
+def test_a_view_is_mended_where_it_stands(store: Store, tmp_path: Path) -> None:
+    """Whatever was done to its files and directories; a link planted in it leads nothing outside."""
+    tree = made(store, tmp_path / "out", a=b"1", d__b=b"2", e__c=b"3", ok=b"4").tree_digest
+    view, outside = handing.view(store, tree), tmp_path / "outside"
+    outside.mkdir()
+    inode, kept = view.stat().st_ino, (view / "ok").stat().st_ino
+    for each in (view, view / "d", view / "e"):
+        each.chmod(0o755)
+    (view / "a").unlink()
+    (view / "a").mkdir()
+    remove_directory(view / "d")
+    (view / "d").symlink_to(outside)
+    (view / "e" / "more").write_bytes(b"!")
+    (view / "e" / "c").unlink()
+    (view / "e" / "c").write_bytes(b"X")
+    assert mend(store, store.manifest(tree)) == ["a", "d", "d/b", "e/c", "e/more"]
+    assert read(view) == {"a": b"1", "d/b": b"2", "e/c": b"3", "ok": b"4"}
+    assert (view.stat().st_ino, (view / "ok").stat().st_ino, read(outside)) == (inode, kept, {})
+    assert {stat.S_IMODE(each.stat().st_mode) for each in (view, view / "d", view / "e")} == {0o555}
+    assert mend(store, store.manifest(tree)) == []
 
 
 def test_verify_counts_its_bytes_and_can_be_cancelled(store: Store, tmp_path: Path) -> None:
@@ -251,6 +286,26 @@ def test_verify_counts_its_bytes_and_can_be_cancelled(store: Store, tmp_path: Pa
     assert [each.path for each in store.verify(two, one)] == ["y"]
 
 
+def test_verify_that_cannot_read_sets_nothing_aside(store: Store, tmp_path: Path) -> None:
+    """A process out of file descriptors finds no damage: only wrong bytes and files that are gone are bad."""
+    tree = made(store, tmp_path / "a", x=b"x", y=b"y").tree_digest
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            store.verify(tree, cancelled=few_files)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert store.has_tree(tree)
+    store.object_path(hashlib.sha256(b"x").hexdigest()).unlink()
+    assert [(each.path, each.why) for each in store.verify(tree)] == [("x", "it is missing")]
+
+
+def few_files() -> bool:
+    """Let this process open no more files."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return False
+
+
 def test_a_tree_comes_back_with_its_objects(store: Store, tmp_path: Path) -> None:
     """A tree that was set aside for an object is whole again once another tree brings that object back."""
     made(store, tmp_path / "a", x=b"shared", y=b"y")
@@ -267,6 +322,19 @@ def test_a_tree_comes_back_with_its_objects(store: Store, tmp_path: Path) -> Non
     restore(store)
     assert store.has_tree(mine.tree_digest)
     assert store.verify(mine.tree_digest) == []
+
+
+def test_what_a_named_tree_lost_is_kept_until_nobody_names_it(store: Store, tmp_path: Path) -> None:
+    """The spoiled bytes may be all that is left of a file: neither a prune nor time takes them from a root."""
+    tree = made(store, tmp_path / "a", x=b"model").tree_digest
+    victim = store.object_path(hashlib.sha256(b"model").hexdigest())
+    victim.chmod(0o644)
+    victim.write_bytes(b"MODEL")
+    assert len(store.verify(tree)) == 1
+    (store.root / "partial" / "broken.data").write_bytes(b"part")
+    swept(store, tree, scraps=True)
+    assert read(store.root / "partial") == {}
+    assert list(read(store.root / "damaged").values()) == [b"MODEL"]
 
 
 def test_a_changed_manifest_is_corrupt(store: Store, tmp_path: Path) -> None:
@@ -291,6 +359,26 @@ def test_sweep_keeps_roots_and_what_they_share(store: Store, tmp_path: Path) -> 
     assert store.verify(keep.tree_digest) == []
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_sweep_removes_no_object_where_a_root_cannot_be_read(store: Store, tmp_path: Path, *, gone: bool) -> None:
+    """One flipped bit in a manifest costs nothing: the files stay, and fetching the tree again needs no byte more."""
+    tree = made(store, tmp_path / "a", x=b"model").tree_digest
+    made(store, tmp_path / "b", y=b"unused")
+    path = store.root / "trees" / f"{tree}.json"
+    path.chmod(0o644)
+    data = path.read_bytes()
+    path.unlink() if gone else path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    for _ in range(2):
+        assert swept(store, tree).objects == 0
+    assert not store.has_tree(tree)
+    assert [each.name for each in path.parent.iterdir()] == ([] if gone else [f"{tree}.damaged"])
+    assert store.has_object(hashlib.sha256(b"model").hexdigest())
+    assert publish(store, tmp_path / "a")
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert swept(store, tree).objects == 1
+    assert store.verify(tree) == []
+
+
 def test_sweep_spares_what_is_younger_than_a_lease(store: Store, tmp_path: Path) -> None:
     """What was stored or found again under a live lease stays until the lease ends."""
     old = made(store, tmp_path / "old", o=b"old")
@@ -306,16 +394,30 @@ def test_sweep_spares_what_is_younger_than_a_lease(store: Store, tmp_path: Path)
 
 
 def test_a_lease_keeps_the_trees_it_names(store: Store, tmp_path: Path) -> None:
-    """A named tree is neither swept nor removed while the lease lives."""
+    """A named tree is not swept while the lease lives."""
     tree = made(store, tmp_path / "a", x=b"x").tree_digest
     with store.lease("job 7") as lease:
         lease.keep(tree)
         swept(store)
-        with pytest.raises(InUse, match="job 7"):
-            store.remove_tree(tree)
         assert store.verify(tree) == []
-    assert store.remove_tree(tree)
-    assert not store.remove_tree(tree)
+    assert swept(store).trees == 1
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("part", ["", "d"])
+def test_what_is_being_copied_out_is_not_swept(store: Store, tmp_path: Path, *, part: str, new: bool) -> None:
+    """A tree that nobody names any more is copied to its end, or the part of it that was asked for."""
+    tree = made(store, tmp_path / "a", **{f"d__{number}": b"%d" % number for number in range(2000)}).tree_digest
+    whole, dest = store.manifest(tree), tmp_path / "to" / "it"
+    (dest.parent if new else dest).mkdir(parents=True)
+    piece = part_of(whole, part) if part else whole
+    swept(store, tree)
+    with ThreadPoolExecutor(1) as pool:
+        copying = pool.submit(export, store, piece, dest, whole=tree)
+        while not copying.done() and not any((dest.parent if new else dest).iterdir()):
+            pass
+        store.sweep([])
+        assert copying.result() == len(read(dest)) == 2000
 
 
 def test_a_dead_process_holds_no_lease(store: Store, tmp_path: Path) -> None:

@@ -39,12 +39,9 @@ def _prune(args: Args, client: Client, out: Out) -> int:
     if trees or out.format not in {"table", "wide"}:
         fields = ("digest", "size_bytes", "files", "uri", "fetched_at", "used_at")
         out.listing(document, trees, _TREES, more=_WIDE, name="digest", fields=fields)
-    scraps = [
-        f"{size(document[key])} of {what}"
-        for key, what in (("partial_bytes", "partial downloads"), ("damaged_bytes", "damaged objects"))
-        if document[key]
-    ]
-    whole = " and ".join([counted(len(trees), "tree"), *scraps])
+    whole = counted(len(trees), "tree")
+    if document["partial_bytes"]:
+        whole += f" and {size(document['partial_bytes'])} of partial downloads"
     out.note(f"{'would free' if document['dry_run'] else 'freed'} {size(document['freed_bytes'])}: {whole}")
     return 0
 
