@@ -355,7 +355,8 @@ class Batch:
     _complete: list[tuple[Path, str, int]] = field(default_factory=list)
     _bytes: int = 0
     _open: set[Path] = field(default_factory=set)
-    _guard: threading.Lock = field(default_factory=threading.Lock)
+    _taken: set[Path] = field(default_factory=set)
+    _guard: threading.Condition = field(default_factory=threading.Condition)
     _name: str = field(default_factory=lambda: secrets.token_hex(8))
     _numbers: Iterator[int] = field(default_factory=count)
 
@@ -387,14 +388,25 @@ class Batch:
             self._bytes += size
             due = len(self._complete) >= self.max_files or self._bytes >= self.max_bytes
         if due:
-            self.flush()
+            self._publish()
 
     def flush(self) -> None:
-        """Make what is complete durable with one sync, then publish it."""
+        """Make what is complete durable with one sync, then publish it; what other threads took is waited for."""
+        others = self._publish()
+        with self._guard:
+            self._guard.wait_for(lambda: others.isdisjoint(self._taken))
+            failed = any(path in others for path, _, _ in self._complete)
+        if failed:
+            self.flush()
+
+    def _publish(self) -> set[Path]:
+        """Publish what nobody has taken yet; return what others had."""
         with self._guard:
             due, self._complete, self._bytes = self._complete, [], 0
+            others, mine = set(self._taken), {path for path, _, _ in due}
+            self._taken |= mine
         if not due:
-            return
+            return others
         try:
             with disk_errors(self.store.root):
                 self.store.on_step("sync")
@@ -403,7 +415,10 @@ class Batch:
         finally:
             with self._guard:
                 self._complete += due
+                self._taken -= mine
+                self._guard.notify_all()
         self.store.on_step("objects published")
+        return others
 
     def discard(self) -> None:
         """Remove what was not published."""
@@ -454,6 +469,8 @@ class _Sweep:
             if not self.store.has_tree(path.name):
                 self.store.discard_view(path.name)
         ages = {"tmp": 0, "damaged": MEMORY_KEPT_S, "partial": PARTIAL_KEPT_S, "sources": MEMORY_KEPT_S}
+        # A live lease keeps its own file, and the locks that were taken under it.
+        ages |= {"leases": PARTIAL_KEPT_S, "locks": MEMORY_KEPT_S}
         if self.scraps:
             ages |= {"damaged": 0, "partial": 0}
         for folder, kept_s in ages.items():
