@@ -37,7 +37,8 @@ class Batch:
     _complete: list[tuple[Path, str, int]] = field(default_factory=list)
     _bytes: int = 0
     _open: set[Path] = field(default_factory=set)
-    _guard: threading.Lock = field(default_factory=threading.Lock)
+    _taken: set[Path] = field(default_factory=set)
+    _guard: threading.Condition = field(default_factory=threading.Condition)
     _name: str = field(default_factory=lambda: secrets.token_hex(8))
     _numbers: Iterator[int] = field(default_factory=count)
 
@@ -69,14 +70,25 @@ class Batch:
             self._bytes += size
             due = len(self._complete) >= self.max_files or self._bytes >= self.max_bytes
         if due:
-            self.flush()
+            self._publish()
 
     def flush(self) -> None:
-        """Make what is complete durable with one sync, then publish it."""
+        """Make what is complete durable with one sync, then publish it; what other threads took is waited for."""
+        others = self._publish()
+        with self._guard:
+            self._guard.wait_for(lambda: others.isdisjoint(self._taken))
+            failed = any(path in others for path, _, _ in self._complete)
+        if failed:
+            self.flush()
+
+    def _publish(self) -> set[Path]:
+        """Publish what nobody has taken yet; return what others had."""
         with self._guard:
             due, self._complete, self._bytes = self._complete, [], 0
+            others, mine = set(self._taken), {path for path, _, _ in due}
+            self._taken |= mine
         if not due:
-            return
+            return others
         try:
             with disk_errors(self.store.root):
                 self.store.on_step("sync")
@@ -85,7 +97,10 @@ class Batch:
         finally:
             with self._guard:
                 self._complete += due
+                self._taken -= mine
+                self._guard.notify_all()
         self.store.on_step("objects published")
+        return others
 
     def discard(self) -> None:
         """Remove what was not published."""

@@ -292,6 +292,7 @@ def single_flight(path: Path, retry: Retry, cancelled: Callable[[], bool]) -> It
     with disk_errors(path.parent):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
+        os.utime(fd)  # younger than our lease, so that no sweep takes it meanwhile
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -95,8 +95,8 @@ def export(
 
     A new directory appears whole. Into an existing one each file is written by rename; a path that is taken raises
     `Exists` before anything is written, unless `overwrite`. No link below `dest` is followed. `written` is told of each
-    file that was written into an existing one, and may raise `Cancelled`. Where this is a part of a stored tree, `whole`
-    is that one's digest: it is kept meanwhile.
+    file that was written into an existing one, and may raise `Cancelled`. Where this is a part of a stored tree,
+    `whole` is that one's digest: it is kept meanwhile.
     """
     if not os.path.lexists(dest):
         files.make_directories(dest.parent)

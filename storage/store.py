@@ -394,6 +394,8 @@ class _Sweep:
             if not (path.name in self.kept or self.store.has_tree(path.name) or damaged_tree.exists()):
                 self.store.discard_view(path.name)
         ages = {"tmp": 0, "damaged": MEMORY_KEPT_S, "partial": PARTIAL_KEPT_S, "sources": MEMORY_KEPT_S}
+        # A live lease keeps its own file, and the locks that were taken under it.
+        ages |= {"leases": PARTIAL_KEPT_S, "locks": MEMORY_KEPT_S}
         if self.scraps:
             ages["partial"] = 0
         for folder, kept_s in ages.items():

@@ -93,7 +93,8 @@ async def remove_checkpoint(
     read_body(bodies.NONE, body)
 
     def work() -> dict[str, Any]:
-        return checkpoints.removed(room.reader(), room.paths, room.target(ref, uid), confirmed=bool(confirmed))
+        target = room.target(ref, uid)
+        return checkpoints.removed(room.desk, room.reader(), room.paths, target, confirmed=bool(confirmed))
 
     return JSONResponse(await Once(request, body).outside(work))
 
@@ -117,7 +118,9 @@ def _restore(room: Room, ref: str, uid: int, document: dict[str, Any]) -> dict[s
         raise UsageError("it goes to a job or into a directory", hint='send "job" or "destination"')
     if other is not None:
         to = room.target(other, uid)
-        return checkpoints.restored(room.reader(), room.paths, room.store, target, to, overwrite=overwrite)
+        return checkpoints.restored(
+            room.desk, room.reader(), room.paths, room.store, target, other=to, overwrite=overwrite
+        )
     path = Path(absolute_path(destination, "destination"))
     return checkpoints.exported_to(room.paths, room.store, target, path, overwrite=overwrite)
 

@@ -172,16 +172,24 @@ class Preparer:
         return self._run(preparation, facts, lease)
 
     def _work(self) -> None:
-        """Prepare, off the turn's thread, what is to be staged next, until nothing may be staged now."""
+        """Prepare, off the turn's thread, what is to be staged next; where that failed, look again in a while."""
+        again = True
+        try:
+            again = self._work_off()
+        except Exception:  # a bug of ours, or a disk that refuses: what waits goes on waiting
+            log.exception("could not choose what is staged next")
+        if again:
+            self._look_later()
+
+    def _work_off(self) -> bool:
+        """Prepare one after another until nothing may be staged now; return whether to look again in a while."""
         while True:
             chosen = self._queue.take()
             if chosen.preparation is not None:
                 safely(f"prepare job {chosen.preparation.job_id}", self._attempt, chosen.preparation, self._run)
                 self._queue.release(chosen.preparation)
             elif not (chosen.gives_way and self._give_way(chosen)):
-                break
-        if chosen.looks_again:
-            self._look_later()
+                return chosen.looks_again
 
     def _look_later(self) -> None:
         if self._queue.arm():
@@ -201,8 +209,8 @@ class Preparer:
     def _give_way(self, chosen: Chosen) -> bool:
         """Give up what was decided to give way, in the database, then in the store; False where nothing did."""
         gone: list[bool] = []
-        before = self._queue.partial_bytes()
         try:
+            before = self._queue.partial_bytes()
             self.context.desk.insist(lambda change: gone.append(self._forget(change, chosen)))
             aside, self._aside = self._aside, []
             for copies in aside:

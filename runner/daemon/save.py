@@ -24,6 +24,7 @@ from runner.daemon.steps import Step
 from runner.daemon.upload import Upload, Uploader
 from runner.daemon.verdict import Ended
 from runner.paths import Paths
+from runner.service.checkpoints import GONE, put_back
 from runner.service.desk import Change, Discard
 from runner.service.outputs import printable
 from runner.state import artifacts, jobs, removal
@@ -34,7 +35,6 @@ from storage.upload import Pushed
 
 WORKERS = 2
 SKIPPED_KEPT = 100
-ASIDE = ".gone"
 
 log = logging.getLogger("stoker.save")
 
@@ -118,7 +118,9 @@ class Saver:
 
     def tidy(self) -> None:
         """Do again, after a restart, what removals may have left undone."""
-        self._submit("tidy up", self._tidy)
+        safely("put checkpoints back", put_back, self.context.paths)
+        # Listed before a request can be heard, so that nothing is cleared away under one.
+        self._submit("tidy up", self._tidy, list(Path(self.context.paths.jobs_dir).iterdir()))
 
     def proceed(self) -> None:
         """Begin what the committed turn asked for."""
@@ -300,10 +302,9 @@ class Saver:
             log.info("removed jobs %s", effect.job_ids)
         cache.sweep(self.context)
 
-    def _tidy(self) -> None:
-        directories = list(Path(self.context.paths.jobs_dir).iterdir())
+    def _tidy(self, directories: list[Path]) -> None:
         for each in directories:
-            if each.name.endswith(ASIDE):
+            if each.name.endswith(GONE):
                 safely(f"remove {each}", remove_directory, each)
         found = [int(each.name) for each in directories if each.name.isdigit()]
         removed, attempts = removal.removed_of(self.context.database.reader(), found)
@@ -318,7 +319,7 @@ def remove_files(paths: Paths, job_id: int) -> None:
 
 def put_aside(paths: Paths, job_id: int, now_us: int) -> Path:
     """Take the directory of a job, and the log of its environment, from where the job looks; return where it is now."""
-    directory, aside = Path(paths.job_dir(job_id, None)), Path(paths.jobs_dir, f"{job_id}.{now_us}{ASIDE}")
+    directory, aside = Path(paths.job_dir(job_id, None)), Path(paths.jobs_dir, f"{job_id}.{now_us}{GONE}")
     try:
         Path(paths.environment_log(job_id)).unlink(missing_ok=True)
         directory.rename(aside)

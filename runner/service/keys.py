@@ -16,7 +16,7 @@ from runner.identity import ssh
 from runner.identity.sealing import Sealer
 from runner.service.desk import Change
 from runner.service.views import iso
-from runner.state import keys
+from runner.state import artifacts, keys
 from runner.state.keys import KeyRow
 from storage import credentials
 from storage.credentials import Credential
@@ -172,19 +172,22 @@ def changed(change: Change, uid: int, ready: Ready) -> dict[str, Any]:
 
 
 def removed(change: Change, uid: int, name: str, *, confirmed: bool) -> dict[str, Any]:
-    """Forget a key for good; ask first, naming the jobs that wait with it."""
+    """Forget a key for good; ask first, naming the jobs and artifacts that wait with it."""
     row = found(change.connection, uid, name)
     jobs = keys.waiting_for(change.connection, uid, name)
+    fetched = artifacts.fetched_with(change.connection, uid, name)
     if not confirmed:
-        named = ", ".join(str(job) for job in jobs[:10]) + (f" and {len(jobs) - 10} more" if len(jobs) > 10 else "")
+        needing = [f"job {job}" for job in jobs] + fetched
+        named = ", ".join(needing[:10]) + (f" and {len(needing) - 10} more" if len(needing) > 10 else "")
         raise Conflict(
-            f"key {name!r} cannot be shown or brought back once removed" + (f"; jobs {named} need it" if jobs else ""),
+            f"key {name!r} cannot be shown or brought back once removed" + (f"; needed by {named}" if named else ""),
             hint="-y says yes",
             jobs=jobs,
+            artifacts=fetched,
             asks=True,
         )
     keys.remove(change.connection, row)
-    return {"version": 1, "removed": name, "jobs": jobs}
+    return {"version": 1, "removed": name, "jobs": jobs, "artifacts": fetched}
 
 
 def open_key(sealer: Sealer, row: KeyRow) -> Credential:

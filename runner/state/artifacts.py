@@ -276,6 +276,16 @@ def roots(connection: sqlite3.Connection) -> list[str]:
     return [row[0] for row in rows]
 
 
+def fetched_with(connection: sqlite3.Connection, owner_uid: int, key_name: str) -> list[str]:
+    """Return the artifacts of a user, by label, that are still being fetched with a key of theirs."""
+    rows = connection.execute(
+        _SELECT + "WHERE owner_uid = ? AND state = 'downloading' AND removed_us IS NULL"
+        " AND json_extract(stated, '$.key') = ? ORDER BY id",
+        (owner_uid, key_name),
+    )
+    return [_artifact(row).label for row in rows]
+
+
 def _artifact(row: tuple[Any, ...]) -> Artifact:
     ref = Ref(row[9], row[10]) if row[9] is not None else None
     tags, pinned = tuple(json.loads(row[19])), bool(row[20])

@@ -128,6 +128,16 @@ def test_a_key_removed_before_it_was_needed_fails_the_input(runner: Box) -> None
     assert "key work was removed" in ended["reason"]["sentence"]
 
 
+def test_removing_a_key_names_what_is_written_and_fetched_with_it(runner: Box) -> None:
+    """Besides inputs: the output of an unfinished job, and an artifact on its way."""
+    values = {"access_key_id": "AKIAEXAMPLE", "secret_access_key": CANARY}
+    add(runner, "aws", "work", endpoint=f"http://127.0.0.1:{free_port()}", **values)
+    job = runner.submit("--cpus", "0", "--output", "=s3://bucket/runs/", "--", "sleep", "600")
+    runner.ok("model", "create", "m", "s3://bucket/file", "--no-wait")
+    removed = json.loads(runner.ok("key", "rm", "work", "-y", "--json"))
+    assert (removed["jobs"], removed["artifacts"]) == ([int(job)], ["model:m@1"])
+
+
 def test_a_key_removed_before_the_next_attempt_fails_the_launch(runner: Box) -> None:
     """A job that names a key never runs without it."""
     add(runner, "hf", "me", token=CANARY)

@@ -132,3 +132,16 @@ def test_what_can_never_fit_says_so_and_holds_nobody_up(tmp_path: Path, web: Web
         ends_well(box, (queued(box, web, "small", 10), 10), (queued(box, web, "next", 30), 30))
         assert "cannot hold" in box.ok("explain", never)
         assert box.ok("stop", never)
+
+
+def test_a_disk_that_could_not_be_read_for_a_while_is_looked_at_again(tmp_path: Path, web: Web) -> None:
+    """Nobody has to restart the runner or to submit anything for what waits to be staged."""
+    with Box(tmp_path, **SMALL) as box:
+        box.ok("ps")
+        partial = Path(box.paths.store_dir, "partial")
+        partial.rename(partial.with_name("elsewhere"))
+        job = queued(box, web, "a", 1)
+        log = Path(box.paths.runner_log)
+        wait_until(lambda: "could not choose what is staged next" in log.read_text())
+        partial.with_name("elsewhere").rename(partial)
+        assert box.wait(job)["state"] == "succeeded"

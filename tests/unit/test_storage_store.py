@@ -433,6 +433,47 @@ def test_a_dead_process_holds_no_lease(store: Store, tmp_path: Path) -> None:
     assert leftovers(store) == []
 
 
+def test_sweep_takes_old_locks_and_what_a_kill_left_of_leases(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a live lease nor what is younger than it goes."""
+    for name in ("MEMORY_KEPT_S", "PARTIAL_KEPT_S"):
+        monkeypatch.setattr(f"storage.store.{name}", 0)
+    with store.lease("test"):
+        for each in ("locks/used", "leases/begun.new"):
+            (store.root / each).touch()
+        swept(store)
+        assert [each.name for each in (store.root / "locks").iterdir()] == ["used"]
+        assert sorted(each.suffix for each in (store.root / "leases").iterdir()) == [".json", ".new"]
+    swept(store)
+    assert not [*(store.root / "locks").iterdir(), *(store.root / "leases").iterdir()]
+
+
+def test_a_flush_waits_for_what_another_thread_publishes(tmp_path: Path) -> None:
+    """When it returns, every file that was added is an object, so that what led to it may be forgotten."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def on_step(name: str) -> None:
+        if name == "sync":
+            begun.set()
+            go_on.wait(30)
+
+    store = Store(tmp_path / "store", on_step=on_step)
+    digest, seen = hashlib.sha256(b"data").hexdigest(), list[bool]()
+    with store.batch() as batch:
+        with batch.temp() as temp:
+            os.write(temp.fd, b"data")
+            batch.add(temp, digest, 4)
+        first = threading.Thread(target=batch.flush)
+        first.start()
+        assert begun.wait(30)
+        second = threading.Thread(target=lambda: (batch.flush(), seen.append(store.has_object(digest))))
+        second.start()
+        second.join(0.2)
+        go_on.set()
+        for each in (first, second):
+            each.join()
+        assert seen == [True]
+
+
 def test_sweep_beside_publishers_loses_nothing(store: Store, tmp_path: Path) -> None:
     """Threads publish, look and drop while another sweeps: no tree that was promised under a lease is incomplete."""
     stop, faults = threading.Event(), list[str]()
