@@ -40,7 +40,8 @@ class Wanted:
 
     `key` is the name under which it is remembered, `home` where its user keeps credentials of their own. `refresh`
     asks the source again though it is known, `endpoint` is the server that the user says is asked, `opened_by` the
-    credential that opens it: whose, and its name. An archive is unpacked where `extract` says so.
+    credential that opens it: whose, and its name. `identity` tells apart whoever may see different things. An archive
+    is unpacked where `extract` says so.
     """
 
     uri: Uri
@@ -50,6 +51,7 @@ class Wanted:
     endpoint: str | None = None
     extract: bool = True
     opened_by: tuple[int, str] | None = None
+    identity: str = ""
 
 
 class NoRoom(Exception):
@@ -108,7 +110,17 @@ class Fetcher:
             endpoint=stated.endpoint,
             extract=stated.extract,
             opened_by=opened_by,
+            identity=self._identity(uri, opened_by, owner_uid),
         )
+
+    def _identity(self, address: Uri, opened_by: tuple[int, str] | None, owner_uid: int) -> str:
+        """Return for whom an address is read: for a key, for a user, for who knows a secret of it, or for all."""
+        if opened_by is not None:
+            return keys.mark(self.context, opened_by)
+        if address.kind not in OPEN_TO_ALL or address.is_local:
+            return f"for={owner_uid}"
+        secret = address.text != address.shown
+        return self.context.sealer.keyed_hash(os.fsencode(address.text)).hex() if secret else ""
 
     def remembered(
         self,
@@ -189,6 +201,7 @@ class Fetcher:
                 cancelled=lambda: cancelled() or short,
                 retry=Retry(failed=failed),
                 extract=self._limits() if wanted.extract else None,
+                identity=wanted.identity,
             )
         except (Cancelled, DiskFull) as error:
             if isinstance(error, Cancelled) and not short:
