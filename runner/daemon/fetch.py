@@ -250,16 +250,17 @@ class Fetcher:
     def options_for(self, wanted: Wanted) -> SourceOptions:
         """Return how an address may be reached: with its key, unsealed for this transfer alone.
 
-        Without a key it is what the tools of the user who asks keep at home. Their ssh keys only where the runner is
-        they themselves: what they say is their home may be another's.
+        Without a key it is what the tools of the user who asks keep at home, but only where the runner is they
+        themselves: what they say is their home may be another's. Which hosts they know holds for a key as well.
         """
         credential = self._credential(wanted)
         options = replace(self.options, endpoint=wanted.endpoint, credential=credential)
-        if wanted.home is None or credential is not None:
+        if wanted.home is None or not options.allow_local_addresses:
             return options
         aws, gcloud, azure, ssh = (Path(wanted.home, name) for name in (".aws", ".config/gcloud", ".azure", ".ssh"))
-        own_ssh = ssh if options.allow_local_addresses else None
-        return replace(options, aws_dir=aws, gcloud_dir=gcloud, azure_dir=azure, ssh_dir=own_ssh)
+        if credential is not None:
+            return replace(options, ssh_dir=ssh) if credential.kind == "git-ssh" else options
+        return replace(options, aws_dir=aws, gcloud_dir=gcloud, azure_dir=azure, ssh_dir=ssh)
 
     def _credential(self, wanted: Wanted) -> Credential | None:
         if wanted.opened_by is None:
