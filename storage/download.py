@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -30,6 +31,7 @@ from storage.unpack import Unpacker, archive_in, unpacked_before
 from storage.uri import Uri
 
 MAX_MEMORY_BYTES = 512 << 20
+MAX_DIGESTS_BYTES = 64 << 20
 _LOCK_POLL_S = 0.1
 _CANCEL_POLL_S = 0.25
 _PLANS = 3
@@ -61,8 +63,11 @@ def fetch(
     cancelled: Callable[[], bool],
     retry: Retry | None = None,
     extract: Limits | None = None,
+    identity: str = "",
 ) -> Fetched:
     """Store what the uri names and return the artifact; only files that are new or changed travel.
+
+    `identity` says for whom: what one fetched is never handed to another who did not get the bytes himself.
 
     With `extract` an archive becomes the tree that is inside, within these limits; its own digest is pinned.
     `progress(done, total)` counts bytes and may be called from any thread. Raise any `StorageError`; a later call
@@ -70,7 +75,7 @@ def fetch(
     """
     retry = retry or Retry()
     source = open_source(uri, replace(options, scratch=store.root / "tmp"))
-    memory = _Memory(store, f"{uri.kind} {server_of(source)} {uri.text}")
+    memory = _Memory(store, f"{uri.kind} {server_of(source)} {uri.text}", identity)
     try:
         with store.lease(f"fetch {os.getpid()}"), single_flight(memory.lock_path, retry, cancelled):
             for last in range(_PLANS - 1, -1, -1):
@@ -111,11 +116,11 @@ def _fetch(
     listing = _listed(uri, source, retry, cancelled)
     if not listing.items:
         raise SourceMissing(f"{uri.shown} holds no files", "an artifact has at least one file")
-    known = memory.read()
+    known, read = memory.read(), memory.digests()
     archive = archive_in(listing) if extract is not None else None
-    if archive is not None and (before := unpacked_before(store, archive, known)) is not None:
+    if archive is not None and (before := unpacked_before(store, archive, known, read)) is not None:
         return _fetched(before[1], _pins(uri, source, listing), before[0])
-    plan = diff(listing.items, known, _Present(store))
+    plan = diff(listing.items, known, _Present(store), read)
     for item, digest in plan.reuse:
         check(uri, item, digest)
     meter = _meter(plan, progress)
@@ -145,9 +150,8 @@ def _fetch(
                 digest, size, seen = take(item)
                 check(uri, item, digest)
                 entries[item.path] = Entry(item.path, size, digest, item.executable)
-                if seen.etag is not None:
-                    learned[item.path] = Known(seen.etag, size, digest)
-                    memory.note(item.path, learned[item.path])
+                learned[item.path] = Known(seen.etag or "", size, digest)
+                memory.note(item.path, learned[item.path])
 
             _all(plan.fetch, keep, options.threads, interrupt)
     finally:
@@ -236,12 +240,15 @@ class _Memory:
     Each file is noted as it is stored, so that a fetch that is killed goes on where it was.
     """
 
-    def __init__(self, store: Store, place: str) -> None:
-        key = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()
-        self.place = place
+    def __init__(self, store: Store, place: str, identity: str) -> None:
+        self.place = f"{identity} {place}"
+        key = hashlib.sha256(self.place.encode("utf-8", "surrogateescape")).hexdigest()
+        whose = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()
+        self._digests = store.root / "sources" / f"read-{whose}"
         self._path = store.root / "sources" / f"{key}.json"
         self._notes = self._path.with_suffix(".notes")
-        self._fd: int | None = None
+        self._guard = threading.Lock()
+        self._fds: dict[Path, int] = {}
         self.lock_path = store.root / "locks" / key
 
     def read(self) -> dict[str, Known]:
@@ -249,10 +256,22 @@ class _Memory:
 
     def note(self, path: str, known: Known) -> None:
         """Add a file; one short append, whole or absent."""
+        self._append(self._notes, _row(path, known))
+        self._append(self._digests, known.digest.encode() + b"\n")
+
+    def digests(self) -> frozenset[str]:
+        """Return the digests of what this identity was sent, from wherever."""
         with suppress(OSError):
-            if self._fd is None:
-                self._fd = os.open(self._notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            os.write(self._fd, _row(path, known))
+            if self._digests.stat().st_size <= MAX_DIGESTS_BYTES:
+                return frozenset(self._digests.read_text("ascii", "replace").split("\n"))
+            self._digests.unlink()
+        return frozenset()
+
+    def _append(self, path: Path, row: bytes) -> None:
+        with suppress(OSError), self._guard:
+            if path not in self._fds:
+                self._fds[path] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            os.write(self._fds[path], row)
 
     def write(self, known: Mapping[str, Known]) -> None:
         temp = self._path.with_suffix(f".{secrets.token_hex(4)}")
@@ -260,13 +279,16 @@ class _Memory:
             temp.write_bytes(b"".join(_row(path, each) for path, each in known.items()))
             temp.rename(self._path)
             self._notes.unlink(missing_ok=True)
+            with self._guard:
+                if (fd := self._fds.pop(self._notes, None)) is not None:
+                    os.close(fd)
         except OSError:
             # Only a hint: without it the next fetch reads more than it had to.
             temp.unlink(missing_ok=True)
 
     def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
+        for fd in self._fds.values():
+            os.close(fd)
 
 
 def _row(path: str, known: Known) -> bytes:

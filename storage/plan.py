@@ -33,16 +33,18 @@ class Plan:
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
-def diff(wanted: Sequence[Item], known: Mapping[str, Known], present: Container[str]) -> Plan:
+def diff(
+    wanted: Sequence[Item], known: Mapping[str, Known], present: Container[str], read: Container[str] = frozenset()
+) -> Plan:
     """Return what to do so that every wanted file is in the store, given what was known and which digests are present.
 
-    A file is reused only where its identity is proven: the source states its sha256, or its strong tag and its size
-    are those it had when we hashed it.
+    A file is reused only where its identity is proven: the source states its sha256, and whoever fetches has `read`
+    such bytes before, or its strong tag and its size are those it had when we hashed it.
     """
     fetch: list[Item] = []
     reuse: list[tuple[Item, str]] = []
     for item in wanted:
-        digest = stated_digest(item, known.get(item.path))
+        digest = stated_digest(item, known.get(item.path), read)
         if digest is not None and digest in present:
             reuse.append((item, digest))
         else:
@@ -51,11 +53,14 @@ def diff(wanted: Sequence[Item], known: Mapping[str, Known], present: Container[
     return Plan(tuple(fetch), tuple(reuse))
 
 
-def stated_digest(item: Item, known: Known | None) -> str | None:
-    """Return the digest of a file before its bytes are read; None where neither source nor memory proves it."""
+def stated_digest(item: Item, known: Known | None, read: Container[str]) -> str | None:
+    """Return the digest of a file before its bytes are read; None where neither source nor memory proves it.
+
+    What a source states is no proof that it has the bytes: it may know the digest of what another fetched.
+    """
     if item.checksum is not None and item.checksum[0] == "sha256":
-        return item.checksum[1]
-    if known is not None and item.etag is not None and (item.etag, item.size) == (known.etag, known.size):
+        return item.checksum[1] if item.checksum[1] in read else None
+    if known is not None and item.etag and (item.etag, item.size) == (known.etag, known.size):
         return known.digest
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,9 +28,11 @@ def archive_in(listing: Listing) -> Item | None:
     return None if listing.is_tree or not is_archive(listing.items[0].path) else listing.items[0]
 
 
-def unpacked_before(store: Store, item: Item, known: Mapping[str, Known]) -> tuple[str, Manifest] | None:
+def unpacked_before(
+    store: Store, item: Item, known: Mapping[str, Known], read: Container[str]
+) -> tuple[str, Manifest] | None:
     """Return digest and tree of an archive that is what it was when it was unpacked; its bytes may be gone by now."""
-    digest = stated_digest(item, known.get(item.path))
+    digest = stated_digest(item, known.get(item.path), read)
     if digest is None:
         return None
     path = store.root / "sources" / f"archive-{digest}"

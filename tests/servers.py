@@ -38,6 +38,7 @@ class Answer:
     send_bytes: int | None = None
     hold: threading.Event | None = None
     asked: dict[str, str] = field(default_factory=dict)
+    query: str = ""
 
 
 Fault = Callable[[Answer], None]
@@ -175,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         self.state.requests.append((self.command, path, asked))
         answer = self._answer(path, asked)
-        answer.asked = asked
+        answer.asked, answer.query = asked, urlsplit(self.path).query
         if self.state.fault is not None:
             self.state.fault(answer)
         self.send_response(answer.status)

@@ -42,7 +42,8 @@ class Wanted:
 
     `key` is the name under which it is remembered, `home` where its user keeps credentials of their own. `refresh`
     asks the source again though it is known, `endpoint` is the server that the user says is asked, `opened_by` the
-    credential that opens it: whose, and its name. An archive is unpacked where `extract` says so.
+    credential that opens it: whose, and its name. `identity` tells apart whoever may see different things. An archive
+    is unpacked where `extract` says so.
     """
 
     uri: Uri
@@ -52,6 +53,7 @@ class Wanted:
     endpoint: str | None = None
     extract: bool = True
     opened_by: tuple[int, str] | None = None
+    identity: str = ""
 
 
 class NoRoom(Exception):
@@ -110,7 +112,17 @@ class Fetcher:
             endpoint=stated.endpoint,
             extract=stated.extract,
             opened_by=opened_by,
+            identity=self._identity(uri, opened_by, owner_uid),
         )
+
+    def _identity(self, address: Uri, opened_by: tuple[int, str] | None, owner_uid: int) -> str:
+        """Return for whom an address is read: for a key, for a user, for who knows a secret of it, or for all."""
+        if opened_by is not None:
+            return keys.mark(self.context, opened_by)
+        if address.kind not in OPEN_TO_ALL or address.is_local:
+            return f"for={owner_uid}"
+        secret = address.text != address.shown
+        return self.context.sealer.keyed_hash(os.fsencode(address.text)).hex() if secret else ""
 
     def remembered(
         self,
@@ -191,6 +203,7 @@ class Fetcher:
                 cancelled=lambda: cancelled() or short,
                 retry=Retry(failed=failed),
                 extract=self._limits() if wanted.extract else None,
+                identity=wanted.identity,
             )
         except (Cancelled, DiskFull) as error:
             if isinstance(error, Cancelled) and not short:
@@ -242,16 +255,17 @@ class Fetcher:
     def options_for(self, wanted: Wanted) -> SourceOptions:
         """Return how an address may be reached: with its key, unsealed for this transfer alone.
 
-        Without a key it is what the tools of the user who asks keep at home. Their ssh keys only where the runner is
-        they themselves: what they say is their home may be another's.
+        Without a key it is what the tools of the user who asks keep at home, but only where the runner is they
+        themselves: what they say is their home may be another's. Which hosts they know holds for a key as well.
         """
         credential = self._credential(wanted)
         options = replace(self.options, endpoint=wanted.endpoint, credential=credential)
-        if wanted.home is None or credential is not None:
+        if wanted.home is None or not options.allow_local_addresses:
             return options
         aws, gcloud, azure, ssh = (Path(wanted.home, name) for name in (".aws", ".config/gcloud", ".azure", ".ssh"))
-        own_ssh = ssh if options.allow_local_addresses else None
-        return replace(options, aws_dir=aws, gcloud_dir=gcloud, azure_dir=azure, ssh_dir=own_ssh)
+        if credential is not None:
+            return replace(options, ssh_dir=ssh) if credential.kind == "git-ssh" else options
+        return replace(options, aws_dir=aws, gcloud_dir=gcloud, azure_dir=azure, ssh_dir=ssh)
 
     def _credential(self, wanted: Wanted) -> Credential | None:
         if wanted.opened_by is None:

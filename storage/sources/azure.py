@@ -72,8 +72,13 @@ class AzureSource:
         self.server = self._access.endpoint or ""
         sign = _signer(self._access)
         self._wire = Wire(options, sign=sign, refused=CHECK if sign else "no key was used: `stoker key add azure`")
-        # A signature in the address is all the permission there is: a key beside it would be refused.
-        self._plain = Wire(options)
+        # A signature in the address is all the permission there is: a key beside it would be refused, and no redirect
+        # is followed with it.
+        self._plain = Wire(options, sign=lambda _method, _url, headers: headers)
+        self._open = Wire(
+            options,
+            refused="the key is another account's and was not used: give this one's, or endpoint=URL",
+        )
 
     def list(self, uri: Uri, cancelled: Callable[[], bool] = never) -> Listing:
         """Return the blob, or all blobs below the prefix."""
@@ -120,11 +125,14 @@ class AzureSource:
 
     def close(self) -> None:
         """Drop connections."""
-        self._wire.close()
-        self._plain.close()
+        for wire in (self._wire, self._plain, self._open):
+            wire.close()
 
     def _at(self, uri: Uri, path: str, query: Mapping[str, str] | None = None) -> tuple[Wire, str]:
-        """Return what asks for a path, and its URL: with the signature of the address, else of the key."""
+        """Return what asks for a path, and its URL: with the signature of the address, else of the key.
+
+        An address may name any server: the key goes to the key's own, or to the one that the user says is asked.
+        """
         endpoint = self._stated or uri.endpoint or self._access.endpoint
         if endpoint is None:
             raise SourceRefused(
@@ -132,10 +140,13 @@ class AzureSource:
                 "give a key, or write abfs://container@account.dfs.core.windows.net/path",
             )
         own = urlsplit(uri.text).query if uri.text.startswith("https://") else ""
-        signature = own or self._access.sas
+        opens = self._stated is not None or uri.endpoint is None or _host(uri.endpoint) == _host(self._access.endpoint)
+        signature = own or (self._access.sas if opens else "")
         words = [part for part in (urlencode(query or {}, quote_via=quote), signature) if part]
         url = f"{endpoint.rstrip('/')}/{quote(path, safe='/-_.~')}" + (f"?{'&'.join(words)}" if words else "")
-        return (self._plain if "sig=" in signature else self._wire), url
+        if "sig=" in signature:
+            return self._plain, url
+        return (self._wire if opens or self._access == AzureAccess() else self._open), url
 
     def _below(self, uri: Uri, cancelled: Callable[[], bool]) -> Iterator[Item]:
         container, _, prefix = uri.path.partition("/")
@@ -249,6 +260,10 @@ def to_sign(account: str, method: str, url: str, headers: Mapping[str, str]) -> 
     query = sorted((name.lower(), value) for name, value in parse_qsl(parts.query, keep_blank_values=True))
     lines = [method, *(lower.get(name, "") for name in _SIGNED), *(f"{name}:{value}" for name, value in own)]
     return "\n".join([*lines, f"/{account}{parts.path}", *(f"{name}:{value}" for name, value in query)])
+
+
+def _host(endpoint: str | None) -> str:
+    return urlsplit(endpoint or "").netloc.lower()
 
 
 def _shown(uri: Uri, item: Item) -> str:

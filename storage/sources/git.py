@@ -97,10 +97,7 @@ class _Fetch:
             targets = {path: self._target(path, blob) for path, blob in tree.links.items()}
             files = git_tree.follow(tree.files, targets, self._shown)
             items = tuple(self._item(path, blob) for path, blob in sorted(files.items()))
-        pins = {"commit": commit}
-        if accepted := self._session.accepted_keys():
-            pins["host_key"] = f"{', '.join(accepted)} (not known before: accepted as it came)"
-        return Listing(items, is_tree=True, pins=pins)
+        return Listing(items, is_tree=True, pins={"commit": commit})
 
     def _take(self, address: GitAddress, ref: str | None, depth: int) -> tuple[Tree, str]:
         """Fetch one repository; return its files with those of its submodules, and the commit."""

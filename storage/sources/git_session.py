@@ -7,8 +7,6 @@ empty or named. No password is ever an argument or part of a URL that git sees.
 from __future__ import annotations
 
 import base64
-import binascii
-import hashlib
 import re
 import secrets
 import shlex
@@ -38,6 +36,7 @@ _MISSING = re.compile(
     r"|no such file or directory|not a git repository",
     re.IGNORECASE,
 )
+_UNKNOWN_HOST = re.compile(r"no \S+ host key is known for", re.IGNORECASE)
 _HOST_KEY = re.compile(r"host key verification failed|host identification has changed", re.IGNORECASE)
 _REFUSED = re.compile(
     r"permission denied|authentication failed|access denied|could not read username|error: 40[13]|dubious ownership"
@@ -185,22 +184,6 @@ class Session:
         alias = host if port == 22 else f"[{host}]:{port}"
         return ["ssh", *self._ssh, "-o", f"HostName={place}", "-o", f"HostKeyAlias={alias}"]
 
-    def accepted_keys(self) -> Sequence[str]:
-        """Return the fingerprints of host keys that were accepted because nothing was known of their hosts."""
-        try:
-            lines = (self.root / "accepted").read_text("utf-8", "replace").splitlines()
-        except FileNotFoundError:
-            return []
-        found = []
-        for line in lines:
-            parts = line.split()
-            try:
-                digest = hashlib.sha256(base64.b64decode(parts[2], validate=True)).digest()
-            except (IndexError, binascii.Error):
-                continue
-            found.append(f"{parts[1]} SHA256:{base64.b64encode(digest).decode('ascii').rstrip('=')}")
-        return found
-
     def _http_settings(self) -> Mapping[str, str]:
         settings = {
             "followRedirects": "false",
@@ -211,7 +194,10 @@ class Session:
         return {**settings, "sslCAInfo": str(self._options.ca_file)} if self._options.ca_file else settings
 
     def _ssh_options(self) -> Sequence[str]:
-        """Return ssh's options; keys given go into private files first."""
+        """Return ssh's options; keys given go into private files first.
+
+        A host is known by the key's own known_hosts, else by the user's; nobody else's word is taken for it.
+        """
         credential, own = self._options.credential, self._options.ssh_dir
         identities: list[Path] = []
         trusted: list[Path] = []
@@ -219,17 +205,15 @@ class Session:
             identities.append(self._private("key", credential.values["private_key"]))
             if known := credential.values.get("known_hosts"):
                 trusted.append(self._private("known_hosts", known))
-        elif own is not None:
+        elif credential is None and own is not None:
             identities += [own / name for name in _IDENTITIES if (own / name).is_file()]
         if not trusted and own is not None and (own / "known_hosts").is_file():
             trusted.append(own / "known_hosts")
-        strict = credential is not None and bool(credential.values.get("known_hosts"))
-        hosts = trusted if strict else [self.root / "accepted", *trusted]
         options = {
             "BatchMode": "yes",
             "IdentitiesOnly": "yes",
-            "StrictHostKeyChecking": "yes" if strict else "accept-new",
-            "UserKnownHostsFile": " ".join(map(_quoted, hosts)),
+            "StrictHostKeyChecking": "yes",
+            "UserKnownHostsFile": " ".join(map(_quoted, trusted)) or "/dev/null",
             "GlobalKnownHostsFile": "/dev/null",
             "HashKnownHosts": "no",
             "UpdateHostKeys": "no",
@@ -285,9 +269,15 @@ def failure(ended: Ended, shown: str) -> StorageError:
     everything, why = "\n".join(words), reason(ended)
     if _FULL.search(everything):
         return DiskFull(f"no room left to fetch {shown}", "free some space, then try again")
+    if _UNKNOWN_HOST.search(everything):
+        return SourceRefused(
+            f"{shown}: nobody says that this host is the right one",
+            "add the line of `ssh-keyscan HOST` to the key's known_hosts, or to ~/.ssh/known_hosts, once it is checked",
+        )
     if _HOST_KEY.search(everything):
         return SourceRefused(
-            f"{shown}: the host's key is not the one that is trusted", "check it, then mend the key's known_hosts"
+            f"{shown}: the host's key is not the one that is trusted",
+            "check it, then mend the known_hosts of the key or ~/.ssh/known_hosts",
         )
     if _REFUSED.search(everything):
         denied = _OURS.sub("", next(line for line in words if _REFUSED.search(line)))[:300]

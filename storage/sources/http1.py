@@ -10,10 +10,13 @@ import re
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 
 MAX_HEAD_BYTES = 64 << 10
+MAX_INTERIM = 16
+MAX_TRAILER_BYTES = 8 << 10
 _READ_BYTES = 128 << 10
 _STATUS = re.compile(r"HTTP/1\.([01]) ([1-5]\d\d)(?: .*)?", re.ASCII)
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
@@ -30,7 +33,7 @@ class Exchange:
 
     `public` says whether its peer's address is a global one, `given` whether its last answer was given back. A proxy
     wants `prefix` before every target, and `headers`. Every method may raise `OSError`, `TimeoutError` where
-    nothing moved for the time-out, and `Malformed`; the connection is of no use afterwards.
+    nothing moved for the time-out or a head took longer, and `Malformed`; the connection is of no use afterwards.
     """
 
     def __init__(self, connected: socket.socket, timeout_s: float, *, public: bool) -> None:
@@ -39,6 +42,7 @@ class Exchange:
         self.prefix = ""
         self.headers: Mapping[str, str] = {}
         self.socket = connected
+        self._timeout_s = timeout_s
         # By the kernel, so that a long read is one system call and not one of each kind for every packet.
         limit = struct.pack("@ll", int(timeout_s), int(timeout_s % 1 * 1_000_000))
         connected.settimeout(None)
@@ -55,7 +59,7 @@ class Exchange:
 
     def secure(self, context: ssl.SSLContext, host: str) -> None:
         """Speak TLS from now on; raise `ssl.SSLError`."""
-        self._tls = _Tls(self.socket, context, host)
+        self._tls = _Tls(self.socket, context, host, self._timeout_s)
 
     def ask(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None = None) -> None:
         """Send a request."""
@@ -72,10 +76,13 @@ class Exchange:
 
     def answer(self, method: str) -> tuple[int, dict[str, str]]:
         """Read the head of the answer; return its status and its headers by lower-case name."""
-        while True:
-            version, status, headers = self._read_head()
+        latest = self._latest()
+        for _ in range(MAX_INTERIM + 1):
+            version, status, headers = self._read_head(latest)
             if status >= 200:
                 break
+        else:
+            raise Malformed("too many answers before the answer")
         self._frame(method, status, headers)
         tokens = {token.strip().lower() for token in headers.get("connection", "").split(",")}
         self._keep = version == "1" and "close" not in tokens and (self._left is not None or self._chunked)
@@ -96,7 +103,7 @@ class Exchange:
         elif self._left is not None:
             self._left -= count
             if self._chunked and self._left == 0:
-                self._line()
+                self._line(self._latest())
         return count
 
     def reusable(self, most: int) -> bool:
@@ -112,7 +119,7 @@ class Exchange:
         """Close the connection."""
         self.socket.close()
 
-    def _read_head(self) -> tuple[str, int, dict[str, str]]:
+    def _read_head(self, latest: float) -> tuple[str, int, dict[str, str]]:
         have = len(self._spare)
         self._head[:have] = bytes(self._spare)
         while (end := self._data.find(b"\r\n\r\n", 0, have)) < 0:
@@ -121,6 +128,7 @@ class Exchange:
             count = self._raw(self._head[have:])
             if count == 0:
                 raise ConnectionResetError("the connection was closed")
+            _check_time(latest)
             have += count
         self._spare = self._head[end + 4 : have]
         first, *lines = bytes(self._head[:end]).decode("latin-1").split("\r\n")
@@ -154,24 +162,33 @@ class Exchange:
             self._left = int(length)
 
     def _next_chunk(self) -> bool:
-        size = self._line().partition(b";")[0].strip()
+        latest = self._latest()
+        size = self._line(latest).partition(b";")[0].strip()
         if not re.fullmatch(rb"[0-9a-fA-F]{1,15}", size):
             raise Malformed("a chunk without a size")
         self._left = int(size, 16)
         if self._left == 0:
-            while self._line():
-                pass
+            length = 0
+            while line := self._line(latest):
+                length += len(line)
+                if length > MAX_TRAILER_BYTES:
+                    raise Malformed("the trailers are too long")
             self._chunked = False
         return self._chunked
 
-    def _line(self) -> bytes:
+    def _line(self, latest: float) -> bytes:
         """Read a line between chunks."""
         line, one = bytearray(), memoryview(bytearray(1))
         while not line.endswith(b"\r\n"):
             if len(line) > 1024 or self._receive(one) == 0:
                 raise Malformed("a chunk that does not end")
+            _check_time(latest)
             line += one
         return bytes(line[:-2])
+
+    def _latest(self) -> float:
+        """Return until when what has begun may take: a peer may not go on for ever by a byte at a time."""
+        return time.monotonic() + self._timeout_s
 
     def _receive(self, buffer: memoryview) -> int:
         if self._chunked and not self._spare:
@@ -198,18 +215,25 @@ class Exchange:
             raise TimeoutError from error
 
 
+def _check_time(latest: float) -> None:
+    if time.monotonic() > latest:
+        raise TimeoutError
+
+
 class _Tls:
     """TLS over a socket by memory, so that one system call brings many records and the socket's time-out holds."""
 
-    def __init__(self, connected: socket.socket, context: ssl.SSLContext, host: str) -> None:
-        self._socket = connected
+    def __init__(self, connected: socket.socket, context: ssl.SSLContext, host: str, timeout_s: float) -> None:
+        self._socket, self._timeout_s = connected, timeout_s
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._session = context.wrap_bio(self._in, self._out, server_hostname=host)
         self._buffer = memoryview(bytearray(_READ_BYTES))
+        latest = time.monotonic() + timeout_s
         while True:
             try:
                 self._session.do_handshake()
             except ssl.SSLWantReadError:
+                _check_time(latest)
                 self._flush()
                 if not self._feed():
                     raise ConnectionResetError("the connection was closed") from None
@@ -224,7 +248,7 @@ class _Tls:
 
     def recv_into(self, buffer: memoryview) -> int:
         """Fill the buffer with what is there, at least one byte; 0 at the end of the stream."""
-        at = 0
+        at, latest = 0, time.monotonic() + self._timeout_s
         try:
             while at < len(buffer):
                 try:
@@ -232,6 +256,7 @@ class _Tls:
                 except ssl.SSLWantReadError:
                     if at:
                         break
+                    _check_time(latest)
                     self._flush()
                     self._feed()
                     continue

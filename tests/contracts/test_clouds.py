@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import random
+import ssl
 import subprocess
 import sys
 import threading
@@ -140,6 +141,41 @@ def test_a_shared_access_signature_opens_what_it_is_for(azure: Azure, store: Sto
         assert "Auth" in said
         assert parse_qs(address.partition("?")[2])["sig"][0] not in said
         assert quote(parse_qs(address.partition("?")[2])["sig"][0]) not in said
+
+
+@pytest.mark.parametrize("values", [{"sas_token": "sv=1&sig=c4nary"}, {"account_key": CANARY}])
+def test_a_key_goes_to_its_own_account_alone(values: dict[str, str], tmp_path: Path, store: Store) -> None:
+    """Another server is asked without it, and where the key's own redirects nobody follows with a signature."""
+    trusted = certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(trusted)
+    for name in ("mine", "other"):
+        (tmp_path / name / "pub").mkdir(parents=True)
+    with http_server(tmp_path / "mine", tls=tls) as mine, http_server(tmp_path / "other", tls=tls) as other:
+        heads: list[str] = []
+
+        def note(answer: Answer) -> None:
+            heads.append(answer.query + str(answer.asked))
+            answer.status, answer.headers = 302, {"Location": f"{other.url}/pub/x?sig=c4nary"}
+
+        mine.fault = other.fault = note
+        key = Credential("azure", {"account_name": "mine", "endpoint": mine.url, **values})
+        options = SourceOptions(ca_file=trusted, credential=key)
+        own, foreign = (parse(f"{server.url}/pub/x", PurePath("/"), "azure") for server in (mine, other))
+        with pytest.raises(SourceRefused, match="redirect"):
+            take(store, own, options)
+        assert len(mine.requests) == 1
+        assert not other.requests
+        other.fault = lambda answer: note(answer) or setattr(answer, "status", 403)  # type: ignore[func-returns-value]
+        heads.clear()
+        with pytest.raises(SourceRefused, match="403") as refused:
+            take(store, foreign, options)
+        assert "another account's" in refused.value.hint
+        assert other.requests
+        assert not any(word in line for line in heads for word in ("sig=", "authorization", "SharedKey"))
+        with pytest.raises(SourceRefused):
+            take(store, foreign, replace(options, endpoint=other.url))
+        assert any(word in heads[-1] for word in ("sig=", "SharedKey"))
 
 
 def test_what_is_public_needs_no_key_and_what_is_not_says_so(azure: Azure, store: Store) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from storage.download import Fetched, fetch
 from storage.errors import Cancelled, SourceChanged, SourceFailed, SourceRefused, WrongBytes
+from storage.files import never
+from storage.manifest import MANIFEST_NAME
 from storage.sources.base import Proxies, SourceOptions
 from storage.store import Store
 from storage.throttle import Throttle
@@ -46,6 +48,33 @@ def take(tmp_path: Path, url: str, options: SourceOptions, retry: Retry | None =
     uri, store = parse(url, PurePath("/")), Store(tmp_path / "store")
     retry = retry or Retry(tries=3, base_s=0.0, cap_s=0.0, sleep=lambda _: None)
     return fetch(store, uri, options, progress=lambda *_: None, cancelled=lambda: False, retry=retry)
+
+
+def test_what_one_fetched_is_not_handed_to_another(web: Web, tmp_path: Path) -> None:
+    """Who has another key gets the bytes himself or nothing, whatever tag or digest a source states."""
+    store = Store(tmp_path / "store")
+
+    def take_as(identity: str, path: str) -> Fetched:
+        uri = parse(f"{web.url}/{path}", PurePath("/"))
+        quiet = Retry(tries=1, sleep=lambda _: None)
+        return fetch(
+            store, uri, SourceOptions(), progress=lambda *_: None, cancelled=never, retry=quiet, identity=identity
+        )
+
+    def moved() -> bool:
+        return any(headers.get("range") != "bytes=0-0" for _, path, headers in web.requests if path == "/f")
+
+    secret = take_as("key=1", "f")
+    for identity, again in (("key=1", False), ("key=2", True), ("key=2", False)):
+        web.requests.clear()
+        assert take_as(identity, "f").tree_digest == secret.tree_digest
+        assert moved() == again
+    forged = web.root / "forged"
+    forged.mkdir()
+    (forged / "f").write_bytes(bytes(256 * 2560))
+    (forged / MANIFEST_NAME).write_bytes(store.manifest(secret.tree_digest).encoded)
+    with pytest.raises(WrongBytes):
+        take_as("key=3", "forged/")
 
 
 @pytest.mark.parametrize("wait", ["7", "Fri, 31 Dec 9999 23:59:59 GMT"])

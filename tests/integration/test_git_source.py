@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 import pytest
@@ -250,7 +251,9 @@ def test_lfs_over_ssh_asks_the_host_where(
     repository.commit(**{"w.bin": b"weights"})
     place = web.serve(repository, "repo.git")
     repository.git("lfs", "push", "--all", place)
-    options = SourceOptions(credential=Credential("git-ssh", {"private_key": ssh.private_key}))
+    options = SourceOptions(
+        credential=Credential("git-ssh", {"private_key": ssh.private_key, "known_hosts": ssh.known_hosts})
+    )
     with pytest.raises(SourceRefused, match=r"'w\.bin' is kept by Git LFS"):
         take(store, f"{ssh.prefix}{repository.path}", options, kind="git")
     script = ssh.programs / "git-lfs-authenticate"
@@ -342,11 +345,20 @@ def test_what_is_no_repository_is_refused(tmp_path: Path, web: GitWeb, store: St
     assert no_debris(store)
 
 
-def test_an_unknown_host_is_accepted_once_and_said(repository: Repository, ssh: Ssh, store: Store) -> None:
-    """Without known_hosts the key is taken as it comes, and the artifact tells which it was."""
+def test_a_host_is_known_by_the_key_or_the_user(tmp_path: Path, repository: Repository, ssh: Ssh, store: Store) -> None:
+    """With a key the user's own known_hosts counts too; without either a host is refused, saying how to add it."""
+    place = f"{ssh.prefix}{repository.path}"
     options = SourceOptions(credential=Credential("git-ssh", {"private_key": ssh.private_key}))
-    fetched = take(store, f"{ssh.prefix}{repository.path}", options, kind="git")
-    assert ssh.fingerprint in fetched.pins["host_key"]
+    for known in (None, tmp_path):
+        with pytest.raises(SourceRefused, match="right one") as refused:
+            take(store, place, replace(options, ssh_dir=known), kind="git")
+        assert "~/.ssh/known_hosts" in refused.value.hint
+    (tmp_path / "known_hosts").write_text(ssh.known_hosts)
+    assert take(store, place, replace(options, ssh_dir=tmp_path), kind="git").files == 2
+    public = ssh.known_hosts.replace(ssh.known_hosts.split()[2], "AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43)
+    (tmp_path / "known_hosts").write_text(public)
+    with pytest.raises(SourceRefused, match="not the one that is trusted"):
+        take(store, place, replace(options, ssh_dir=tmp_path), kind="git")
 
 
 def test_another_host_key_or_user_key_is_refused(
@@ -361,7 +373,8 @@ def test_another_host_key_or_user_key_is_refused(
         take(store, place, SourceOptions(credential=Credential("git-ssh", values)), kind="git")
     for key in ((tmp_path / "other").read_text(), SECRET):
         with pytest.raises(SourceRefused) as refused:
-            take(store, place, SourceOptions(credential=Credential("git-ssh", {"private_key": key})), kind="git")
+            values = {"private_key": key, "known_hosts": ssh.known_hosts}
+            take(store, place, SourceOptions(credential=Credential("git-ssh", values)), kind="git")
         assert SECRET not in str(refused.value) + refused.value.hint
     with pytest.raises(SourceRefused):
         take(store, place, kind="git")
@@ -407,7 +420,9 @@ def test_a_killed_fetch_leaves_what_the_sweep_takes(web: GitWeb, repository: Rep
 
 def test_a_silent_server_is_given_up(repository: Repository, store: Store, ssh: Ssh) -> None:
     """A child that says nothing for the stall time is ended, and the failure may be tried again."""
-    options = SourceOptions(stall_s=1, credential=Credential("git-ssh", {"private_key": ssh.private_key}))
+    options = SourceOptions(
+        stall_s=1, credential=Credential("git-ssh", {"private_key": ssh.private_key, "known_hosts": ssh.known_hosts})
+    )
     program = ssh.programs / "git-upload-pack"
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)

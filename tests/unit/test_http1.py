@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from contextlib import closing
+import threading
+from contextlib import closing, suppress
 
 import pytest
 
@@ -73,6 +74,42 @@ def test_what_is_no_answer_is_refused(answer: bytes) -> None:
     """Nothing is guessed: two readings of one answer are how a body is smuggled."""
     with pytest.raises(Malformed):
         body(answer)
+
+
+@pytest.mark.parametrize(
+    ("before", "again", "pause_s", "expected"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.0, Malformed),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"A: b\r\n", 0.0, Malformed),
+        (b"", b"H", 0.01, TimeoutError),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"A: b\r\n", 0.01, TimeoutError),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1", 0.01, TimeoutError),
+    ],
+)
+def test_a_server_that_never_comes_to_an_end_is_given_up(
+    before: bytes, again: bytes, pause_s: float, expected: type[Exception]
+) -> None:
+    """Neither fast nor a little at a time, each in time, does a head or what follows the body go on for ever."""
+    ours, theirs = socket.socketpair()
+    over = threading.Event()
+
+    def serve() -> None:
+        with suppress(OSError):
+            theirs.sendall(before)
+            while not over.wait(pause_s):
+                theirs.sendall(again)
+
+    server = threading.Thread(target=serve)
+    with closing(theirs), closing(Exchange(ours, 0.3 if pause_s else 20.0, public=False)) as exchange:
+        server.start()
+        try:
+            with pytest.raises(expected):
+                exchange.answer("GET")
+                exchange.readinto(memoryview(bytearray(10)))
+        finally:
+            over.set()
+            exchange.close()
+            server.join()
 
 
 def test_a_request_cannot_be_split() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import cast
 
 import pytest
 
+from runner.daemon.context import Context
+from runner.daemon.fetch import Fetcher, Wanted
 from storage.errors import Cancelled, SourceFailed, SourceRefused
 from storage.filesystems import AwsAccess, aws_access
 from storage.sources.base import SourceOptions
 from storage.transfer import Retry
+from storage.uri import parse
 
 
 def test_the_profile_is_read_from_both_files(tmp_path: Path) -> None:
@@ -27,6 +31,17 @@ def test_the_profile_is_read_from_both_files(tmp_path: Path) -> None:
     )
     assert aws_access(SourceOptions(aws_dir=tmp_path)) == AwsAccess()
     assert aws_access(SourceOptions(aws_dir=tmp_path / "none")) == AwsAccess()
+
+
+def test_a_home_that_a_job_states_is_read_only_by_a_runner_of_ones_own() -> None:
+    """What a job says is its home may be another's: of no tool that keeps credentials there."""
+    wanted = Wanted(parse("s3://bucket/x", PurePath("/")), "key", home="/nowhere/somebody")
+    own, shared = (
+        Fetcher(cast(Context, None), SourceOptions(allow_local_addresses=own)).options_for(wanted)
+        for own in (True, False)
+    )
+    assert own.aws_dir == Path("/nowhere/somebody/.aws")
+    assert {shared.aws_dir, shared.gcloud_dir, shared.azure_dir, shared.ssh_dir} == {None}
 
 
 def test_secrets_are_in_no_error_and_no_repr(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ def item(path: str, size: int | None = 1, etag: str | None = None, sha256: str |
 
 
 def test_only_proven_bytes_are_reused() -> None:
-    """A strong tag and the size that were hashed before, or a stated sha256, prove it; a size alone never does."""
+    """A tag and the size that were hashed before, or a stated sha256 that was read before, prove it; a size never."""
     known = {name: Known('"1"', 1, A) for name in ("same", "tag", "size", "untagged", "gone")}
     plan = diff(
         [
@@ -23,13 +23,15 @@ def test_only_proven_bytes_are_reused() -> None:
             item("size", size=2, etag='"1"'),
             item("untagged"),
             item("stated", sha256=A),
+            item("unread", sha256=B),
             item("new", etag='"1"'),
         ],
         known,
+        {A, B},
         {A},
     )
     assert {(each.path, digest) for each, digest in plan.reuse} == {("same", A), ("stated", A)}
-    assert {each.path for each in plan.fetch} == {"tag", "size", "untagged", "new"}
+    assert {each.path for each in plan.fetch} == {"tag", "size", "untagged", "unread", "new"}
 
 
 def test_what_the_store_lost_is_fetched_again() -> None:
