@@ -37,6 +37,7 @@ from runner.daemon.make import Maker
 from runner.daemon.measure import Measurer
 from runner.daemon.meter import Meter
 from runner.daemon.prepare import Preparer
+from runner.daemon.push import Pusher
 from runner.daemon.recover import recover
 from runner.daemon.save import Saver
 from runner.daemon.stage import Stager
@@ -109,9 +110,7 @@ def _serve(paths: Paths) -> int:
     _log_to(paths, config)
     Path(paths.run_dir, "failed").unlink(missing_ok=True)
     database = open_database(
-        paths.database,
-        backup_dir=paths.backup_dir,
-        allow_network_filesystem=config.storage.allow_network_filesystem,
+        paths.database, backup_dir=paths.backup_dir, allow_network_filesystem=config.storage.allow_network_filesystem
     )
     context, executor = _compose(paths, config, database)
     loop = Loop(context.clock)
@@ -167,6 +166,7 @@ def _serve(paths: Paths) -> int:
         account=account_name,
         started_us=context.clock.now_us(),
         verify=Verifier(context, fetcher, stager=stager, maker=maker).verify,
+        push=Pusher(fetcher).push,
         sources=fetcher.options,
     )
     listener = http.bind(paths.api_socket)

@@ -94,6 +94,12 @@ CREATE = _body(
     tags={"type": "array", "items": _TEXT},
     checkpoint=_TRUE,
 )
+PUSH = _body(
+    ["destination", "caller"],
+    destination=_TEXT | {"description": "a directory, or an address that can be written to, such as s3://bucket/dir/"},
+    caller=_CALLER,
+    key=_TEXT | {"description": "the name of the key that opens it; else the only one of its kind"},
+)
 RENAME = _body(["name"], name=_TEXT)
 RESTORE = _body([], job=_TEXT, destination=_TEXT, overwrite=_TRUE)
 COPY = _body(["source", "destination"], source=_TEXT, destination=_TEXT, overwrite=_TRUE)

@@ -20,6 +20,7 @@ from runner.service.facts import LiveFacts
 from runner.service.intake import Caller, read_caller
 from runner.service.keep import Verify
 from runner.service.operations import Operations
+from runner.service.push import Write
 from runner.service.refs import Target, resolve
 from runner.service.submit import Envelope
 from runner.state.engine import Database
@@ -46,6 +47,7 @@ class Room:
     account: Callable[[int], str]
     started_us: int
     verify: Verify
+    push: Write
     sources: SourceOptions = field(default_factory=SourceOptions)
     nearby: Nearby = field(default_factory=Nearby)
     operations: Operations = field(default_factory=Operations)

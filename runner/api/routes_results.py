@@ -16,7 +16,7 @@ from runner.api.routes_jobs import SMALL_MAX
 from runner.api.strict import StrictRoute, read_body
 from runner.core.errors import UsageError
 from runner.core.references import PATH_MAX
-from runner.service import checkpoints, copies, metrics, outputs
+from runner.service import checkpoints, copies, metrics, outputs, push
 from runner.service.intake import absolute_path
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute)
@@ -38,6 +38,22 @@ async def pull_outputs(request: Request, ref: str) -> JSONResponse:
     destination = Path(absolute_path(document.get("destination"), "destination"))
     overwrite = bool(document.get("overwrite"))
     return JSONResponse(await Once(request, body).outside(partial(_pull, room, ref, uid, destination, overwrite)))
+
+
+@router.post("/jobs/{ref}/outputs/push", openapi_extra=bodies.PUSH)
+async def push_outputs(request: Request, ref: str) -> JSONResponse:
+    """Begin to write the newest output of a job to an address; the answer is an operation to follow."""
+    room, uid = room_of(request), uid_of(request)
+    body = await body_of(request, SMALL_MAX)
+    document = read_body(bodies.PUSH, body)
+    caller = room.caller(document.get("caller"), uid)
+
+    def begin() -> dict[str, Any]:
+        return push.output(
+            room.reader(), room.target(ref, uid), document, caller, operations=room.operations, write=room.push
+        )
+
+    return JSONResponse(await Once(request, body).outside(begin), status_code=202)
 
 
 @router.get("/jobs/{ref}/outputs/file")

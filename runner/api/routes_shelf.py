@@ -18,7 +18,7 @@ from runner.api.routes_jobs import SMALL_MAX
 from runner.api.streams import Ear, frame
 from runner.api.strict import StrictRoute, read_body
 from runner.core.errors import StokerError
-from runner.service import create, models
+from runner.service import create, models, push
 from runner.service.desk import Change, Work
 from runner.service.intake import absolute_path
 from runner.service.references import Which, named
@@ -106,6 +106,19 @@ async def verify_artifact(request: Request, name: str) -> JSONResponse:
     return JSONResponse(await Once(request, body).outside(begin), status_code=202)
 
 
+async def push_artifact(request: Request, name: str) -> JSONResponse:
+    """Begin to write one version to an address; the answer is an operation to follow."""
+    room, which = room_of(request), _which(request, name)
+    body = await body_of(request, SMALL_MAX)
+    document = read_body(bodies.PUSH, body)
+    caller = room.caller(document.get("caller"), which.owner_uid)
+
+    def begin() -> dict[str, Any]:
+        return push.artifact(room.reader(), which, document, caller, operations=room.operations, write=room.push)
+
+    return JSONResponse(await Once(request, body).outside(begin), status_code=202)
+
+
 async def pull_artifact(request: Request, name: str) -> JSONResponse:
     """Write one version into a directory."""
     room, which = room_of(request), _which(request, name)
@@ -128,6 +141,7 @@ _ROUTES: tuple[tuple[str, str, Callable[..., Any], dict[str, Any] | None], ...] 
     ("POST", "/{name}/unpin", unpin_artifact, bodies.NONE),
     ("POST", "/{name}/verify", verify_artifact, bodies.NONE),
     ("POST", "/{name}/pull", pull_artifact, bodies.PULL),
+    ("POST", "/{name}/push", push_artifact, bodies.PUSH),
 )
 
 

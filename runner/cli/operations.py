@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 
-from runner.cli.text import counted, plain
+from runner.cli.text import counted, plain, size
 from runner.client import Lost
-from runner.core.errors import from_document
+from runner.core.errors import StokerError, from_document
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +50,26 @@ def verify(path: str, body: dict[str, Any], args: Args, client: Client, out: Out
     result = document["result"] or {"trees": 0, "views": [], "bad": [], "bad_count": 0, "mended": [], "lost": []}
     out.document(result | {"state": document["state"]}, _verdict)
     return 1 if result["lost"] or document["state"] != "done" else 0
+
+
+def push(path: str, destination: str, args: Args, client: Client, out: Out) -> int:
+    """Have trees written to a place of the user's; print where each is."""
+    body: dict[str, Any] = {
+        "destination": destination,
+        "caller": {"cwd": os.getcwd(), "env": {"HOME": os.environ["HOME"]} if "HOME" in os.environ else {}},
+    }
+    if args.get("key"):
+        body["key"] = args.get("key")
+    document = follow(client.post(path, body, key=args.get("idempotency_key") or ""), client, out)
+    if document["state"] != "done":
+        raise StokerError("it was cancelled", hint="push it again: what is there already is not sent again")
+    result = document["result"]
+    out.document(result, lambda _: "\n".join(plain(each["uri"]) for each in result["pushed"]))
+    for each in result["pushed"]:
+        sent = "all of it" if each["sent_bytes"] == each["size_bytes"] else f"{size(each['sent_bytes'])} of that"
+        how = f"{sent} was sent" if each["sent_bytes"] else "nothing had to be sent"
+        out.note(f"{plain(each['name'])}: {counted(each['files'], 'file')}, {size(each['size_bytes'])}, {how}")
+    return 0
 
 
 def _verdict(result: dict[str, Any]) -> str:

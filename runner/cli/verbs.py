@@ -119,13 +119,13 @@ _DRY = Flag("--dry-run", "Show what would be queued, with the origin of each val
 _TAIL = Flag("-n/--tail", "The last N lines only.", "N")
 _FOLLOW = Flag("-f/--follow", "Go on as it grows.")
 
-SHELF_ACTIONS = ("ls", "show", "create", "pull", "rename", "rm", "verify", "pin", "unpin")
+SHELF_ACTIONS = ("ls", "show", "create", "pull", "push", "rename", "rm", "verify", "pin", "unpin")
 _SHELF = (
     Flag("--description", "create: what it is.", "TEXT"),
     Flag("--tag", "create: a word to find it by; may be given again.", "TAG", repeats=True),
     Flag("--from", "create: the kind of source, where its address does not say.", "KIND"),
     Flag("--endpoint", "create: the server to ask, where it is not the provider's own.", "URL"),
-    Flag("--key", "create: open it with this key of yours.", "NAME"),
+    Flag("--key", "create, push: open it with this key of yours.", "NAME"),
     Flag("--no-extract", "create: keep an archive as the file it is."),
     Flag("--checkpoint", "create: take the job's checkpoint directory, not its output."),
     Flag("--refresh", "create: ask the source again, though it was fetched before."),
@@ -145,10 +145,12 @@ create NAME SOURCE  a new version: NAME@1, NAME@2, ... SOURCE is one of
     model:NAME@2/sub  data:NAME  what is here already; nothing is copied
 show NAME[@V]       where it came from, what came of it, its files
 pull NAME[@V] DEST  copy it into a directory
+push NAME[@V] URI   write it to s3://bucket/dir/ or a directory, manifest last
 rename NAME NEW     all its versions; rm, verify, pin, unpin take NAME[@V]
 
 \b
 stoker {kind} create {name} s3://bucket/{name}/ --tag vision
+stoker {kind} push {name} s3://bucket/out/{name}/ --key work
 stoker run {use} -- python train.py
 
 NAME alone is its latest version. No version is given twice."""
@@ -243,11 +245,16 @@ VERBS: dict[str, Verb] = {
         Verb("rerun", "Queue a job again, with flags that change it.", "JOB", (*_JOB, _KEY)),
         Verb(
             "outputs",
-            "List what a job made, print a file of it, or copy it out.",
+            "List what a job made, print a file of it, copy it out, or write it to a URI.",
             "JOB [DEST]",
-            (Flag("--overwrite", "Replace files that are there."), _KEY),
-            actions=("ls", "cat", "pull"),
-            more="\b\nstoker outputs cat 42:log/loss.csv > loss.csv\nstoker outputs pull 42 ./model",
+            (
+                Flag("--overwrite", "pull: replace what is there."),
+                Flag("--key", "push: open it by this.", "NAME"),
+                _KEY,
+            ),
+            actions=("ls", "cat", "pull", "push"),
+            more="\b\nstoker outputs cat 42:log/loss.csv > loss.csv\nstoker outputs pull 42 ./model\n"
+            "stoker outputs push 42 s3://bucket/run-42/ --key work",
         ),
         Verb(
             "cp",
@@ -364,14 +371,8 @@ VERBS: dict[str, Verb] = {
 
 # What people type who come from somewhere else; never shown in the help.
 ALIASES: dict[str, tuple[str, ...]] = {
-    "ls": ("ps",),
-    "list": ("ps",),
-    "status": ("ps",),
-    "squeue": ("ps",),
-    "jobs": ("ps",),
-    "cancel": ("stop",),
-    "kill": ("stop",),
-    "scancel": ("stop",),
+    **dict.fromkeys(("ls", "list", "status", "squeue", "jobs"), ("ps",)),
+    **dict.fromkeys(("cancel", "kill", "scancel"), ("stop",)),
     "add": ("submit",),
     "queue": ("submit",),
     "sbatch": ("submit",),
@@ -381,8 +382,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "follow": ("logs", "-f"),
     "tail": ("logs", "-f"),
     "log": ("logs",),
-    "delete": ("rm",),
-    "remove": ("rm",),
+    **dict.fromkeys(("delete", "remove"), ("rm",)),
     "restart": ("start",),
     "resume": ("start",),
     "release": ("start",),

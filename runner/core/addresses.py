@@ -13,6 +13,12 @@ PLACES = ("job", "name", "index", "user")
 _PLACE = re.compile(r"\{([^{}]*)\}")
 
 
+def below(address: str, part: str = "") -> str:
+    """Return the address of a directory, or of `part` of it as one; what follows the path of a link stays behind it."""
+    path, mark, query = address.partition("?") if "://" in address else (address, "", "")
+    return path.rstrip("/") + "/" + (part + "/" if part else "") + mark + query
+
+
 def check(template: str, what: str) -> None:
     """Refuse a place that nothing fills."""
     for name in _PLACE.findall(template):

@@ -66,16 +66,15 @@ class Uploader:
         facts = self.context.facts(ref.job_id)
         if facts.spec.upload is None:
             return None
-        template = facts.secret_sources.get(UPLOAD, facts.spec.upload.uri).rstrip("/") + "/"
-        if ref.idx != PLAIN and "{index}" not in template:
-            template += "{index}/"
+        template = facts.secret_sources.get(UPLOAD, facts.spec.upload.uri)
+        own = ref.idx != PLAIN and "{index}" not in template
         values = {
             "job": str(ref.job_id),
             "name": facts.name,
             "index": "0" if ref.idx == PLAIN else str(ref.idx),
             "user": user_name(facts.owner_uid) or str(facts.owner_uid),
         }
-        uri = parse(addresses.fill(template, values), PurePath("/"))
+        uri = parse(addresses.fill(addresses.below(template, "{index}" if own else ""), values), PurePath("/"))
         key = facts.spec.upload.key
         opened_by = (facts.owner_uid, key) if key is not None else None
         name = self.fetcher.remembered(uri, opened_by=opened_by)

@@ -119,7 +119,9 @@ def created(change: Change, wish: Wish, origin: Origin, caller: Caller, sealer: 
         is_output = parent.kind == artifacts.OUTPUT
         shown = told = str(origin.reference if is_output else origin.reference.at(parent.version))
     kind = None if origin.reference or origin.ref else _key_kind(wish, origin)
-    key = keys.choose(change.connection, caller.uid, kind, stated=wish.input.key, what="the source")
+    key = keys.choose(
+        change.connection, caller.uid, kind, stated=wish.input.key, what="the source", hint="say which: --key NAME"
+    )
     stated = wish.input.model_copy(update={"uri": shown, "key": key})
     document: dict[str, Any] = {"umask": caller.umask, "env": {}}
     if "HOME" in caller.env:

@@ -197,13 +197,20 @@ def open_key(sealer: Sealer, row: KeyRow) -> Credential:
 
 
 def choose(
-    connection: sqlite3.Connection, uid: int, needed: str | None, *, stated: str | None, what: str
+    connection: sqlite3.Connection,
+    uid: int,
+    needed: str | None,
+    *,
+    stated: str | None,
+    what: str,
+    hint: str = "say which: key=NAME",
 ) -> str | None:
     """Return the name of the key that opens an address: the stated one, else the user's only one of the kind.
 
-    `needed` is the kind that the address asks for (`storage.credentials.kind_for`); `what` names the address in errors:
-    "--input data". None where there is none, which leaves the runner's own ways. Raise `NotFound` for a stated key that
-    is not there, `UsageError` for one of another kind, or where two or more would do.
+    `needed` is the kind that the address asks for (`storage.credentials.kind_for`); `what` names the address in errors,
+    "--input data", and `hint` says how a key is named. None where there is none, which leaves the runner's own ways.
+    Raise `NotFound` for a stated key that is not there, `UsageError` for one of another kind, or where two or more
+    would do.
     """
     if stated is not None:
         row = found(connection, uid, stated)
@@ -217,9 +224,7 @@ def choose(
         return row.name
     fitting = [row.name for row in keys.of_owner(connection, uid) if needed is not None and row.kind == needed]
     if len(fitting) > 1:
-        raise UsageError(
-            f"{what}: you have {len(fitting)} {needed} keys: {', '.join(fitting[:10])}", hint="say which: key=NAME"
-        )
+        raise UsageError(f"{what}: you have {len(fitting)} {needed} keys: {', '.join(fitting[:10])}", hint=hint)
     return fitting[0] if fitting else None
 
 

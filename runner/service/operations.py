@@ -9,18 +9,25 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from runner.core.errors import NotFound, StokerError
+from runner.core.errors import Conflict, NotFound, Refused, StokerError, UsageError
 from runner.core.progress import Sample, kept, progress
 from runner.service.desk import Hub
-from storage.errors import Cancelled, StorageError
+from storage.errors import BadUri, Cancelled, Exists, SourceMissing, SourceRefused, StorageError
 
 WORKERS = 2
 KEPT = 100
 QUIET_NS = 200_000_000
+
+_KINDS: Mapping[type[StorageError], type[StokerError]] = {
+    SourceRefused: Refused,
+    SourceMissing: NotFound,
+    BadUri: UsageError,
+    Exists: Conflict,
+}
 
 log = logging.getLogger("stoker.operations")
 
@@ -112,7 +119,8 @@ def _run(operation: Operation, work: Callable[[Operation], dict[str, Any]]) -> N
     except Cancelled:
         operation.end("cancelled")
     except StorageError as error:
-        operation.end("failed", error=StokerError(error.message, hint=error.hint).document())
+        kind = next((kind for cause, kind in _KINDS.items() if isinstance(error, cause)), StokerError)
+        operation.end("failed", error=kind(error.message, hint=error.hint).document())
     except StokerError as error:
         operation.end("failed", error=error.document())
     except Exception as error:  # a bug of ours: whoever follows must hear of the end

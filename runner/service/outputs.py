@@ -22,6 +22,14 @@ _ANOTHER = "give another directory"
 _ELSEWHERE = f"{_ANOTHER}, or --overwrite"
 
 
+def newest(connection: sqlite3.Connection, target: Target) -> list[tuple[str, Artifact]]:
+    """Return the newest output of each element that is meant, under its directory in a copy of them all."""
+    found = _newest(_found(connection, target), target)
+    if not found:
+        raise NotFound(f"job {target.label} has no output", hint="what it writes to $STOKER_OUTPUT_DIR is saved")
+    return found
+
+
 def listed(connection: sqlite3.Connection, store: Store, target: Target) -> dict[str, Any]:
     """Return the outputs of a job and the files of the newest."""
     found = _found(connection, target)
@@ -38,9 +46,7 @@ def pulled(
 
     An array goes into one directory an element, named by its index.
     """
-    found = _newest(_found(connection, target), target)
-    if not found:
-        raise NotFound(f"job {target.label} has no output", hint="what it writes to $STOKER_OUTPUT_DIR is saved")
+    found = newest(connection, target)
     for label, _ in found:
         if label and not overwrite and os.path.lexists(destination / label):
             raise Conflict(f"{destination / label} is already there", hint=_ELSEWHERE)
@@ -106,10 +112,9 @@ def document(artifact: Artifact) -> dict[str, Any]:
 
 
 def _newest(found: list[Artifact], target: Target) -> list[tuple[str, Artifact]]:
-    """Return the newest output of each element that is meant, under its directory in a copy of them all."""
-    newest = {each.ref.idx: each for each in found if each.ref is not None}
+    last = {each.ref.idx: each for each in found if each.ref is not None}
     one = target.index is not None or not target.is_array
-    return [("" if one else str(index), each) for index, each in sorted(newest.items())]
+    return [("" if one else str(index), each) for index, each in sorted(last.items())]
 
 
 def _found(connection: sqlite3.Connection, target: Target) -> list[Artifact]:

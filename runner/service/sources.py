@@ -37,11 +37,16 @@ def destination_of(text: str, cwd: Path) -> uris.Uri | None:
     if not text:
         return None
     addresses.check(text, "--output")
+    return place_of("--output", text, cwd)
+
+
+def place_of(what: str, text: str, cwd: Path) -> uris.Uri:
+    """Return where something is written to; raise `UsageError` where nothing can be, naming `what` it was for."""
     try:
         parsed = uris.parse(text, cwd)
         check_destination(parsed)
     except StorageError as error:
-        raise UsageError(f"--output: {error.message}", hint=error.hint) from None
+        raise UsageError(f"{what}: {error.message}", hint=error.hint) from None
     return parsed
 
 

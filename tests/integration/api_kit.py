@@ -94,6 +94,7 @@ class Box:
                 "mended": [],
                 "lost": [],
             },
+            push=lambda push, operation: {"pushed": []},
         )
         listener = server.bind(self.paths.api_socket)
         self.reports = root / "reports"

@@ -387,6 +387,8 @@ UNKNOWN = [
     ("POST", "/v1/data", {"name": "m", "source": "/", "caller": {"cwd": "/"}, "input": {"refreshed": True}}, "refresh"),
     ("POST", "/v1/models/m/rename", {"name": "n", "new": "x"}, "name"),
     ("POST", "/v1/models/m/pin", {"pinned": True}, "there is no key"),
+    ("POST", "/v1/models/m/push", {"destination": "/x", "caller": {"cwd": "/"}, "keys": "a"}, "key"),
+    ("POST", "/v1/jobs/1/outputs/push", {"destination": "/x", "caller": {"cwd": "/"}, "keys": "a"}, "key"),
     ("POST", "/v1/copy", {"source": "1", "destination": "/x", "overwrites": True}, "overwrite"),
     ("POST", "/v1/jobs/1/checkpoint/restore", {"jobs": "2"}, "job"),
     ("GET", "/v1/models?every=1", None, "all"),

@@ -6,7 +6,7 @@ import os
 
 from runner.cli.commands.rm import removed
 from runner.cli.making import watch
-from runner.cli.operations import verify
+from runner.cli.operations import push, verify
 from runner.cli.parse import nearest
 from runner.cli.shelf import COLUMNS, FIELDS, WIDE, page
 from runner.cli.text import counted, plain, size
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from runner.cli.parse import Args
     from runner.client import Client
 
-_NEEDS = {"ls": (0, ""), "create": (2, "NAME SOURCE"), "pull": (2, "NAME DEST"), "rename": (2, "NAME NEW")}
+_NEEDS = {
+    "ls": (0, ""),
+    "create": (2, "NAME SOURCE"),
+    "pull": (2, "NAME DEST"),
+    "push": (2, "NAME URI"),
+    "rename": (2, "NAME NEW"),
+}
 
 
 def run(args: Args, client: Client, out: Out) -> int:
@@ -91,7 +97,9 @@ def _create(kind: str, routes: str, args: Args, client: Client, out: Out) -> int
 
 
 def _act(path: str, args: Args, client: Client, out: Out) -> int:
-    """Pull, rename, verify, pin or unpin."""
+    """Pull, push, rename, verify, pin or unpin."""
+    if args.action == "push":
+        return push(f"{path}/push", args.words[1], args, client, out)
     if args.action == "verify":
         return verify(f"{path}/verify", {}, args, client, out)
     body: dict[str, Any] | None = None

@@ -1,10 +1,11 @@
-"""`stoker outputs ls|cat|pull`: what a job made, a file of it, and a copy of it."""
+"""`stoker outputs ls|cat|pull|push`: what a job made, a file of it, and copies of it here and elsewhere."""
 
 from __future__ import annotations
 
 import os
 
 from runner.cli.jobs import job_path
+from runner.cli.operations import push
 from runner.cli.shelf import ENTRY_COLUMNS
 from runner.cli.text import counted, plain, size
 from runner.client import query
@@ -30,6 +31,10 @@ def run(args: Args, client: Client, out: Out) -> int:
         out.document(answer, lambda _: plain(answer["path"]))
         out.note(f"{counted(answer['files'], 'file')}, {size(answer['bytes'])}")
         return 0
+    if args.action == "push":
+        if len(args.words) != 2:
+            raise UsageError("`stoker outputs push` needs JOB URI", hint=f"stoker outputs push {ref} s3://bucket/dir/")
+        return push(job_path(ref, "/outputs/push"), args.words[1], args, client, out)
     if len(args.words) > 1:
         raise UsageError("`stoker outputs ls` takes one job", hint="`stoker outputs pull JOB DEST` copies")
     document = client.get(job_path(ref, "/outputs"))
