@@ -30,7 +30,7 @@ _INPUT_WORDS: dict[str, tuple[str, Any]] = {
     "refresh": ("refresh", True),
     "no-extract": ("extract", False),
 }
-_INPUT_VALUES = {name: name for name in ("path", "from", "type", "endpoint", "key")}
+_INPUT_VALUES = {name: name for name in ("path", "from", "type", "endpoint", "key", "digest")}
 
 _SEE_SCHEMA = "`stoker schema job` describes the document"
 

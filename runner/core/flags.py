@@ -30,9 +30,9 @@ _OUTPUT = (
 _INPUT = (
     "Fetch URI before the job needs a GPU; rw gives a private copy, path=SUB/DIR only that part of it, refresh asks "
     "the source again. from=KIND says what the URI alone does not (from=kaggle takes type=competition, dataset or "
-    "kernel), endpoint=URL which server has it, key=NAME which of your keys opens it. "
-    "A .zip or .tar, .tar.gz … is unpacked, one directory that holds all of it is kept; no-extract leaves it the file "
-    "that it is. model:NAME, data:NAME and job:42/sub are what is here already."
+    "kernel), endpoint=URL which server has it, key=NAME which of your keys opens it, digest=SHA256 which tree it must "
+    "be. A .zip or .tar, .tar.gz … is unpacked, one directory that holds all of it is kept; no-extract leaves it the "
+    "file that it is. model:NAME, data:NAME and job:42/sub are what is here already."
 )
 _MODEL = "Base model, of `stoker model ls` or at a URI: the input named model."
 _KEY = "Give the job one of your keys, as files that its libraries find; $STOKER_KEYS_DIR has them."

@@ -36,6 +36,7 @@ _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"
 _KEY = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
 _SOURCE_KIND = r"^[a-z][a-z0-9+.-]{0,19}$"
 _ENDPOINT = r"^https?://[A-Za-z0-9.:\[\]_-]{1,255}(/[A-Za-z0-9._~%/-]{0,500})?$"
+_DIGEST = r"^[0-9a-f]{64}$"
 _ARRAY = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?(?:%([0-9]{1,9}))?", re.ASCII)
 _ARRAY_SCHEMA = WithJsonSchema(
     {"type": "string", "pattern": r"^[0-9]{1,9}(-[0-9]{1,9})?(%(?!0+$)[0-9]{1,9})?$", "maxLength": 40}
@@ -160,6 +161,7 @@ class Input(_Document):
     extract: bool = True
     path: Text | None = None
     key: KeyName | None = None
+    digest: Annotated[str, StringConstraints(pattern=_DIGEST)] | None = None
 
 
 class Upload(_Document):
@@ -350,6 +352,7 @@ _HINTS = {
     "array": "first and last index, and how many at once: 0-99%8",
     "command": "a job needs a command: stoker run -- python train.py",
     "cpus": "cpus is a number of cores, like 4 or 0.25",
+    "digest": "the 64 hex digits of a tree, as `stoker show JOB --json` has them",
     "endpoint": "the URL of a server: https://host, or http://host:port",
     "env": "a name is letters, digits and underscore: --env NAME=VALUE",
     "from": "the kind of source, like aws, gcp, azure, wasabi, git, hf or kaggle",

@@ -22,7 +22,7 @@ from runner.daemon.shelf import NotReady, named, take
 from runner.executors.environments import Builder, EnvironmentFailed, probe
 from runner.service.desk import Enqueue
 from runner.service.submit import interpreter_of
-from runner.state import jobs
+from runner.state import jobs, staged
 from runner.telemetry.tail import LogTail
 from storage.checkout import Way, checkout
 from storage.download import Fetched
@@ -67,26 +67,30 @@ class Preparation:
 class Source:
     """One input of a job: where it comes from, and the tree it was found to be for an earlier attempt.
 
-    One that names an artifact has its id, and nothing to be fetched.
+    One that names an artifact has its id, and nothing to be fetched. `digest` is the tree that it must be, where the
+    user says so; then `pinned` is that tree too, if anything of this user's ever was it.
     """
 
     name: str
     wanted: Wanted
     pinned: Fetched | None
     artifact_id: int | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
     """An input in the store; `key` is the name under which its address is remembered, None for none.
 
-    `way` is how the job gets it, `notice` what the job is told about that.
+    `fresh` says that it is what the address was last found to be, and not what it once was. `way` is how the job gets
+    it, `notice` what the job is told about that.
     """
 
     key: str | None
     fetched: Fetched
     way: Way
     notice: str | None = None
+    fresh: bool = True
 
 
 class Failed(Exception):
@@ -122,25 +126,28 @@ class Stager:
     def sources(self, facts: JobFacts) -> list[Source]:
         """Return the inputs of a job, by name."""
         found = []
-        rows = jobs.staged(self.context.database.reader(), facts.job_id)
-        for name, address, artifact_id, key_name, digest, size_bytes, files, pins in rows:
+        reader = self.context.database.reader()
+        for name, address, artifact_id, key_name, digest, size_bytes, files, pins in jobs.staged(reader, facts.job_id):
+            stated, secret = facts.spec.inputs[name], facts.secret_sources.get(name, address)
             known = json.loads(pins) if pins else {}
             was = digest or known.pop("gave_way", None)
             pinned = Fetched(was, size_bytes, files, known) if was else None
+            if pinned is None and stated.digest is not None:
+                had = staged.had(reader, facts.owner_uid, stated.digest)
+                pinned = Fetched(stated.digest, had[0], had[1], json.loads(had[2])) if had else None
             if artifact_id is not None:
-                found.append(Source(name, named(address), pinned, artifact_id))
+                found.append(Source(name, named(address), pinned, artifact_id, stated.digest))
                 continue
-            stated, secret = facts.spec.inputs[name], facts.secret_sources.get(name, address)
             home = facts.variables.get("HOME")
             wanted = self.fetcher.wanted(stated, secret, owner_uid=facts.owner_uid, home=home, key_name=key_name)
-            found.append(Source(name, wanted, pinned))
+            found.append(Source(name, wanted, pinned, digest=stated.digest))
         return found
 
     def look(self, preparation: Preparation, facts: JobFacts, lease: Lease) -> None:
         """Find what must be read, fetched or built for a job, `needs`, and what is here, `trees`."""
-        known = {source.wanted.key: self._known(source, lease) for source in self.sources(facts)}
-        needs = {key for key, fetched in known.items() if fetched is None}
-        preparation.trees = frozenset(fetched.tree_digest for fetched in known.values() if fetched is not None)
+        known = [(source.wanted.key, self._known(source, lease)) for source in self.sources(facts)]
+        needs = {key for key, fetched in known if fetched is None}
+        preparation.trees = frozenset(fetched.tree_digest for _, fetched in known if fetched is not None)
         if not needs:
             preparation.need_bytes = 0
         if facts.spec.requirements is not None and not self._is_built(facts):
@@ -161,7 +168,7 @@ class Stager:
             except (Cancelled, DiskFull, NotReady):
                 raise
             except (StorageError, OSError) as error:
-                raise Failed(Ending.INPUT_FAILED, _sentence(source, error), name=source.name) from error
+                raise Failed(Ending.INPUT_FAILED, _missing(source, error), name=source.name) from error
             base += fetched.size_bytes
         return {name: self._staged(facts, *each, handed[name].way) for name, each in found.items()}
 
@@ -199,11 +206,11 @@ class Stager:
             self.tail.finish(str(path))
         return str(built)
 
-    def copy(self, preparation: Preparation, facts: JobFacts, staged: Mapping[str, Staged], index: int) -> None:
+    def copy(self, preparation: Preparation, facts: JobFacts, inputs: Mapping[str, Staged], index: int) -> None:
         """Make the copies of inputs that are handed out so, for the attempt that an element begins next."""
         number = preparation.attempts.get(index, 0) + 1
         directory = attempt_dir(self.context.paths, Ref(facts.job_id, index), number) / "input"
-        for name, each in staged.items():
+        for name, each in inputs.items():
             target = directory / name
             if each.way not in COPIED or (target.exists() and any(target.iterdir())):
                 continue
@@ -225,7 +232,10 @@ class Stager:
         part = facts.spec.inputs[source.name].path or ""
         digest, size_bytes = fetched.tree_digest, fetched.size_bytes
         told = notice(self.context, source.name, way, digest=digest, part=part, size_bytes=size_bytes)
-        return Staged(source.wanted.key if source.artifact_id is None else None, fetched, way, told)
+        # A tree that was asked for by its digest says nothing of its address, unless it was just fetched from there.
+        nameless = source.artifact_id is not None or (source.digest is not None and fetched is source.pinned)
+        key = None if nameless else source.wanted.key
+        return Staged(key, fetched, way, told, fresh=fetched is not source.pinned)
 
     def tell(self, preparation: Preparation, reason: WaitReason) -> None:
         """Let everybody see what a job is being prepared with."""
@@ -238,7 +248,8 @@ class Stager:
             return source.pinned
         if source.artifact_id is not None:
             return None
-        return self.fetcher.known(source.wanted, lease)
+        known = self.fetcher.known(source.wanted, lease)
+        return known if known is None or source.digest in (None, known.tree_digest) else None
 
     def _fetch(self, preparation: Preparation, source: Source, base: int) -> Fetched:
         what = f"input {source.name}"
@@ -283,13 +294,26 @@ class Stager:
 
 
 def _same(source: Source, fetched: Fetched) -> None:
-    """Raise `WrongBytes` where a job's earlier attempt had other bytes, which nobody has any more."""
+    """Raise `WrongBytes` where other bytes are asked for, or a job's earlier attempt had others, that nobody has."""
     was = source.pinned
+    if source.digest not in (None, fetched.tree_digest):
+        raise WrongBytes(
+            f"it is {fetched.tree_digest} now, and {source.digest}, which was asked for, is not in the store",
+            f"`--input {source.name}=…` without a digest takes what is there now",
+        )
     if was is not None and was.tree_digest != fetched.tree_digest:
         raise WrongBytes(
             f"it is {fetched.tree_digest} now, and was {was.tree_digest} for this job's earlier attempt",
             "submit the job anew to run it on what is there now",
         )
+
+
+def _missing(source: Source, error: StorageError | OSError) -> str:
+    """Return why an input cannot be had; where its digest is stated, that the store does not have it either."""
+    sentence = _sentence(source, error)
+    if source.digest is None or source.digest in sentence:
+        return sentence
+    return f"{sentence}; {source.digest}, which was asked for, is not in the store"
 
 
 def _sentence(source: Source, error: StorageError | OSError) -> str:

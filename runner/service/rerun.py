@@ -1,4 +1,4 @@
-"""Run a job again as a new one: the same document and environment, with what the flags change."""
+"""Run a job again as a new one: the same document, environment and bytes, with what the flags change."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def prepare(connection: sqlite3.Connection, target: Target, body: dict[str, Any]
     }
     for name, address in envelope.caller.sources.items():
         (document["upload"] if name == UPLOAD else document["input"][name])["uri"] = address
+    for name, _, artifact_id, _, digest, *_ in jobs.staged(connection, target.job_id):
+        # What names an artifact names this version of it; everything else is what it was, wherever it is by now.
+        if digest is not None and artifact_id is None and name in document.get("input", {}):
+            document["input"][name]["digest"] = digest
+            document["input"][name].pop("refresh", None)
     if target.is_array and target.index is not None:
         document["array"] = str(target.index)
     merged, origins = documents.merge([(f"job {target.label}", document), *flags_of(body)])

@@ -17,7 +17,10 @@ from storage.manifest import check_path
 
 
 def source_of(what: str, stated: Input, cwd: str, env: Mapping[str, str]) -> uris.Uri:
-    """Return the address of a source, a relative path being relative to `cwd`; a local one must be there."""
+    """Return the address of a source, a relative path being relative to `cwd`.
+
+    A local one must be there, unless the digest says what it was: the store may have that.
+    """
     try:
         text = uris.of_type(stated.uri, stated.source_kind, stated.source_type)
         parsed = uris.parse(text, PurePath(cwd), stated.source_kind, env)
@@ -25,7 +28,7 @@ def source_of(what: str, stated: Input, cwd: str, env: Mapping[str, str]) -> uri
         check_package(parsed)
     except StorageError as error:
         raise UsageError(f"{what}: {error.message}", hint=error.hint) from None
-    if parsed.is_local and not os.path.exists(parsed.path):
+    if parsed.is_local and stated.digest is None and not os.path.exists(parsed.path):
         raise UsageError(
             f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory"
         )

@@ -113,7 +113,9 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
         if references.parse(each.uri) is None
     }
     upload = destination_of(spec.upload.uri if spec.upload is not None else envelope.outputs, cwd)
-    parts = {name: part_of(name, each.path, sources.get(name)) for name, each in spec.inputs.items()}
+    parts = {
+        name: part_of(name, each.path, None if each.digest else sources.get(name)) for name, each in spec.inputs.items()
+    }
     secret = {name: each for name, each in sources.items() if each.text != each.shown}
     kept = {name: each.text for name, each in secret.items()}
     if upload is not None and upload.text != upload.shown:

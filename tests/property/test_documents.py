@@ -39,6 +39,7 @@ INPUTS = st.fixed_dictionaries(
         "key": st.just("work"),
         "from": st.sampled_from(["aws", "wasabi", "gcp", "sftp", "kaggle"]),
         "type": st.sampled_from(["competition", "dataset", "kernel"]),
+        "digest": st.sampled_from(["0" * 64, "0123456789abcdef" * 4]),
         "endpoint": st.sampled_from(["http://127.0.0.1:9000", "https://s3.example.org/base", "http://[::1]:1/"]),
     },
 )
