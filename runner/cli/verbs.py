@@ -95,7 +95,7 @@ _KEY = Flag("--idempotency-key", "Send again with the same key to get the same a
 _RAW = Flag("--raw", "Pass every byte of the log to the terminal.")
 _SCRIPT = (
     "Flags of the job may stand in a script as #STOKER lines, up to its first command. The script itself is not "
-    "copied: it runs from where it lies, as it is when the job starts."
+    "copied: it runs from where it lies, as it is when the job starts, but with --snapshot."
 )
 _KEYS = """KIND is aws, gcp, azure, git-ssh, kaggle, wasabi, hf or registry. Values are asked for, or come from --stdin
 or --file: one JSON object, lines of NAME=VALUE, for gcp the key file and for git-ssh the private key itself. They are

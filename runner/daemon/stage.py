@@ -11,12 +11,13 @@ from pathlib import Path
 from runner.core.errors import StokerError
 from runner.core.job import Ref
 from runner.core.reasons import Ending, Waiting, WaitReason
+from runner.core.spec import CODE
 from runner.core.units import format_duration
 from runner.daemon import cache
 from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, NoRoom, Wanted
 from runner.daemon.handout import handed_out, notice
-from runner.daemon.launch import COPIED, Handed, JobFacts, attempt_dir
+from runner.daemon.launch import COPIED, Handed, JobFacts, attempt_dir, place_of
 from runner.daemon.pace import Pace
 from runner.daemon.shelf import NotReady, named, take
 from runner.executors.environments import Builder, EnvironmentFailed, probe
@@ -26,7 +27,7 @@ from runner.state import jobs, staged
 from runner.telemetry.tail import LogTail
 from storage.checkout import Way, checkout
 from storage.download import Fetched
-from storage.errors import Cancelled, DiskFull, SourceFailed, StorageError, WrongBytes
+from storage.errors import BadName, Cancelled, DiskFull, NotStored, SourceFailed, StorageError, WrongBytes
 from storage.leases import Lease
 
 
@@ -128,7 +129,7 @@ class Stager:
         found = []
         reader = self.context.database.reader()
         for name, address, artifact_id, key_name, digest, size_bytes, files, pins in jobs.staged(reader, facts.job_id):
-            stated, secret = facts.spec.inputs[name], facts.secret_sources.get(name, address)
+            stated, secret = facts.spec.sources[name], facts.secret_sources.get(name, address)
             known = json.loads(pins) if pins else {}
             was = digest or known.pop("gave_way", None)
             pinned = Fetched(was, size_bytes, files, known) if was else None
@@ -163,6 +164,8 @@ class Stager:
             try:
                 fetched = self._known(source, lease) or self._fetch(preparation, source, base)
                 _same(source, fetched)
+                if source.name == CODE and facts.code_directory:
+                    self._check_directory(fetched.tree_digest, facts.code_directory)
                 found[source.name] = source, fetched
                 handed = handed_out(self.context, facts, {name: each.tree_digest for name, (_, each) in found.items()})
             except (Cancelled, DiskFull, NotReady):
@@ -209,9 +212,9 @@ class Stager:
     def copy(self, preparation: Preparation, facts: JobFacts, inputs: Mapping[str, Staged], index: int) -> None:
         """Make the copies of inputs that are handed out so, for the attempt that an element begins next."""
         number = preparation.attempts.get(index, 0) + 1
-        directory = attempt_dir(self.context.paths, Ref(facts.job_id, index), number) / "input"
+        directory = attempt_dir(self.context.paths, Ref(facts.job_id, index), number)
         for name, each in inputs.items():
-            target = directory / name
+            target = place_of(directory, name)
             if each.way not in COPIED or (target.exists() and any(target.iterdir())):
                 continue
             fetched = each.fetched
@@ -219,7 +222,7 @@ class Stager:
             self.tell(preparation, WaitReason(Waiting.STAGING, f"copying input {name}"))
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                part = facts.spec.inputs[name].path or ""
+                part = facts.spec.sources[name].path or ""
                 checkout(self.context.store, fetched.tree_digest, target, writable=True, part=part)
             except DiskFull:
                 raise NoRoom(
@@ -228,8 +231,13 @@ class Stager:
             except (StorageError, OSError) as error:
                 raise Failed(Ending.INPUT_FAILED, f"input {name}: {error}", name=name) from error
 
+    def _check_directory(self, digest: str, directory: str) -> None:
+        entries = self.context.store.manifest(digest).entries
+        if not any(entry.path.startswith(f"{directory}/") for entry in entries):
+            raise BadName(f"it has no directory {directory!r}", "--cwd names a directory of the code")
+
     def _staged(self, facts: JobFacts, source: Source, fetched: Fetched, way: Way) -> Staged:
-        part = facts.spec.inputs[source.name].path or ""
+        part = facts.spec.sources[source.name].path or ""
         digest, size_bytes = fetched.tree_digest, fetched.size_bytes
         told = notice(self.context, source.name, way, digest=digest, part=part, size_bytes=size_bytes)
         # A tree that was asked for by its digest says nothing of its address, unless it was just fetched from there.
@@ -252,9 +260,11 @@ class Stager:
         return known if known is None or source.digest in (None, known.tree_digest) else None
 
     def _fetch(self, preparation: Preparation, source: Source, base: int) -> Fetched:
-        what = f"input {source.name}"
+        what = _called(source)
         if source.artifact_id is not None:
             return take(self.context, source.artifact_id, source.wanted.uri.path)
+        if source.name == CODE and source.wanted.uri.kind == "local":
+            raise NotStored("the snapshot of its code is gone from the store", "submit the job anew to take another")
         self.tell(preparation, WaitReason(Waiting.STAGING, what))
 
         put_off: WaitReason | None = None
@@ -311,13 +321,17 @@ def _same(source: Source, fetched: Fetched) -> None:
 def _missing(source: Source, error: StorageError | OSError) -> str:
     """Return why an input cannot be had; where its digest is stated, that the store does not have it either."""
     sentence = _sentence(source, error)
-    if source.digest is None or source.digest in sentence:
+    if source.digest is None or source.digest in sentence or isinstance(error, BadName):
         return sentence
     return f"{sentence}; {source.digest}, which was asked for, is not in the store"
+
+
+def _called(source: Source) -> str:
+    return "its code" if source.name == CODE else f"input {source.name}"
 
 
 def _sentence(source: Source, error: StorageError | OSError) -> str:
     message = error.message if isinstance(error, StorageError) else f"{error.strerror}"
     hint = error.hint if isinstance(error, StorageError) else ""
     where = "" if source.wanted.uri.shown in message else f" ({source.wanted.uri.shown})"
-    return f"input {source.name}{where}: {message}" + (f" ({hint})" if hint else "")
+    return f"{_called(source)}{where}: {message}" + (f" ({hint})" if hint else "")

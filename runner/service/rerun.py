@@ -8,12 +8,13 @@ from typing import Any
 
 from runner.core import documents
 from runner.core.errors import UsageError
+from runner.core.spec import CODE
 from runner.identity.sealing import Sealer
 from runner.service.intake import Caller, flags_of
 from runner.service.refs import Target
 from runner.service.submit import UPLOAD, Envelope, Prepared, secret_sources, split_environment
 from runner.service.submit import prepare as prepare_job
-from runner.state import jobs
+from runner.state import codes, jobs
 
 
 def caller_of(connection: sqlite3.Connection, sealer: Sealer, target: Target, uid: int, account: str) -> Caller:
@@ -36,8 +37,13 @@ def prepare(connection: sqlite3.Connection, target: Target, body: dict[str, Any]
     document["env"] = {
         name: envelope.caller.env[name] for name in document.get("env", {}) if name in envelope.caller.env
     }
+    tables = {UPLOAD: document.get("upload"), CODE: document.get("git"), **document.get("input", {})}
     for name, address in envelope.caller.sources.items():
-        (document["upload"] if name == UPLOAD else document["input"][name])["uri"] = address
+        tables[name]["uri"] = address
+    code = codes.of_job(connection, target.job_id)
+    document.pop("code_digest", None)
+    if code is not None and code.way == "git":
+        document["cwd"] = code.directory or None
     for name, _, artifact_id, _, digest, *_ in jobs.staged(connection, target.job_id):
         # What names an artifact names this version of it; everything else is what it was, wherever it is by now.
         if digest is not None and artifact_id is None and name in document.get("input", {}):

@@ -66,3 +66,25 @@ def part_of(name: str, path: str | None, source: uris.Uri | None) -> str | None:
             f"--input {name}: there is no {part!r} in {source.shown!r}", hint="`,path=` names a directory or file of it"
         )
     return part
+
+
+def below(directory: str | None, cwd: Path, flag: str) -> str | None:
+    """Return a directory that a flag names, which must be below the working directory."""
+    if directory is None:
+        return None
+    parts = PurePath(directory).parts
+    if not parts or PurePath(directory).is_absolute() or ".." in parts or parts == (".",):
+        raise UsageError(
+            f"{flag} {directory!r} is not a directory below {str(cwd)!r}", hint=f"give a relative one: {flag} out"
+        )
+    return str(PurePath(directory))
+
+
+def requirements_of(file: str | None, cwd: Path) -> str | None:
+    """Return the whole path of a requirements file, which must be there."""
+    if file is None:
+        return None
+    path = cwd / file
+    if not os.path.isfile(path):
+        raise UsageError(f"there is no requirements file {str(path)!r}", hint="give --requirements a file that exists")
+    return str(path)
