@@ -134,7 +134,7 @@ class Stager:
             was = digest or known.pop("gave_way", None)
             pinned = Fetched(was, size_bytes, files, known) if was else None
             if pinned is None and stated.digest is not None:
-                had = staged.had(reader, facts.owner_uid, stated.digest)
+                had = staged.had(reader, facts.owner_uid, stated.digest, address)
                 pinned = Fetched(stated.digest, had[0], had[1], json.loads(had[2])) if had else None
             if artifact_id is not None:
                 found.append(Source(name, named(address), pinned, artifact_id, stated.digest))

@@ -128,13 +128,16 @@ def named(connection: sqlite3.Connection, owner_uid: int | None) -> list[tuple[s
     return rows.fetchall()
 
 
-def had(connection: sqlite3.Connection, owner_uid: int, digest: str) -> tuple[int, int, str] | None:
-    """Return (bytes, files, pins) of a tree that a user's job had as an input or that an artifact of theirs is."""
+def had(connection: sqlite3.Connection, owner_uid: int, digest: str, uri: str) -> tuple[int, int, str] | None:
+    """Return (bytes, files, pins) of a tree that a user's job had as an input or that an artifact of theirs is.
+
+    What pinned it is said where it came from the same address.
+    """
     row: tuple[int, int, str] | None = connection.execute(
-        "SELECT i.size_bytes, i.files, i.pins FROM inputs i JOIN jobs j ON j.id = i.job_id"
-        " WHERE i.tree_digest = ?1 AND j.owner_uid = ?2 UNION ALL SELECT size_bytes, files, '{}' FROM artifacts"
-        " WHERE tree_digest = ?1 AND owner_uid = ?2 LIMIT 1",
-        (digest, owner_uid),
+        "SELECT i.size_bytes, i.files, iif(i.uri = ?3, i.pins, '{}') AS pins FROM inputs i"
+        " JOIN jobs j ON j.id = i.job_id WHERE i.tree_digest = ?1 AND j.owner_uid = ?2"
+        " UNION ALL SELECT size_bytes, files, '{}' FROM artifacts WHERE tree_digest = ?1 AND owner_uid = ?2 ORDER BY pins DESC LIMIT 1",
+        (digest, owner_uid, uri),
     ).fetchone()
     return row
 

@@ -222,3 +222,38 @@ def test_a_snapshot_lasts_as_long_as_its_job(runner: Box, repository: Repository
     runner.ok("rm", "-y", job, again)
     runner.ok("cache", "prune")
     assert not tree.exists()
+
+
+def test_rerun_with_the_same_code(runner: Box, repository: Repository) -> None:
+    """A snapshot and a repository's commit run again as they were; without the flag it is what is there now."""
+    url = f"git+file://{repository.path}@main"
+    kept = done(runner, "--snapshot", "--cwd", str(repository.path / "sub"), "--", "./run")
+    fetched = done(runner, "--git", url, "--", "./train.sh")
+    commit = code_of(runner, fetched)["commit"]
+    repository.commit(**{"lib.txt": "two\n"})
+    for job in (kept, fetched):
+        same, now = (runner.ok("rerun", job, *flags).split()[0] for flags in (("--same-code",), ()))
+        assert runner.wait(same)["state"] == runner.wait(now)["state"] == "succeeded"
+        assert (runner.ok("logs", same).split()[-1], runner.ok("logs", now).split()[-1]) == ("one", "two")
+        again = runner.ok("rerun", same, "--same-code", "--param", "x=2").split()[0]
+        assert runner.wait(again)["state"] == "succeeded"
+        assert runner.ok("logs", again).split()[-1] == "one"
+        assert code_of(runner, again)["commit"] == code_of(runner, job)["commit"]
+    assert code_of(runner, fetched)["commit"] == commit
+    runner.ok("rm", "-y", kept)
+
+
+def test_rerun_says_which_code_is_missing(runner: Box, repository: Repository, tmp_path: Path) -> None:
+    """A job without code of its own, a snapshot whose bytes are gone: refused or failed, with what would help."""
+    (tmp_path / "plain").mkdir()
+    plain = done(runner, "--", "true", cwd=tmp_path / "plain")
+    refused = runner.cli("rerun", plain, "--same-code")
+    assert refused.returncode == 5 and "not known which code" in refused.stderr and "--snapshot" in refused.stderr
+    kept = done(runner, "--snapshot", "--", "./train.sh", cwd=repository.path)
+    both = runner.cli("rerun", kept, "--same-code", "--snapshot")
+    assert both.returncode == 2
+    digest = str(code_of(runner, kept)["digest"])
+    (runner.state_dir / "store/trees" / f"{digest}.json").unlink()
+    lost = runner.ok("rerun", kept, "--same-code").split()[0]
+    reason = runner.wait(lost)["reason"]
+    assert reason["ending"] == "input_failed" and "gone from the store" in reason["sentence"]
