@@ -6,9 +6,10 @@ lists are names; they are opened below the directory, through no link.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -17,7 +18,7 @@ from pathspec import GitIgnoreSpec
 
 from storage import files, programs
 from storage.errors import BadName, SourceMissing, SourceRefused, StorageError
-from storage.manifest import build, check_path
+from storage.manifest import Entry, build, check_path
 from storage.publish import take
 from storage.store import Store
 from storage.uri import parse
@@ -25,6 +26,7 @@ from storage.uri import parse
 FILES_MAX = 100_000
 BYTES_MAX = 2 << 30
 NESTED_MAX = 16
+PATCH_MAX_BYTES = 8 << 20
 _RULES_MAX_BYTES = 1 << 20
 _QUIET_S = 60.0
 _LINE_MAX = 1000
@@ -36,6 +38,7 @@ _FIXED = {
     "core.untrackedCache": "false",
     "core.excludesFile": "/dev/null",
     "core.attributesFile": "/dev/null",
+    "core.pager": "cat",
     "protocol.allow": "never",
     "gc.auto": "0",
 }
@@ -49,6 +52,18 @@ class Taken:
     size_bytes: int
     files: int
     left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """What a work tree has that its commit has not: how many files, the patch, and the names of untracked files.
+
+    The patch is None where it is larger than is kept.
+    """
+
+    changed: int
+    patch: bytes | None
+    untracked: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +123,48 @@ def described(root: Path) -> Described:
     return Described(commit, branch, _public(remote) if remote else None)
 
 
+def differences(root: Path, commit: str) -> Differences | None:
+    """Compare a work tree with its commit; None where git refuses. Submodules are compared by their commit alone."""
+    filters = _no_filters(root)
+    plain = ("--no-ext-diff", "--no-textconv", "--no-renames", "--ignore-submodules=dirty", "--no-color")
+    names = git(root, "diff", *plain, "--name-only", "-z", commit, settings=filters)
+    listed = git(root, "ls-files", "-z", "--others", "--exclude-standard", settings=filters)
+    if filters is None or names is None or listed is None:
+        return None
+    try:
+        patch = git(root, "diff", *plain, "--binary", "--full-index", commit, settings=filters, most=PATCH_MAX_BYTES)
+    except SourceRefused:
+        patch = None
+    untracked = tuple(each for each in listed.split(b"\0") if each)
+    return Differences(names.count(b"\0"), patch, untracked)
+
+
+def keep(store: Store, found: Differences) -> str | None:
+    """Store a patch and the names of untracked files as a tree; None where there is nothing to keep."""
+    kept = {"changes.patch": found.patch, "untracked.txt": b"\n".join(found.untracked)}
+    entries = []
+    with store.batch() as batch:
+        for name, data in kept.items():
+            if data:
+                with batch.temp() as temp:
+                    files.write_at(temp.fd, memoryview(data), 0)
+                    digest = hashlib.sha256(data).hexdigest()
+                    batch.add(temp, digest, len(data))
+                entries.append(Entry(name, len(data), digest, False))
+    return store.put_tree(build(entries)) if entries else None
+
+
+def _no_filters(root: Path) -> dict[str, str] | None:
+    """Return settings under which no filter of a repository runs: git asks them how a file would be committed."""
+    out = git(root, "config", "--list", "--name-only", "-z")
+    if out is None:
+        return None
+    names = {name for name in out.decode("utf-8", "surrogateescape").split("\0") if name.startswith("filter.")}
+    drivers = {name.rpartition(".")[0] for name in names}
+    off = {f"{driver}.{way}": "" for driver in drivers for way in ("clean", "smudge", "process")}
+    return off | {f"{driver}.required": "false" for driver in drivers}
+
+
 def _line(out: bytes | None) -> str | None:
     text = out.decode("utf-8", "replace").strip()[:_LINE_MAX] if out else ""
     return text if text.isprintable() and text else None
@@ -121,8 +178,15 @@ def _public(remote: str) -> str | None:
         return None
 
 
-def git(root: Path, *arguments: str, cancelled: Callable[[], bool] = files.never) -> bytes | None:
-    """Return what git says of a work tree, None where it refuses."""
+def git(
+    root: Path,
+    *arguments: str,
+    cancelled: Callable[[], bool] = files.never,
+    settings: Mapping[str, str] | None = None,
+    most: int = programs.MAX_OUT_BYTES,
+) -> bytes | None:
+    """Return what git says of a work tree, None where it refuses; `SourceRefused` for more than `most` bytes."""
+    fixed = {**_FIXED, **(settings or {})}
     env = {
         "PATH": programs.PATH,
         "HOME": "/nonexistent",
@@ -132,13 +196,15 @@ def git(root: Path, *arguments: str, cancelled: Callable[[], bool] = files.never
         "GIT_OPTIONAL_LOCKS": "0",
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_NO_LAZY_FETCH": "1",
-        "GIT_CONFIG_COUNT": str(len(_FIXED)),
+        "GIT_ALLOW_PROTOCOL": "none",
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_CONFIG_COUNT": str(len(fixed)),
     }
-    for number, (name, value) in enumerate(_FIXED.items()):
+    for number, (name, value) in enumerate(fixed.items()):
         env |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
     command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}", *arguments]
     shown = f"the work tree {root}"
-    ended = programs.run(command, cwd=root, env=env, shown=shown, quiet_s=_QUIET_S, cancelled=cancelled)
+    ended = programs.run(command, cwd=root, env=env, shown=shown, quiet_s=_QUIET_S, cancelled=cancelled, most=most)
     return ended.out if ended.code == 0 else None
 
 

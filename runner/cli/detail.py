@@ -26,7 +26,7 @@ def job_text(job: dict[str, Any], state: Callable[[str], str], fits: int | None)
         ("signal", job.get("signal")),
         ("command", " ".join(str(word) for word in job.get("command") or ())),
         ("directory", job.get("cwd")),
-        ("runs from", code_line(job.get("code") or {})),
+        ("code from", code_line(job.get("code") or {})),
         ("owner", owner_text(job)),
         ("account", job.get("account")),
         ("created", job.get("created_at") and when(job["created_at"])),

@@ -35,6 +35,15 @@ def code_of(spec: JobSpec, cwd: str) -> tuple[Code | None, JobSpec]:
     return Code("snapshot", "", "") if spec.snapshot else None, spec
 
 
+def recorded(cwd: Path) -> Code | None:
+    """Return the work tree that a directory is in, still to be looked at; a few looks at the disk, nothing is run."""
+    for top in (cwd, *cwd.parents):
+        if os.path.lexists(top / ".git"):
+            directory = cwd.relative_to(top)
+            return Code(codes.RECORDED, str(top), "" if directory == PurePath() else str(directory))
+    return None
+
+
 class Snapshots:
     """Takes each work tree once, however many jobs of a request run from it; what is taken is kept until `close`."""
 

@@ -18,14 +18,14 @@ from runner.core.spec import CODE, JobSpec, Upload, is_text, parse_array, valida
 from runner.identity.sealing import Sealer
 from runner.ledger.pricing import rate_for
 from runner.service import keys, places
-from runner.service.code import code_of
-from runner.service.desk import Change, Enqueue
+from runner.service.code import code_of, recorded
+from runner.service.desk import Change, Enqueue, Look
 from runner.service.intake import Caller, flags_of
 from runner.service.references import Meant, meant, tie
 from runner.service.sources import below, destination_of, part_of, requirements_of, source_of
 from runner.state import codes, jobs, listing
 from runner.state.books import list_prices
-from runner.state.codes import Code
+from runner.state.codes import RECORDED, Code
 from runner.telemetry.metrics import compile_patterns
 from schedulers.decide import explain
 from schedulers.decision import Start, Wait
@@ -68,7 +68,7 @@ class Envelope:
         self._sealer = sealer
         self._pass_env = tuple(pass_env)
         self._sealed: dict[tuple[Any, ...], tuple[bytes, bytes, tuple[str, ...]]] = {}
-        self._directories: set[str] = set()
+        self._directories: dict[str, Code | None] = {}
 
     def seal(self, spec: JobSpec, sources: Mapping[str, str]) -> tuple[bytes, bytes, tuple[str, ...]]:
         """Return (digest, sealed, names left out) of a job's environment; `sources` are addresses with a secret."""
@@ -89,8 +89,12 @@ class Envelope:
             if not is_text(str(cwd)):
                 message = f"the name of the directory {str(cwd)!r} is not plain UTF-8"
                 raise UsageError(message, hint="run it from another, or rename it")
-            self._directories.add(str(cwd))
+            self._directories[str(cwd)] = recorded(cwd)
         return cwd
+
+    def code(self, cwd: Path) -> Code | None:
+        """Return the work tree that a working directory is in, as what is to be looked at later; None for none."""
+        return self._directories[str(cwd)]
 
     def _seal(self, spec: JobSpec, sources: Mapping[str, str]) -> tuple[bytes, bytes, tuple[str, ...]]:
         env = self.caller.env
@@ -165,7 +169,7 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
             **{name: kind_for(each) for name, each in sources.items()},
             **({} if upload is None else {UPLOAD: kind_for(upload)}),
         },
-        code=code and replace(code, place=sources[CODE].shown if CODE in sources else str(cwd)),
+        code=replace(code, place=sources[CODE].shown if CODE in sources else str(cwd)) if code else envelope.code(cwd),
     )
 
 
@@ -280,7 +284,7 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         indices=indices,
         now_us=change.now_us,
     )
-    if not change.mounts_permitted and prepared.code is None:  # what is in a job's own copy is nobody else's
+    if not change.mounts_permitted and CODE not in spec.sources:  # what is in a job's own copy is nobody else's
         places.reserve(
             spec,
             job_id,
@@ -290,6 +294,8 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         )
     _write_inputs(change.connection, job_id, prepared, key_names, pinned)
     jobs.note(change.connection, change.now_us, "submitted", Ref(job_id, PLAIN), {"name": name})
+    if prepared.code is not None and prepared.code.way == RECORDED:
+        change.effects.append(Look(job_id, prepared.code.place))
     prepares = bool(prepared.input_uris or spec.requirements)
     change.effects.append(Enqueue(job_id, indices, request, spec.priority, change.now_us, limit, prepares))
     change.touched.add(Ref(job_id, indices[0]))
@@ -317,7 +323,7 @@ def _write_inputs(
             tie(connection, job_id, name, pinned[name])
     if prepared.code is not None:
         codes.insert(connection, job_id, prepared.code)
-        if prepared.code.tree_digest is not None:
+        if prepared.code.tree_digest is not None and CODE in prepared.spec.sources:
             size_bytes, files = prepared.code_size
             digest = prepared.code.tree_digest
             jobs.set_input(connection, job_id, CODE, tree_digest=digest, size_bytes=size_bytes, files=files, pins="{}")

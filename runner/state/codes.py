@@ -6,6 +6,8 @@ import sqlite3
 from dataclasses import astuple, dataclass
 from typing import Any
 
+RECORDED = "recorded"
+
 
 @dataclass(frozen=True, slots=True)
 class Code:
@@ -29,6 +31,15 @@ class Code:
 def insert(connection: sqlite3.Connection, job_id: int, code: Code) -> None:
     """Write down which code a job runs."""
     connection.execute("INSERT INTO codes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (job_id, *astuple(code)))
+
+
+def describe(connection: sqlite3.Connection, job_id: int, code: Code) -> None:
+    """Write down what was found in the work tree of a job."""
+    connection.execute(
+        "UPDATE codes SET commit_id = ?, branch = ?, remote = ?, changed = ?, untracked = ?, tree_digest = ?"
+        " WHERE job_id = ?",
+        (code.commit, code.branch, code.remote, code.changed, code.untracked, code.tree_digest, job_id),
+    )
 
 
 def of_job(connection: sqlite3.Connection, job_id: int) -> Code | None:

@@ -136,7 +136,8 @@ def had(connection: sqlite3.Connection, owner_uid: int, digest: str, uri: str) -
     row: tuple[int, int, str] | None = connection.execute(
         "SELECT i.size_bytes, i.files, iif(i.uri = ?3, i.pins, '{}') AS pins FROM inputs i"
         " JOIN jobs j ON j.id = i.job_id WHERE i.tree_digest = ?1 AND j.owner_uid = ?2"
-        " UNION ALL SELECT size_bytes, files, '{}' FROM artifacts WHERE tree_digest = ?1 AND owner_uid = ?2 ORDER BY pins DESC LIMIT 1",
+        " UNION ALL SELECT size_bytes, files, '{}' FROM artifacts WHERE tree_digest = ?1 AND owner_uid = ?2"
+        " ORDER BY pins DESC LIMIT 1",
         (digest, owner_uid, uri),
     ).fetchone()
     return row

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.gits import Repository
-from tests.kit import Box
+from tests.kit import Box, wait_until
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_a_repository_runs_nothing_when_it_is_looked_at(runner: Box, repository:
     job = done(runner, "--snapshot", "--", "./train.sh", cwd=repository.path)
     assert runner.ok("logs", job) == "touched"
     done(runner, "--git", f"git+file://{repository.path}", "--", "./train.sh")
-    done(runner, "--", "true", cwd=repository.path)
+    recorded(runner, done(runner, "--", "true", cwd=repository.path))
     assert not mark.exists(), mark.read_text()
 
 
@@ -257,3 +257,49 @@ def test_rerun_says_which_code_is_missing(runner: Box, repository: Repository, t
     lost = runner.ok("rerun", kept, "--same-code").split()[0]
     reason = runner.wait(lost)["reason"]
     assert reason["ending"] == "input_failed" and "gone from the store" in reason["sentence"]
+
+
+def recorded(box: Box, job: str) -> dict[str, object]:
+    """Return what was written down of a job's code, once it was."""
+    found: dict[str, object] = wait_until(lambda: (code := code_of(box, job)) and code["commit"] and code)
+    return found
+
+
+def test_the_code_of_a_job_is_recorded(runner: Box, repository: Repository) -> None:
+    """Commit, branch, remote, the patch and untracked names, of whatever runs in a work tree; one look serves many."""
+    repository.git("remote", "add", "origin", "https://me:hunter2@example.org/x.git")
+    (repository.path / "lib.txt").write_text("changed\n")
+    (repository.path / "new.txt").write_text("untracked\n")
+    job = done(runner, "--output", "out", "--", "sh", "-c", "echo m > out/m", cwd=repository.path)
+    code = recorded(runner, job)
+    assert (code["way"], code["commit"], code["branch"]) == ("recorded", repository.git("rev-parse", "HEAD"), "main")
+    assert (code["changed"], code["untracked"]) == (1, 1)
+    assert "example.org/x.git" in str(code["remote"]) and "hunter2" not in json.dumps(runner.show(job))
+    shown = runner.ok("show", job)
+    assert str(code["commit"])[:12] in shown and "1 changed" in shown and "1 untracked" in shown
+    runner.ok("cache", "prune")
+    tree = json.loads((runner.state_dir / "store/trees" / f"{code['digest']}.json").read_text().splitlines()[0])
+    assert tree
+    views = [each for each in (runner.state_dir / "store/objects").rglob("*") if each.is_file()]
+    assert any(b"+changed" in each.read_bytes() and b"-one" in each.read_bytes() for each in views)
+    runner.ok("model", "create", "m", job)
+    assert str(code["commit"])[:12] in wait_until(lambda: runner.ok("model", "show", "m"))
+    lines = [{"command": ["true"], "cwd": str(repository.path)} for _ in range(3)]
+    answer = subprocess.run(
+        [*runner.command("submit"), "-"], input="\n".join(map(json.dumps, lines)), env=runner.environ,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert {recorded(runner, each)["commit"] for each in answer.stdout.split()} == {code["commit"]}
+    refused = runner.cli("rerun", job, "--same-code")
+    assert refused.returncode == 5 and "not kept" in refused.stderr and "--snapshot" in refused.stderr
+
+
+def test_a_repository_without_a_commit_is_no_trouble(runner: Box, tmp_path: Path) -> None:
+    """What looks like a repository and is none, or has no commit, says nothing; a job elsewhere has no code."""
+    (tmp_path / "false").mkdir()
+    (tmp_path / "false/.git").write_text("nonsense")
+    Repository(tmp_path / "fresh")
+    for name in ("false", "fresh"):
+        job = done(runner, "--", "true", cwd=tmp_path / name)
+        assert code_of(runner, job)["commit"] is None
+    assert runner.show(done(runner, "--", "true", cwd=Path("/")))["code"] is None
