@@ -38,6 +38,7 @@ from runner.daemon.measure import Measurer
 from runner.daemon.meter import Meter
 from runner.daemon.prepare import Preparer
 from runner.daemon.push import Pusher
+from runner.daemon.record import Recorder
 from runner.daemon.recover import recover
 from runner.daemon.save import Saver
 from runner.daemon.stage import Stager
@@ -109,9 +110,8 @@ def _serve(paths: Paths) -> int:
     config = configuration.load(config_files(os.environ), os.environ)
     _log_to(paths, config)
     Path(paths.run_dir, "failed").unlink(missing_ok=True)
-    database = open_database(
-        paths.database, backup_dir=paths.backup_dir, allow_network_filesystem=config.storage.allow_network_filesystem
-    )
+    network = config.storage.allow_network_filesystem
+    database = open_database(paths.database, backup_dir=paths.backup_dir, allow_network_filesystem=network)
     context, executor = _compose(paths, config, database)
     loop = Loop(context.clock)
     devices = Devices(context, loop, Nvml())
@@ -145,6 +145,7 @@ def _serve(paths: Paths) -> int:
         expirer=Expirer(context, loop, saver),
         measurer=measurer,
         maker=maker,
+        recorder=Recorder(context),
     )
     watch = Watch(context, loop, starter)
     watch.open()

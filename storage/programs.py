@@ -41,11 +41,12 @@ def run(
     quiet_s: float,
     cancelled: Callable[[], bool],
     given: bytes = b"",
+    most: int = MAX_OUT_BYTES,
 ) -> Ended:
     """Run a program in a group of its own, its input `given` (at most a pipe's room), and return how it ended.
 
     Raise `Cancelled` soon after that is so, `SourceFailed` where it says nothing for `quiet_s`, `SourceRefused` where
-    it is not installed or writes without end.
+    it is not installed or writes more than `most` bytes.
     """
     try:
         process = subprocess.Popen(
@@ -66,7 +67,7 @@ def run(
             with suppress(BrokenPipeError):
                 process.stdin.write(given)
             process.stdin.close()
-            out, said = _read(process, shown, quiet_s, cancelled)
+            out, said = _read(process, shown, quiet_s, cancelled, most)
         finally:
             end_group(process)
     return Ended(process.returncode, out, _lines(said))
@@ -80,7 +81,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _read(
-    process: subprocess.Popen[bytes], shown: str, quiet_s: float, cancelled: Callable[[], bool]
+    process: subprocess.Popen[bytes], shown: str, quiet_s: float, cancelled: Callable[[], bool], most: int
 ) -> tuple[bytes, bytes]:
     assert process.stdout is not None
     assert process.stderr is not None
@@ -107,7 +108,7 @@ def _read(
                     return bytes(read[out]), bytes(read[said])
                 if time.monotonic() - heard > quiet_s:
                     raise SourceFailed(f"{shown} cannot be fetched: nothing arrived for too long")
-            if len(read[out]) > MAX_OUT_BYTES:
+            if len(read[out]) > most:
                 raise SourceRefused(f"{shown} lists more than a tree may hold")
             del read[said][:-_MAX_WORDS_BYTES]
     finally:

@@ -79,7 +79,7 @@ SUBMISSION = _body(
 )
 BATCH = _body(["caller"], "application/jsonl", caller=_CALLER, flags=_FLAGS)
 BATCH_HEAD = BATCH["requestBody"]["content"]["application/jsonl"]["schema"]
-RERUN = _body([], flags=_FLAGS, command=_COMMAND)
+RERUN = _body([], flags=_FLAGS, command=_COMMAND, same_code=_TRUE)
 REFS = _body(["refs"], refs=_REFS)
 STOP = _body(["refs"], refs=_REFS, grace_s=_SECONDS)
 REMOVE = _body([], refs=_REFS, older_than_s=_SECONDS, keep_outputs=_TRUE, confirmed=_TRUE)

@@ -25,7 +25,8 @@ class Nearby:
 
     def holds(self, document: Mapping[str, Any], caller: Caller) -> bool:
         """Say whether a job document leads to nothing but a directory that is known to be local."""
-        return not document.get("input") and not document.get("requirements") and _cwd(document, caller) in self._known
+        leads = any(document.get(key) for key in ("input", "requirements", "git", "snapshot"))
+        return not leads and _cwd(document, caller) in self._known
 
     def learn(self, document: Mapping[str, Any], caller: Caller) -> None:
         """Remember the working directory of a job that was accepted, where it is local; it may hang who asks."""

@@ -20,6 +20,7 @@ from runner.core.lifecycle import State
 from runner.core.nearest import nearest
 from runner.core.units import DURATION_MAX_S
 from runner.service import intake, remove, rerun, start, stop, submit, views
+from runner.service.code import Snapshots
 from runner.service.desk import Change, Work
 from runner.service.intake import Caller
 from runner.service.refs import Target
@@ -51,7 +52,10 @@ async def submit_job(request: Request) -> JSONResponse:
         if document.get("dry_run"):
             return JSONResponse(await ask(room.desk, lambda change: submit.dry_run(change, prepared, uid)))
         number = room.random()
-        answer = await once.ask(lambda change: submit.accept(change, prepared, caller, number))
+        with Snapshots(room.store) as snapshots:
+            if prepared.spec.snapshot:
+                prepared = await run_in_threadpool(snapshots.take, prepared)
+            answer = await once.ask(lambda change: submit.accept(change, prepared, caller, number))
     return JSONResponse(answer, status_code=201)
 
 
@@ -63,8 +67,9 @@ async def submit_batch(request: Request) -> JSONResponse:
     once = Once(request, body)
     answer = once.known()
     if answer is None:
-        prepared, caller = await run_in_threadpool(_read_batch, room, uid, body)
-        answer = await once.ask(partial(_accept_all, prepared, caller, room.random()))
+        with Snapshots(room.store) as snapshots:
+            prepared, caller = await run_in_threadpool(_read_batch, room, uid, body, snapshots)
+            answer = await once.ask(partial(_accept_all, prepared, caller, room.random()))
     return JSONResponse(answer, status_code=201)
 
 
@@ -138,9 +143,10 @@ async def rerun_job(request: Request, ref: str) -> JSONResponse:
     answer = once.known()
     if answer is None:
         target = await run_in_threadpool(room.target, ref, uid)
-        caller, prepared = await run_in_threadpool(_read_rerun, room, uid, target, document)
-        number = room.random()
-        answer = await once.ask(lambda change: submit.accept(change, prepared, caller, number))
+        with Snapshots(room.store) as snapshots:
+            caller, prepared = await run_in_threadpool(_read_rerun, room, uid, target, document, snapshots)
+            number = room.random()
+            answer = await once.ask(lambda change: submit.accept(change, prepared, caller, number))
     return JSONResponse(answer, status_code=201)
 
 
@@ -173,11 +179,11 @@ def _prepare(room: Room, caller: Caller, merged: dict[str, Any], origins: dict[s
     return prepared
 
 
-def _read_batch(room: Room, uid: int, body: bytes) -> tuple[list[submit.Prepared], Caller]:
+def _read_batch(room: Room, uid: int, body: bytes, snapshots: Snapshots) -> tuple[list[submit.Prepared], Caller]:
     head, documents = intake.read_batch(body)
     check(bodies.BATCH_HEAD, head)
     caller = room.caller(head.get("caller"), uid)
-    return submit.prepare_batch(head, documents, room.envelope(caller)), caller
+    return list(map(snapshots.take, submit.prepare_batch(head, documents, room.envelope(caller)))), caller
 
 
 def _accept_all(prepared: list[submit.Prepared], caller: Caller, base: int, change: Change) -> dict[str, Any]:
@@ -190,6 +196,8 @@ def _accept_all(prepared: list[submit.Prepared], caller: Caller, base: int, chan
     return {"ids": ids, "left_out": list(prepared[0].left_out), "warnings": []}
 
 
-def _read_rerun(room: Room, uid: int, target: Target, document: dict[str, Any]) -> tuple[Caller, submit.Prepared]:
+def _read_rerun(
+    room: Room, uid: int, target: Target, document: dict[str, Any], snapshots: Snapshots
+) -> tuple[Caller, submit.Prepared]:
     caller = rerun.caller_of(room.reader(), room.sealer, target, uid, room.account(uid))
-    return caller, rerun.prepare(room.reader(), target, document, room.envelope(caller, again=True))
+    return caller, snapshots.take(rerun.prepare(room.reader(), target, document, room.envelope(caller, again=True)))

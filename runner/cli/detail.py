@@ -26,6 +26,7 @@ def job_text(job: dict[str, Any], state: Callable[[str], str], fits: int | None)
         ("signal", job.get("signal")),
         ("command", " ".join(str(word) for word in job.get("command") or ())),
         ("directory", job.get("cwd")),
+        ("code from", code_line(job.get("code") or {})),
         ("owner", owner_text(job)),
         ("account", job.get("account")),
         ("created", job.get("created_at") and when(job["created_at"])),
@@ -56,6 +57,19 @@ def job_text(job: dict[str, Any], state: Callable[[str], str], fits: int | None)
     if job.get("events"):
         lines += ["", "history", events_text(job, fits)]
     return "\n".join(lines)
+
+
+def code_line(code: dict[str, Any]) -> str:
+    """Return which code a job ran, in a line: where it came from, its commit and branch, what was not in that."""
+    commit, branch = str(code.get("commit") or "")[:12], code.get("branch")
+    parts = [
+        " ".join(str(code[key]) for key in ("way", "place") if code.get(key)),
+        f"{commit} ({branch})" if commit and branch else commit,
+        f"{code['changed']} changed" if code.get("changed") else "",
+        f"{code['untracked']} untracked" if code.get("untracked") else "",
+        f"tree {str(code['digest'])[:12]}" if code.get("digest") else "",
+    ]
+    return " · ".join(part for part in parts if part)
 
 
 def facts_text(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runner.cli.detail import facts_text, rows_of
+from runner.cli.detail import code_line, facts_text, rows_of
 from runner.cli.text import size, when
 
 TYPE_CHECKING = False
@@ -66,6 +66,7 @@ def page(found: dict[str, Any], state: Callable[[str], str], fits: int | None) -
         ("job", job if made_by or found.get("job") else None),
         ("command", " ".join(str(word) for word in made_by.get("command") or ())),
         ("directory", made_by.get("directory")),
+        ("code", code_line(made_by.get("code") or {})),
         ("used by", ", ".join(f"job {each}" for each in found.get("used_by") or ())),
         ("in use by", ", ".join(f"job {each}" for each in found.get("in_use_by") or ())),
     ]

@@ -92,10 +92,12 @@ _JOB = tuple(
     for flag in JOB_FLAGS
 )
 _KEY = Flag("--idempotency-key", "Send again with the same key to get the same answer, never a second job.", "KEY")
+_GRACE = Flag("--grace", "Time between the signal and SIGKILL.", "DURATION")
+_SAME_CODE = Flag("--same-code", "Run the very code that the job ran, or say what of it is missing.")
 _RAW = Flag("--raw", "Pass every byte of the log to the terminal.")
 _SCRIPT = (
     "Flags of the job may stand in a script as #STOKER lines, up to its first command. The script itself is not "
-    "copied: it runs from where it lies, as it is when the job starts."
+    "copied: it runs from where it lies, as it is when the job starts, but with --snapshot."
 )
 _KEYS = """KIND is aws, gcp, azure, git-ssh, kaggle, wasabi, hf or registry. Values are asked for, or come from --stdin
 or --file: one JSON object, lines of NAME=VALUE, for gcp the key file and for git-ssh the private key itself. They are
@@ -224,12 +226,7 @@ VERBS: dict[str, Verb] = {
                 Flag("--timeout", "Give up after this time (90s, 30m); exit code 124.", "DURATION"),
             ),
         ),
-        Verb(
-            "stop",
-            "Stop jobs: their signal, their grace, then SIGKILL.",
-            "JOB...",
-            (Flag("--grace", "Time between the signal and SIGKILL.", "DURATION"), _KEY),
-        ),
+        Verb("stop", "Stop jobs: their signal, their grace, then SIGKILL.", "JOB...", (_GRACE, _KEY)),
         Verb("start", "Take stopped or failed jobs back into the queue, or free held ones.", "JOB...", (_KEY,)),
         Verb(
             "rm",
@@ -242,7 +239,7 @@ VERBS: dict[str, Verb] = {
                 _KEY,
             ),
         ),
-        Verb("rerun", "Queue a job again, with flags that change it.", "JOB", (*_JOB, _KEY)),
+        Verb("rerun", "Queue a job again, with flags that change it.", "JOB", (*_JOB, _SAME_CODE, _KEY)),
         Verb(
             "outputs",
             "List what a job made, print a file of it, copy it out, or write it to a URI.",

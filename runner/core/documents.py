@@ -30,7 +30,7 @@ _INPUT_WORDS: dict[str, tuple[str, Any]] = {
     "refresh": ("refresh", True),
     "no-extract": ("extract", False),
 }
-_INPUT_VALUES = {name: name for name in ("path", "from", "type", "endpoint", "key")}
+_INPUT_VALUES = {name: name for name in ("path", "from", "type", "endpoint", "key", "digest")}
 
 _SEE_SCHEMA = "`stoker schema job` describes the document"
 
@@ -145,9 +145,9 @@ def _pairs(words: list[str], where: str) -> list[tuple[str, str]]:
         if flag not in _BY_FLAG:
             raise UsageError(f"{where}: unknown flag {flag[:60]!r}", hint=nearest(flag, _BY_FLAG))
         if not equals:
-            if not rest:
+            if not rest and _BY_FLAG[flag].metavar:
                 raise UsageError(f"{where}: {flag} needs a value", hint=_BY_FLAG[flag].metavar)
-            value = rest.pop(0)
+            value = rest.pop(0) if _BY_FLAG[flag].metavar else "true"
         pairs.append((flag, value))
     return pairs
 
@@ -166,6 +166,10 @@ def _flag_document(flag: str, text: str) -> dict[str, Any]:
         return _output(text)
     if key == "key":
         return {key: [text]}
+    if key == "git":
+        return {key: _input(text)}
+    if key == "snapshot":
+        return {key: {"true": True, "false": False}.get(text.lower(), text)}
     if key in {"env", "input", "metric", "param"}:
         return _named(flag, key, text)
     return {key: text}

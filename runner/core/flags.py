@@ -30,13 +30,17 @@ _OUTPUT = (
 _INPUT = (
     "Fetch URI before the job needs a GPU; rw gives a private copy, path=SUB/DIR only that part of it, refresh asks "
     "the source again. from=KIND says what the URI alone does not (from=kaggle takes type=competition, dataset or "
-    "kernel), endpoint=URL which server has it, key=NAME which of your keys opens it. "
-    "A .zip or .tar, .tar.gz … is unpacked, one directory that holds all of it is kept; no-extract leaves it the file "
-    "that it is. model:NAME, data:NAME and job:42/sub are what is here already."
+    "kernel), endpoint=URL which server has it, key=NAME which of your keys opens it, digest=SHA256 which tree it must "
+    "be. A .zip or .tar, .tar.gz … is unpacked, one directory that holds all of it is kept; no-extract leaves it the "
+    "file that it is. model:NAME, data:NAME and job:42/sub are what is here already."
 )
 _MODEL = "Base model, of `stoker model ls` or at a URI: the input named model."
 _KEY = "Give the job one of your keys, as files that its libraries find; $STOKER_KEYS_DIR has them."
 _TIME = "Time limit of an attempt: 90s, 30m, 1h30m, 2d, 01:30:00; a bare number is seconds."
+_SNAPSHOT = (
+    "Keep a copy of the work tree (else the directory) and run from it: without what .gitignore and .stokerignore name."
+)
+_GIT = "Run from a checkout of its own of a repository; --cwd is a directory of it. ,key=NAME opens it."
 JOB_FLAGS = (
     JobFlag("--name", "name", "NAME", False, "Name of the job; an adjective and a noun when not given."),
     JobFlag("--gpus", "gpus", "N", False, "GPUs a worker needs; 0 hides them all."),
@@ -47,6 +51,8 @@ JOB_FLAGS = (
     JobFlag("--env", "env", "NAME[=VALUE]", True, "Set a variable, or pass one of yours that looks secret."),
     JobFlag("--env-file", "env_file", "FILE", True, "Variables from a file of NAME=VALUE lines."),
     JobFlag("--cwd", "cwd", "DIR", False, "Working directory; yours when not given."),
+    JobFlag("--snapshot", "snapshot", "", False, _SNAPSHOT),
+    JobFlag("--git", "git", "URL[@REF]", False, _GIT),
     JobFlag("--input", "input", "NAME=URI[,rw]", True, _INPUT),
     JobFlag("--key", "key", "NAME", True, _KEY),
     JobFlag("--model", "input", "NAME[@V]", False, _MODEL),

@@ -22,6 +22,7 @@ from pydantic import (
 from runner.core.environment import too_long
 from runner.core.errors import UsageError
 from runner.core.faults import sentence
+from runner.core.hints import HINTS, SEE_SCHEMA
 from runner.core.nearest import nearest
 from runner.core.units import DURATION_MAX_S, SIZE_MAX_BYTES, parse_duration, parse_size
 
@@ -36,6 +37,9 @@ _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"
 _KEY = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
 _SOURCE_KIND = r"^[a-z][a-z0-9+.-]{0,19}$"
 _ENDPOINT = r"^https?://[A-Za-z0-9.:\[\]_-]{1,255}(/[A-Za-z0-9._~%/-]{0,500})?$"
+_DIGEST = r"^[0-9a-f]{64}$"
+# The name of the input that is a job's code: none that a user states is called so.
+CODE = "=code"
 _ARRAY = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?(?:%([0-9]{1,9}))?", re.ASCII)
 _ARRAY_SCHEMA = WithJsonSchema(
     {"type": "string", "pattern": r"^[0-9]{1,9}(-[0-9]{1,9})?(%(?!0+$)[0-9]{1,9})?$", "maxLength": 40}
@@ -160,10 +164,18 @@ class Input(_Document):
     extract: bool = True
     path: Text | None = None
     key: KeyName | None = None
+    digest: Annotated[str, StringConstraints(pattern=_DIGEST)] | None = None
 
 
 class Upload(_Document):
     """Where a job's output is written to, beside the store; `{job}`, `{name}`, `{index}` and `{user}` are filled in."""
+
+    uri: Text
+    key: KeyName | None = None
+
+
+class Repository(_Document):
+    """The repository that a job runs from: `URL@REF`, and the key that opens it."""
 
     uri: Text
     key: KeyName | None = None
@@ -179,6 +191,9 @@ class JobSpec(_Document):
     name: Name | None = None
     command: Annotated[list[Argument], Field(min_length=1, max_length=100_000)]
     cwd: Text | None = None
+    snapshot: bool = False
+    git: Repository | None = None
+    code_digest: Annotated[str, StringConstraints(pattern=_DIGEST)] | None = None
     env: Annotated[dict[Variable, Argument], Field(max_length=10_000)] = {}
     pass_env: Annotated[list[Variable], Field(max_length=1000)] = []
     gpus: Annotated[int, Field(ge=0, le=64)] | None = None
@@ -242,6 +257,25 @@ class JobSpec(_Document):
         return text
 
     @property
+    def sources(self) -> dict[str, Input]:
+        """Every input, the one that is its code among them; of a snapshot only its digest counts."""
+        if self.git is not None:
+            # A branch is asked for what it is now, whatever it was for another job.
+            code = Input(
+                uri=self.git.uri,
+                rw=True,
+                source_kind="git",
+                key=self.git.key,
+                refresh=self.code_digest is None,
+                digest=self.code_digest,
+            )
+        elif self.snapshot:
+            code = Input(uri=self.cwd or "/", rw=True, digest=self.code_digest)
+        else:
+            return self.inputs
+        return {**self.inputs, CODE: code}
+
+    @property
     def stop_signal(self) -> int:
         """The number of the signal that asks the job to stop."""
         return int(signals.Signals[f"SIG{(self.signal or 'TERM').removeprefix('SIG')}"])
@@ -271,7 +305,7 @@ def parse_array(text: str) -> tuple[int, int, int | None]:
 def validate(document: dict[str, Any], origins: dict[str, str] | None = None) -> JobSpec:
     """Return the spec that `document` states; `UsageError` names the first fault, its origin and what is near."""
     if not isinstance(document, dict):
-        raise UsageError("a job document is a table", hint=_SEE_SCHEMA)
+        raise UsageError("a job document is a table", hint=SEE_SCHEMA)
     try:
         spec = JobSpec.model_validate(document, by_alias=True, by_name=False)
     except ValidationError as error:
@@ -298,13 +332,17 @@ def read_name(text: str, kind: str) -> str:
     if "@" in text:
         raise UsageError(f"{text[:60]!r} is no name", hint="leave out the @: each new one is the next version")
     if not re.fullmatch(_NAME, text) or text.isdecimal() or re.fullmatch(r"job-[0-9].*", text):
-        hint = f"{_HINTS['name']}; job-42 is what a job's output is called"
+        hint = f"{HINTS['name']}; job-42 is what a job's output is called"
         raise UsageError(f"{text[:60]!r} is no name for {kind}", hint=hint)
     return text
 
 
 def _beyond(spec: JobSpec) -> Iterator[tuple[str, str]]:
     """Yield (key, fault) of what no new job may say, though a stored one that did must load for ever."""
+    if spec.snapshot and spec.git is not None:
+        yield "snapshot", "code is either of the snapshot or of the repository"
+    if spec.code_digest is not None and not spec.snapshot and spec.git is None:
+        yield "code_digest", "the job has neither a snapshot nor a repository"
     if spec.kind != "training":
         yield "kind", f"{spec.kind} jobs are not run yet"
     if spec.cpus and spec.cpus < CPUS_MIN:
@@ -321,7 +359,7 @@ def _wrong(key: str, text: str, origins: dict[str, str], hint: str | None = None
     first = key.partition(".")[0]
     origin = next((origins[name] for name in (key, first) if name in origins), "")
     where = f" (from {origin})" if origin else ""
-    return UsageError(f"{key} is wrong{where}: {text}", hint=hint or _HINTS.get(first, _SEE_SCHEMA), key=key)
+    return UsageError(f"{key} is wrong{where}: {text}", hint=hint or HINTS.get(first, SEE_SCHEMA), key=key)
 
 
 def _usage(error: ValidationError, origins: dict[str, str]) -> UsageError:
@@ -334,34 +372,12 @@ def _usage(error: ValidationError, origins: dict[str, str]) -> UsageError:
     origin = next((origins[name] for name in (key, path[0]) if name in origins), "")
     where = f" (from {origin})" if origin else ""
     if fault["type"] == "extra_forbidden":
-        table = JobSpec if len(path) == 1 else Upload if path[0] == "upload" else Input
+        table = JobSpec if len(path) == 1 else {"upload": Upload, "git": Repository}.get(path[0], Input)
         known = [field.alias or name for name, field in table.model_fields.items()]
         return UsageError(f"unknown key {key!r}{where}", hint=nearest(path[-1], known), key=key)
     if fault["type"] == "missing":
-        return UsageError(f"{key} is missing{where}", hint=_HINTS.get(path[-1], _SEE_SCHEMA), key=key)
+        return UsageError(f"{key} is missing{where}", hint=HINTS.get(path[-1], SEE_SCHEMA), key=key)
     # A value of these may be a secret, in its right place or not.
     hidden = path[0] in {"env", "pass_env", "key"} or path[-1] in {"endpoint", "key"}
     shown = "" if hidden else f": {repr(fault.get('input'))[:80]}"
-    return _wrong(key, sentence(fault) + shown, origins, _HINTS.get(path[-1]))
-
-
-_SEE_SCHEMA = "`stoker schema job` describes the document"
-_HINTS = {
-    "array": "first and last index, and how many at once: 0-99%8",
-    "command": "a job needs a command: stoker run -- python train.py",
-    "cpus": "cpus is a number of cores, like 4 or 0.25",
-    "endpoint": "the URL of a server: https://host, or http://host:port",
-    "env": "a name is letters, digits and underscore: --env NAME=VALUE",
-    "from": "the kind of source, like aws, gcp, azure, wasabi, git, hf or kaggle",
-    "type": "of a source from kaggle: competition, dataset or kernel",
-    "gpus": "gpus is a whole number of devices, like 1",
-    "grace": "write it as 90s, 30m, 1h30m or 2d",
-    "key": "the name of a key of yours; `stoker key ls` lists them",
-    "kind": "leave it out: a job of kind training runs any command to its end",
-    "mem": "write it as 512M, 8G or 1.5T",
-    "name": "letters, digits, dot, dash and underscore; it begins with a letter or digit, 63 characters at most",
-    "pass_env": "a name is letters, digits and underscore: --env NAME",
-    "priority": "a whole number from -1000 to 1000",
-    "signal": "a name like TERM, INT or USR1",
-    "time": "write it as 90s, 30m, 1h30m or 2d",
-}
+    return _wrong(key, sentence(fault) + shown, origins, HINTS.get(path[-1]))

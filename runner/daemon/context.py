@@ -25,7 +25,7 @@ from runner.ledger.pricing import Price
 from runner.paths import Paths
 from runner.service.desk import Change, Desk, Hub
 from runner.service.submit import request_from, secret_sources, split_environment
-from runner.state import jobs
+from runner.state import codes, jobs
 from runner.state.ballast import Ballast
 from runner.state.engine import Database
 from storage.checkout import Permitted
@@ -165,10 +165,12 @@ def read_facts(context: Context, job_id: int) -> JobFacts:
         umask, variables, sources = context.unsealed(owner_uid, sealed)
     staged = jobs.inputs(connection, job_id)
     built = jobs.environment_of(connection, job_id)
+    spec = JobSpec.model_validate(json.loads(stored))
+    code = codes.of_job(connection, job_id) if spec.snapshot or spec.git is not None else None
     return JobFacts(
         job_id=job_id,
         name=name,
-        spec=JobSpec.model_validate(json.loads(stored)),
+        spec=spec,
         request=request_from(request),
         owner_uid=owner_uid,
         account=account,
@@ -180,4 +182,5 @@ def read_facts(context: Context, job_id: int) -> JobFacts:
         environment_dir=built,
         secret_sources=sources,
         notices=tuple(notice for *_, notice in staged if notice),
+        code_directory=code.directory if code is not None else None,
     )

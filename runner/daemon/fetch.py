@@ -16,7 +16,7 @@ from runner.core.units import format_size
 from runner.daemon import cache, keys
 from runner.daemon.context import Context
 from runner.daemon.guard import safely
-from runner.state import jobs
+from runner.state import staged
 from storage.archives.members import Limits
 from storage.credentials import Credential
 from storage.download import Fetched, fetch
@@ -159,7 +159,7 @@ class Fetcher:
         """
         if wanted.refresh or wanted.uri.is_local:
             return None
-        row = jobs.source(self.context.database.reader(), wanted.key)
+        row = staged.source(self.context.database.reader(), wanted.key)
         if row is None or not self.context.store.keep(lease, row[0]):
             return None
         return Fetched(row[0], row[1], row[2], json.loads(row[3]))

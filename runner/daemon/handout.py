@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
+from runner.core.spec import CODE
 from runner.core.units import format_size
 from runner.daemon.context import Context
 from runner.daemon.launch import Handed, JobFacts
@@ -21,6 +23,8 @@ def handed_out(context: Context, facts: JobFacts, digests: Mapping[str, str]) ->
     """
     sources = {}
     for name, digest in digests.items():
+        if name == CODE:
+            continue
         part = facts.spec.inputs[name].path or ""
         sources[name] = view(context.store, digest) / part
         if part and not os.path.lexists(sources[name]):
@@ -28,13 +32,17 @@ def handed_out(context: Context, facts: JobFacts, digests: Mapping[str, str]) ->
     files = {name for name, source in sources.items() if facts.spec.inputs[name].path and source.is_file()}
     wishes = {name: Wish(facts.spec.inputs[name].rw, name in files) for name in sources}
     ways = hand_out(context.permitted, wishes)
-    return {name: Handed(ways[name], source, name in files) for name, source in sources.items()}
+    handed = {name: Handed(ways[name], source, name in files) for name, source in sources.items()}
+    if CODE in digests:
+        # Always a copy: what a job's output and checkpoint are mounted on lies in it.
+        handed[CODE] = Handed("reflink" if context.permitted.reflink else "copy", Path())
+    return handed
 
 
 def may_copy(permitted: Permitted, facts: JobFacts) -> bool:
     """Say whether a job could need copies of inputs, which take their time; asked before its inputs are there."""
     laid = permitted.overlay or permitted.user_overlay
-    return any(each.rw and (not laid or each.path) for each in facts.spec.inputs.values())
+    return any(name == CODE or (each.rw and (not laid or each.path)) for name, each in facts.spec.sources.items())
 
 
 def notice(context: Context, name: str, way: Way, *, digest: str, part: str, size_bytes: int) -> str | None:

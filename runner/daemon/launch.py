@@ -13,7 +13,7 @@ from pathlib import Path
 from runner.core.job import PLAIN, Attempt, Ref
 from runner.core.lifecycle import Event, State
 from runner.core.plan import LaunchPlan, Link, Mount, WorkerPlan
-from runner.core.spec import JobSpec
+from runner.core.spec import CODE, JobSpec
 from runner.executors.environments import activate
 from runner.executors.spares import Spares
 from runner.paths import Paths
@@ -32,7 +32,8 @@ COPIED: frozenset[Way] = frozenset({"reflink", "copy"})
 class JobFacts:
     """What every attempt of a job shares; `variables` and `secret_sources` (by input) are in clear.
 
-    Both leave this process for the job's own alone.
+    Both leave this process for the job's own alone. `code_directory` is where in its own copy of its code it runs, None
+    where it has none.
     """
 
     job_id: int
@@ -49,6 +50,7 @@ class JobFacts:
     environment_dir: str | None
     secret_sources: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    code_directory: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,18 @@ def keys_dir(paths: Paths, ref: Ref, number: int) -> Path:
     return attempt_dir(paths, ref, number) / "keys"
 
 
+def place_of(directory: Path, name: str) -> Path:
+    """Return where the input of a name is in the directory of an attempt; its code is beside its inputs."""
+    return directory / "code" if name == CODE else directory / "input" / name
+
+
+def working_directory(facts: JobFacts, directory: Path) -> Path:
+    """Return where an attempt runs: in its caller's directory, or in its own copy of the code."""
+    if facts.code_directory is None:
+        return Path(facts.spec.cwd or "/")
+    return place_of(directory, CODE) / facts.code_directory
+
+
 def make_directories(
     paths: Paths,
     spares: Spares,
@@ -139,14 +153,14 @@ def make_directories(
         (directory / "input").mkdir(exist_ok=True)
     for name in (facts.spec.output, facts.spec.checkpoint):
         if name:
-            place = Path(facts.spec.cwd or "/", name)
+            place = working_directory(facts, directory) / name
             files.make_directories(place if mounts_permitted else place.parent, mode=0o777 & ~facts.umask)
     if facts.spec.keys:
         keys_dir(paths, attempt.ref, attempt.number).mkdir(mode=0o700, exist_ok=True)
     for input_name, given in handed.items():
         if given.way in COPIED or (given.way == "link" and not given.is_file):
             continue
-        place = directory / "input" / input_name
+        place = place_of(directory, input_name)
         place.mkdir(exist_ok=True)
         if given.is_file and given.way != "link":
             (place / given.source.name).touch()
@@ -155,7 +169,7 @@ def make_directories(
         own = [(facts.spec.output, directory / "output"), (facts.spec.checkpoint, checkpoint_dir(paths, attempt.ref))]
         for named, target in own:
             if named:
-                places.point(str(Path(facts.spec.cwd or "/", named)), str(target), job_dir)
+                places.point(str(working_directory(facts, directory) / named), str(target), job_dir)
     if facts.spec.params:
         (directory / "params.json").write_text(json.dumps(facts.spec.params))
 
@@ -222,7 +236,7 @@ def build_plan(
     """Return the plan of an attempt; `handed` says how it gets its inputs."""
     spec = facts.spec
     directory = attempt_dir(paths, order.attempt.ref, order.attempt.number)
-    cwd = Path(spec.cwd or "/")
+    cwd = working_directory(facts, directory)
     places = [(spec.output, directory / "output"), (spec.checkpoint, checkpoint_dir(paths, order.attempt.ref))]
     named = [(str(cwd / name), str(target)) for name, target in places if name]
     mounts = [Mount(source, target, read_only=False) for target, source in named] if mounts_permitted else []
@@ -291,5 +305,5 @@ def build_environment(order: Order, facts: JobFacts, *, paths: Paths, now_s: flo
     if spec.time_limit_s is not None:
         environment["STOKER_DEADLINE"] = str(int(now_s + spec.time_limit_s))
     for name, _, _ in facts.inputs:
-        environment[f"STOKER_INPUT_{name}"] = str(directory / "input" / name)
+        environment["STOKER_CODE_DIR" if name == CODE else f"STOKER_INPUT_{name}"] = str(place_of(directory, name))
     return environment

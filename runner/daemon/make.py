@@ -17,7 +17,7 @@ from runner.daemon.guard import safely
 from runner.daemon.shelf import NotReady, once_made, pins_text, take
 from runner.service.create import SOURCE
 from runner.service.desk import Change, Work
-from runner.state import artifacts, jobs, variables
+from runner.state import artifacts, staged, variables
 from runner.state.artifacts import Artifact
 from storage.download import Fetched
 from storage.errors import Cancelled, DiskFull, SourceFailed, StorageError
@@ -149,7 +149,7 @@ class Maker:
             change.connection, making.artifact_id, digest=digest, size_bytes=size_bytes, files=files, pins=pins
         )
         if key is not None:
-            jobs.set_source(
+            staged.set_source(
                 change.connection,
                 key,
                 digest=digest,

@@ -344,7 +344,7 @@ class Preparer:
             )
             if key is None:
                 continue
-            jobs.set_source(
+            staged.set_source(
                 change.connection,
                 key,
                 digest=digest,
@@ -352,6 +352,7 @@ class Preparer:
                 files=files,
                 pins=pins,
                 now_us=change.now_us,
+                fresh=each.fresh,
             )
         if directory is not None:
             jobs.set_environment(change.connection, job_id, directory)

@@ -11,22 +11,23 @@ from pathlib import Path
 from runner.core.errors import StokerError
 from runner.core.job import Ref
 from runner.core.reasons import Ending, Waiting, WaitReason
+from runner.core.spec import CODE
 from runner.core.units import format_duration
 from runner.daemon import cache
 from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, NoRoom, Wanted
 from runner.daemon.handout import handed_out, notice
-from runner.daemon.launch import COPIED, Handed, JobFacts, attempt_dir
+from runner.daemon.launch import COPIED, Handed, JobFacts, attempt_dir, place_of
 from runner.daemon.pace import Pace
 from runner.daemon.shelf import NotReady, named, take
 from runner.executors.environments import Builder, EnvironmentFailed, probe
 from runner.service.desk import Enqueue
 from runner.service.submit import interpreter_of
-from runner.state import jobs
+from runner.state import jobs, staged
 from runner.telemetry.tail import LogTail
 from storage.checkout import Way, checkout
 from storage.download import Fetched
-from storage.errors import Cancelled, DiskFull, SourceFailed, StorageError, WrongBytes
+from storage.errors import BadName, Cancelled, DiskFull, NotStored, SourceFailed, StorageError, WrongBytes
 from storage.leases import Lease
 
 
@@ -67,26 +68,30 @@ class Preparation:
 class Source:
     """One input of a job: where it comes from, and the tree it was found to be for an earlier attempt.
 
-    One that names an artifact has its id, and nothing to be fetched.
+    One that names an artifact has its id, and nothing to be fetched. `digest` is the tree that it must be, where the
+    user says so; then `pinned` is that tree too, if anything of this user's ever was it.
     """
 
     name: str
     wanted: Wanted
     pinned: Fetched | None
     artifact_id: int | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
     """An input in the store; `key` is the name under which its address is remembered, None for none.
 
-    `way` is how the job gets it, `notice` what the job is told about that.
+    `fresh` says that it is what the address was last found to be, and not what it once was. `way` is how the job gets
+    it, `notice` what the job is told about that.
     """
 
     key: str | None
     fetched: Fetched
     way: Way
     notice: str | None = None
+    fresh: bool = True
 
 
 class Failed(Exception):
@@ -122,25 +127,28 @@ class Stager:
     def sources(self, facts: JobFacts) -> list[Source]:
         """Return the inputs of a job, by name."""
         found = []
-        rows = jobs.staged(self.context.database.reader(), facts.job_id)
-        for name, address, artifact_id, key_name, digest, size_bytes, files, pins in rows:
+        reader = self.context.database.reader()
+        for name, address, artifact_id, key_name, digest, size_bytes, files, pins in jobs.staged(reader, facts.job_id):
+            stated, secret = facts.spec.sources[name], facts.secret_sources.get(name, address)
             known = json.loads(pins) if pins else {}
             was = digest or known.pop("gave_way", None)
             pinned = Fetched(was, size_bytes, files, known) if was else None
+            if pinned is None and stated.digest is not None:
+                had = staged.had(reader, facts.owner_uid, stated.digest, address)
+                pinned = Fetched(stated.digest, had[0], had[1], json.loads(had[2])) if had else None
             if artifact_id is not None:
-                found.append(Source(name, named(address), pinned, artifact_id))
+                found.append(Source(name, named(address), pinned, artifact_id, stated.digest))
                 continue
-            stated, secret = facts.spec.inputs[name], facts.secret_sources.get(name, address)
             home = facts.variables.get("HOME")
             wanted = self.fetcher.wanted(stated, secret, owner_uid=facts.owner_uid, home=home, key_name=key_name)
-            found.append(Source(name, wanted, pinned))
+            found.append(Source(name, wanted, pinned, digest=stated.digest))
         return found
 
     def look(self, preparation: Preparation, facts: JobFacts, lease: Lease) -> None:
         """Find what must be read, fetched or built for a job, `needs`, and what is here, `trees`."""
-        known = {source.wanted.key: self._known(source, lease) for source in self.sources(facts)}
-        needs = {key for key, fetched in known.items() if fetched is None}
-        preparation.trees = frozenset(fetched.tree_digest for fetched in known.values() if fetched is not None)
+        known = [(source.wanted.key, self._known(source, lease)) for source in self.sources(facts)]
+        needs = {key for key, fetched in known if fetched is None}
+        preparation.trees = frozenset(fetched.tree_digest for _, fetched in known if fetched is not None)
         if not needs:
             preparation.need_bytes = 0
         if facts.spec.requirements is not None and not self._is_built(facts):
@@ -156,12 +164,14 @@ class Stager:
             try:
                 fetched = self._known(source, lease) or self._fetch(preparation, source, base)
                 _same(source, fetched)
+                if source.name == CODE and facts.code_directory:
+                    self._check_directory(fetched.tree_digest, facts.code_directory)
                 found[source.name] = source, fetched
                 handed = handed_out(self.context, facts, {name: each.tree_digest for name, (_, each) in found.items()})
             except (Cancelled, DiskFull, NotReady):
                 raise
             except (StorageError, OSError) as error:
-                raise Failed(Ending.INPUT_FAILED, _sentence(source, error), name=source.name) from error
+                raise Failed(Ending.INPUT_FAILED, _missing(source, error), name=source.name) from error
             base += fetched.size_bytes
         return {name: self._staged(facts, *each, handed[name].way) for name, each in found.items()}
 
@@ -199,12 +209,12 @@ class Stager:
             self.tail.finish(str(path))
         return str(built)
 
-    def copy(self, preparation: Preparation, facts: JobFacts, staged: Mapping[str, Staged], index: int) -> None:
+    def copy(self, preparation: Preparation, facts: JobFacts, inputs: Mapping[str, Staged], index: int) -> None:
         """Make the copies of inputs that are handed out so, for the attempt that an element begins next."""
         number = preparation.attempts.get(index, 0) + 1
-        directory = attempt_dir(self.context.paths, Ref(facts.job_id, index), number) / "input"
-        for name, each in staged.items():
-            target = directory / name
+        directory = attempt_dir(self.context.paths, Ref(facts.job_id, index), number)
+        for name, each in inputs.items():
+            target = place_of(directory, name)
             if each.way not in COPIED or (target.exists() and any(target.iterdir())):
                 continue
             fetched = each.fetched
@@ -212,7 +222,7 @@ class Stager:
             self.tell(preparation, WaitReason(Waiting.STAGING, f"copying input {name}"))
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                part = facts.spec.inputs[name].path or ""
+                part = facts.spec.sources[name].path or ""
                 checkout(self.context.store, fetched.tree_digest, target, writable=True, part=part)
             except DiskFull:
                 raise NoRoom(
@@ -221,11 +231,19 @@ class Stager:
             except (StorageError, OSError) as error:
                 raise Failed(Ending.INPUT_FAILED, f"input {name}: {error}", name=name) from error
 
+    def _check_directory(self, digest: str, directory: str) -> None:
+        entries = self.context.store.manifest(digest).entries
+        if not any(entry.path.startswith(f"{directory}/") for entry in entries):
+            raise BadName(f"it has no directory {directory!r}", "--cwd names a directory of the code")
+
     def _staged(self, facts: JobFacts, source: Source, fetched: Fetched, way: Way) -> Staged:
-        part = facts.spec.inputs[source.name].path or ""
+        part = facts.spec.sources[source.name].path or ""
         digest, size_bytes = fetched.tree_digest, fetched.size_bytes
         told = notice(self.context, source.name, way, digest=digest, part=part, size_bytes=size_bytes)
-        return Staged(source.wanted.key if source.artifact_id is None else None, fetched, way, told)
+        # A tree that was asked for by its digest says nothing of its address, unless it was just fetched from there.
+        nameless = source.artifact_id is not None or (source.digest is not None and fetched is source.pinned)
+        key = None if nameless else source.wanted.key
+        return Staged(key, fetched, way, told, fresh=fetched is not source.pinned)
 
     def tell(self, preparation: Preparation, reason: WaitReason) -> None:
         """Let everybody see what a job is being prepared with."""
@@ -238,12 +256,15 @@ class Stager:
             return source.pinned
         if source.artifact_id is not None:
             return None
-        return self.fetcher.known(source.wanted, lease)
+        known = self.fetcher.known(source.wanted, lease)
+        return known if known is None or source.digest in (None, known.tree_digest) else None
 
     def _fetch(self, preparation: Preparation, source: Source, base: int) -> Fetched:
-        what = f"input {source.name}"
+        what = _called(source)
         if source.artifact_id is not None:
             return take(self.context, source.artifact_id, source.wanted.uri.path)
+        if source.name == CODE and source.wanted.uri.kind == "local":
+            raise NotStored("the snapshot of its code is gone from the store", "submit the job anew to take another")
         self.tell(preparation, WaitReason(Waiting.STAGING, what))
 
         put_off: WaitReason | None = None
@@ -283,8 +304,13 @@ class Stager:
 
 
 def _same(source: Source, fetched: Fetched) -> None:
-    """Raise `WrongBytes` where a job's earlier attempt had other bytes, which nobody has any more."""
+    """Raise `WrongBytes` where other bytes are asked for, or a job's earlier attempt had others, that nobody has."""
     was = source.pinned
+    if source.digest not in (None, fetched.tree_digest):
+        raise WrongBytes(
+            f"it is {fetched.tree_digest} now, and {source.digest}, which was asked for, is not in the store",
+            f"`--input {source.name}=…` without a digest takes what is there now",
+        )
     if was is not None and was.tree_digest != fetched.tree_digest:
         raise WrongBytes(
             f"it is {fetched.tree_digest} now, and was {was.tree_digest} for this job's earlier attempt",
@@ -292,8 +318,20 @@ def _same(source: Source, fetched: Fetched) -> None:
         )
 
 
+def _missing(source: Source, error: StorageError | OSError) -> str:
+    """Return why an input cannot be had; where its digest is stated, that the store does not have it either."""
+    sentence = _sentence(source, error)
+    if source.digest is None or source.digest in sentence or isinstance(error, BadName):
+        return sentence
+    return f"{sentence}; {source.digest}, which was asked for, is not in the store"
+
+
+def _called(source: Source) -> str:
+    return "its code" if source.name == CODE else f"input {source.name}"
+
+
 def _sentence(source: Source, error: StorageError | OSError) -> str:
     message = error.message if isinstance(error, StorageError) else f"{error.strerror}"
     hint = error.hint if isinstance(error, StorageError) else ""
     where = "" if source.wanted.uri.shown in message else f" ({source.wanted.uri.shown})"
-    return f"input {source.name}{where}: {message}" + (f" ({hint})" if hint else "")
+    return f"{_called(source)}{where}: {message}" + (f" ({hint})" if hint else "")

@@ -22,6 +22,7 @@ from runner.daemon.make import Maker
 from runner.daemon.measure import Measurer
 from runner.daemon.meter import Meter
 from runner.daemon.prepare import Preparer
+from runner.daemon.record import Recorder
 from runner.daemon.save import Saver
 from runner.daemon.start import Starter
 from runner.daemon.steps import Step
@@ -35,6 +36,7 @@ from runner.service.desk import (
     Halt,
     Item,
     Leave,
+    Look,
     Make,
     Salvage,
     Withdraw,
@@ -76,6 +78,7 @@ class Turn:
         expirer: Expirer,
         measurer: Measurer,
         maker: Maker,
+        recorder: Recorder,
     ) -> None:
         self.context = context
         self.loop = loop
@@ -88,6 +91,7 @@ class Turn:
         self.expirer = expirer
         self.measurer = measurer
         self.maker = maker
+        self.recorder = recorder
         self.leaving: Leave | None = None
         self._looks_for_room = False
         self._put_off: dict[int, int] = {}
@@ -242,6 +246,8 @@ class Turn:
                 self.maker.make(effect.artifact_id)
             case Abandon():
                 self.maker.abandon(effect.artifact_id)
+            case Look():
+                self.recorder.look(effect.job_id, effect.top)
             case Leave():
                 self._leave(effect)
 

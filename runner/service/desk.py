@@ -82,13 +82,21 @@ class Abandon:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """Look at the work tree that a job was submitted in, and write down what is there."""
+
+    job_id: int
+    top: str
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """The runner ends; jobs keep running. With `for_good` nothing starts it again by need."""
 
     for_good: bool
 
 
-Effect = Enqueue | Withdraw | Halt | Salvage | AbortSaving | Discard | Make | Abandon | Leave
+Effect = Enqueue | Withdraw | Halt | Salvage | AbortSaving | Discard | Make | Abandon | Look | Leave
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runner.core.errors import Conflict, NotFound, StokerError, UsageError
-from runner.core.spec import JobSpec
+from runner.core.spec import CODE, JobSpec
 from runner.identity import ssh
 from runner.identity.sealing import Sealer
 from runner.service.desk import Change
@@ -237,7 +237,7 @@ def of_job(
     """
     for name in spec.keys:
         found(connection, uid, name)
-    stated = {name: (each.key, f"input {name}") for name, each in spec.inputs.items()}
+    stated = {name: (each.key, "--git" if name == CODE else f"input {name}") for name, each in spec.sources.items()}
     if spec.upload is not None:
         stated[output] = spec.upload.key, "--output"
     return {

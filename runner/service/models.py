@@ -9,6 +9,7 @@ from typing import Any
 
 from runner.core.errors import Conflict, NotFound
 from runner.core.spec import read_name
+from runner.service import code
 from runner.service.desk import Abandon, Change, Discard
 from runner.service.facts import LiveFacts
 from runner.service.keep import Verify, verify_trees
@@ -140,6 +141,7 @@ def _made_by(connection: sqlite3.Connection, artifact: Artifact) -> dict[str, An
         "name": row[0] if row is not None else None,
         "command": spec.get("command"),
         "directory": spec.get("cwd"),
+        "code": code.document(connection, artifact.ref.job_id),
     }
 
 

@@ -1,19 +1,23 @@
-"""Run a job again as a new one: the same document and environment, with what the flags change."""
+"""Run a job again as a new one: the same document, environment and bytes, with what the flags change."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
+from dataclasses import replace
 from typing import Any
 
 from runner.core import documents
-from runner.core.errors import UsageError
+from runner.core.errors import Conflict, UsageError
+from runner.core.spec import CODE
 from runner.identity.sealing import Sealer
 from runner.service.intake import Caller, flags_of
 from runner.service.refs import Target
 from runner.service.submit import UPLOAD, Envelope, Prepared, secret_sources, split_environment
 from runner.service.submit import prepare as prepare_job
-from runner.state import jobs
+from runner.state import codes, jobs, staged
+from runner.state.codes import Code
+from storage.hubs import git_address
 
 
 def caller_of(connection: sqlite3.Connection, sealer: Sealer, target: Target, uid: int, account: str) -> Caller:
@@ -36,11 +40,50 @@ def prepare(connection: sqlite3.Connection, target: Target, body: dict[str, Any]
     document["env"] = {
         name: envelope.caller.env[name] for name in document.get("env", {}) if name in envelope.caller.env
     }
+    tables = {UPLOAD: document.get("upload"), CODE: document.get("git"), **document.get("input", {})}
     for name, address in envelope.caller.sources.items():
-        (document["upload"] if name == UPLOAD else document["input"][name])["uri"] = address
+        tables[name]["uri"] = address
+    code = codes.of_job(connection, target.job_id)
+    document.pop("code_digest", None)
+    if code is not None and code.way == "git":
+        document["cwd"] = code.directory or None
+    if body.get("same_code"):
+        _pin_code(connection, target, document, code, body)
+    for name, _, artifact_id, _, digest, *_ in jobs.staged(connection, target.job_id):
+        # What names an artifact names this version of it; everything else is what it was, wherever it is by now.
+        if digest is not None and artifact_id is None and name in document.get("input", {}):
+            document["input"][name]["digest"] = digest
+            document["input"][name].pop("refresh", None)
     if target.is_array and target.index is not None:
         document["array"] = str(target.index)
     merged, origins = documents.merge([(f"job {target.label}", document), *flags_of(body)])
     if body.get("command"):
         merged["command"] = body["command"]
-    return prepare_job(merged, origins, envelope)
+    prepared = prepare_job(merged, origins, envelope)
+    if code is None or prepared.code is None or not body.get("same_code"):
+        return prepared
+    if code.way == "git":
+        return replace(prepared, code=replace(prepared.code, commit=code.commit))
+    size_bytes, files, _ = staged.had(connection, envelope.caller.uid, code.tree_digest or "", "") or (0, 0, "")
+    return replace(prepared, code=code, code_size=(size_bytes, files))
+
+
+def _pin_code(
+    connection: sqlite3.Connection, target: Target, document: dict[str, Any], code: Code | None, body: dict[str, Any]
+) -> None:
+    """Have the job run the code that it ran, or say what is missing of it."""
+    if any(flag in {"--git", "--snapshot"} for flag, _ in body.get("flags") or ()):
+        raise UsageError("--same-code is the code that the job ran", hint="leave out --same-code to run other code")
+    hint = "a job that is submitted with --snapshot keeps its code"
+    if code is None:
+        raise Conflict(f"of job {target.label} it is not known which code it ran", hint=hint)
+    digest = next((row[4] for row in jobs.staged(connection, target.job_id) if row[0] == CODE), None)
+    if code.way == "recorded":
+        raise Conflict(f"the code of job {target.label} was not kept", hint=hint)
+    if digest is None or (code.way == "git" and code.commit is None):
+        raise Conflict(f"the code of job {target.label} was never fetched", hint="run it again without --same-code")
+    document["code_digest"] = digest
+    if code.way == "git":
+        address = document["git"]["uri"]
+        ref = git_address(address).ref
+        document["git"]["uri"] = f"{address.removesuffix(f'@{ref}') if ref else address}@{code.commit}"

@@ -17,7 +17,10 @@ from storage.manifest import check_path
 
 
 def source_of(what: str, stated: Input, cwd: str, env: Mapping[str, str]) -> uris.Uri:
-    """Return the address of a source, a relative path being relative to `cwd`; a local one must be there."""
+    """Return the address of a source, a relative path being relative to `cwd`.
+
+    A local one must be there, unless the digest says what it was: the store may have that.
+    """
     try:
         text = uris.of_type(stated.uri, stated.source_kind, stated.source_type)
         parsed = uris.parse(text, PurePath(cwd), stated.source_kind, env)
@@ -25,7 +28,7 @@ def source_of(what: str, stated: Input, cwd: str, env: Mapping[str, str]) -> uri
         check_package(parsed)
     except StorageError as error:
         raise UsageError(f"{what}: {error.message}", hint=error.hint) from None
-    if parsed.is_local and not os.path.exists(parsed.path):
+    if parsed.is_local and stated.digest is None and not os.path.exists(parsed.path):
         raise UsageError(
             f"there is no input at {parsed.shown!r}", hint="check the path; a trailing / copies a directory"
         )
@@ -68,3 +71,25 @@ def part_of(name: str, path: str | None, source: uris.Uri | None) -> str | None:
             f"--input {name}: there is no {part!r} in {source.shown!r}", hint="`,path=` names a directory or file of it"
         )
     return part
+
+
+def below(directory: str | None, cwd: Path, flag: str) -> str | None:
+    """Return a directory that a flag names, which must be below the working directory."""
+    if directory is None:
+        return None
+    parts = PurePath(directory).parts
+    if not parts or PurePath(directory).is_absolute() or ".." in parts or parts == (".",):
+        raise UsageError(
+            f"{flag} {directory!r} is not a directory below {str(cwd)!r}", hint=f"give a relative one: {flag} out"
+        )
+    return str(PurePath(directory))
+
+
+def requirements_of(file: str | None, cwd: Path) -> str | None:
+    """Return the whole path of a requirements file, which must be there."""
+    if file is None:
+        return None
+    path = cwd / file
+    if not os.path.isfile(path):
+        raise UsageError(f"there is no requirements file {str(path)!r}", hint="give --requirements a file that exists")
+    return str(path)

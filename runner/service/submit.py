@@ -8,22 +8,24 @@ import shutil
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from runner.core import documents, environment, names, references
 from runner.core.errors import NeverFits, StokerError, Unavailable, UsageError
 from runner.core.job import PLAIN, Ref
-from runner.core.spec import JobSpec, Upload, is_text, parse_array, validate
+from runner.core.spec import CODE, JobSpec, Upload, is_text, parse_array, validate
 from runner.identity.sealing import Sealer
 from runner.ledger.pricing import rate_for
 from runner.service import keys, places
-from runner.service.desk import Change, Enqueue
+from runner.service.code import code_of, recorded
+from runner.service.desk import Change, Enqueue, Look
 from runner.service.intake import Caller, flags_of
 from runner.service.references import Meant, meant, tie
-from runner.service.sources import destination_of, part_of, source_of
-from runner.state import jobs, listing
+from runner.service.sources import below, destination_of, part_of, requirements_of, source_of
+from runner.state import codes, jobs, listing
 from runner.state.books import list_prices
+from runner.state.codes import RECORDED, Code
 from runner.telemetry.metrics import compile_patterns
 from schedulers.decide import explain
 from schedulers.decision import Start, Wait
@@ -38,7 +40,10 @@ UPLOAD = "=upload"
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A job read, checked and sealed, ready to be written; `key_kinds` says what key each address asks for."""
+    """A job read, checked and sealed, ready to be written; `key_kinds` says what key each address asks for.
+
+    `code` is what it runs from, where that is a copy of its own, with its (bytes, files) once it is in the store.
+    """
 
     spec: JobSpec
     stored: str
@@ -48,6 +53,9 @@ class Prepared:
     left_out: tuple[str, ...]
     input_uris: tuple[tuple[str, str, bool], ...]
     key_kinds: Mapping[str, str | None]
+    code: Code | None = None
+    code_size: tuple[int, int] = (0, 0)
+    warnings: tuple[str, ...] = ()
 
 
 class Envelope:
@@ -60,7 +68,7 @@ class Envelope:
         self._sealer = sealer
         self._pass_env = tuple(pass_env)
         self._sealed: dict[tuple[Any, ...], tuple[bytes, bytes, tuple[str, ...]]] = {}
-        self._directories: set[str] = set()
+        self._directories: dict[str, Code | None] = {}
 
     def seal(self, spec: JobSpec, sources: Mapping[str, str]) -> tuple[bytes, bytes, tuple[str, ...]]:
         """Return (digest, sealed, names left out) of a job's environment; `sources` are addresses with a secret."""
@@ -81,8 +89,12 @@ class Envelope:
             if not is_text(str(cwd)):
                 message = f"the name of the directory {str(cwd)!r} is not plain UTF-8"
                 raise UsageError(message, hint="run it from another, or rename it")
-            self._directories.add(str(cwd))
+            self._directories[str(cwd)] = recorded(cwd)
         return cwd
+
+    def code(self, cwd: Path) -> Code | None:
+        """Return the work tree that a working directory is in, as what is to be looked at later; None for none."""
+        return self._directories[str(cwd)]
 
     def _seal(self, spec: JobSpec, sources: Mapping[str, str]) -> tuple[bytes, bytes, tuple[str, ...]]:
         env = self.caller.env
@@ -104,16 +116,19 @@ def seal_environment(sealer: Sealer, uid: int, document: dict[str, Any]) -> tupl
 def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelope) -> Prepared:
     """Check a job document against everything but the box, and seal its environment."""
     spec = validate(document, origins)
+    code, spec = code_of(spec, envelope.caller.cwd)
     cwd = envelope.directory(spec)
     if spec.metrics:
         compile_patterns(spec.metrics)
     sources = {
         name: source_of(f"--input {name}", each, str(cwd), envelope.caller.env)
-        for name, each in sorted(spec.inputs.items())
-        if references.parse(each.uri) is None
+        for name, each in sorted(spec.sources.items())
+        if references.parse(each.uri) is None and not (name == CODE and spec.snapshot)
     }
     upload = destination_of(spec.upload.uri if spec.upload is not None else envelope.outputs, cwd)
-    parts = {name: part_of(name, each.path, sources.get(name)) for name, each in spec.inputs.items()}
+    parts = {
+        name: part_of(name, each.path, None if each.digest else sources.get(name)) for name, each in spec.inputs.items()
+    }
     secret = {name: each for name, each in sources.items() if each.text != each.shown}
     kept = {name: each.text for name, each in secret.items()}
     if upload is not None and upload.text != upload.shown:
@@ -122,13 +137,14 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
     resolved = spec.model_copy(
         update={
             "cwd": str(cwd),
-            "requirements": _requirements(spec.requirements, cwd),
-            "output": _inside(spec.output, cwd, "--output"),
+            "requirements": requirements_of(spec.requirements, cwd),
+            "output": below(spec.output, cwd, "--output"),
             "upload": None
             if upload is None
             else Upload(uri=upload.shown, key=spec.upload.key if spec.upload else None),
-            "checkpoint": _inside(spec.checkpoint, cwd, "--checkpoint"),
+            "checkpoint": below(spec.checkpoint, cwd, "--checkpoint"),
             "env": dict.fromkeys(spec.env, ""),
+            "git": spec.git and spec.git.model_copy(update={"uri": sources[CODE].shown}),
             "inputs": {
                 name: each.model_copy(
                     update={"path": parts[name]} | ({"uri": secret[name].shown} if name in secret else {})
@@ -146,13 +162,14 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
         left_out=left_out,
         input_uris=tuple(
             (name, sources[name].shown if name in sources else each.uri, each.rw)
-            for name, each in sorted(spec.inputs.items())
+            for name, each in sorted(spec.sources.items())
         ),
         key_kinds={
-            **dict.fromkeys(spec.inputs),
+            **dict.fromkeys(spec.sources),
             **{name: kind_for(each) for name, each in sources.items()},
             **({} if upload is None else {UPLOAD: kind_for(upload)}),
         },
+        code=replace(code, place=sources[CODE].shown if CODE in sources else str(cwd)) if code else envelope.code(cwd),
     )
 
 
@@ -209,6 +226,7 @@ def dry_run(change: Change, prepared: Prepared, uid: int) -> dict[str, Any]:
                     "key": key_names[name],
                 }
                 for name, uri, rw in prepared.input_uris
+                if name != CODE
             ],
             "keys": prepared.spec.keys,
             "left_out": list(prepared.left_out),
@@ -266,7 +284,7 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         indices=indices,
         now_us=change.now_us,
     )
-    if not change.mounts_permitted:
+    if not change.mounts_permitted and CODE not in spec.sources:  # what is in a job's own copy is nobody else's
         places.reserve(
             spec,
             job_id,
@@ -274,11 +292,10 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
             is_array=spec.array is not None,
             unfinished=lambda other: _unfinished(change.connection, other),
         )
-    for input_name, address, writable in prepared.input_uris:
-        jobs.insert_input(change.connection, (job_id, input_name, address, writable, key_names[input_name]))
-        if input_name in pinned:
-            tie(change.connection, job_id, input_name, pinned[input_name])
+    _write_inputs(change.connection, job_id, prepared, key_names, pinned)
     jobs.note(change.connection, change.now_us, "submitted", Ref(job_id, PLAIN), {"name": name})
+    if prepared.code is not None and prepared.code.way == RECORDED:
+        change.effects.append(Look(job_id, prepared.code.place))
     prepares = bool(prepared.input_uris or spec.requirements)
     change.effects.append(Enqueue(job_id, indices, request, spec.priority, change.now_us, limit, prepares))
     change.touched.add(Ref(job_id, indices[0]))
@@ -288,8 +305,28 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         "elements": len(indices) if spec.array else None,
         "state": "pending",
         "left_out": list(prepared.left_out),
-        "warnings": [],
+        "warnings": list(prepared.warnings),
     }
+
+
+def _write_inputs(
+    connection: sqlite3.Connection,
+    job_id: int,
+    prepared: Prepared,
+    key_names: Mapping[str, str | None],
+    pinned: Mapping[str, Meant],
+) -> None:
+    """Write down what a job needs; what is in the store already is kept from now on."""
+    for name, address, writable in prepared.input_uris:
+        jobs.insert_input(connection, (job_id, name, address, writable, key_names[name]))
+        if name in pinned:
+            tie(connection, job_id, name, pinned[name])
+    if prepared.code is not None:
+        codes.insert(connection, job_id, prepared.code)
+        if prepared.code.tree_digest is not None and CODE in prepared.spec.sources:
+            size_bytes, files = prepared.code_size
+            digest = prepared.code.tree_digest
+            jobs.set_input(connection, job_id, CODE, tree_digest=digest, size_bytes=size_bytes, files=files, pins="{}")
 
 
 def _with_key(prepared: Prepared, name: str | None) -> str:
@@ -312,26 +349,6 @@ def at_line(error: StokerError, number: int) -> StokerError:
     error.message = f"line {number}: {error.message}"
     error.args = (error.message,)
     return error
-
-
-def _inside(directory: str | None, cwd: Path, flag: str) -> str | None:
-    if directory is None:
-        return None
-    parts = PurePath(directory).parts
-    if not parts or PurePath(directory).is_absolute() or ".." in parts or parts == (".",):
-        raise UsageError(
-            f"{flag} {directory!r} is not a directory below {str(cwd)!r}", hint=f"give a relative one: {flag} out"
-        )
-    return str(PurePath(directory))
-
-
-def _requirements(file: str | None, cwd: Path) -> str | None:
-    if file is None:
-        return None
-    path = cwd / file
-    if not os.path.isfile(path):
-        raise UsageError(f"there is no requirements file {str(path)!r}", hint="give --requirements a file that exists")
-    return str(path)
 
 
 def pin(connection: sqlite3.Connection, prepared: Prepared, uid: int) -> tuple[Prepared, dict[str, Meant]]:
@@ -373,7 +390,7 @@ def secret_sources(payload: bytes) -> dict[str, str]:
 def prepares(stored: str) -> bool:
     """Say whether a job, as its document was stored, has anything to be fetched or built before it starts."""
     document = json.loads(stored)
-    return bool(document.get("input") or document.get("requirements"))
+    return any(document.get(key) for key in ("input", "requirements", "git", "snapshot"))
 
 
 def request_from(text: str) -> ResourceRequest:

@@ -17,7 +17,7 @@ from runner.core.money import format_credits
 from runner.core.reasons import HINTS, Ending, Waiting, WaitReason, outcome_code
 from runner.core.units import format_duration, format_size
 from runner.identity.users import user_name
-from runner.service import outputs
+from runner.service import code, outputs
 from runner.service.facts import LiveFacts
 from runner.service.refs import Target
 from runner.state import artifacts, jobs, listing
@@ -113,6 +113,7 @@ def show(connection: sqlite3.Connection, live: LiveFacts, target: Target, now_us
         "account": facts[4],
         "env_names": sorted(spec.get("env", {})),
         "inputs": _inputs(connection, target.job_id, spec),
+        "code": code.document(connection, target.job_id),
         "outputs": _artifacts(artifacts.of_job(connection, target.job_id), target),
         "kept": _artifacts(artifacts.kept_of_job(connection, target.job_id), target),
         "output_left_out": _left_out(connection, target),
@@ -334,7 +335,7 @@ def _summary(connection: sqlite3.Connection, target: Target, groups: list[Group]
 def _inputs(connection: sqlite3.Connection, job_id: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
     rows = connection.execute(
         "SELECT name, uri, writable, tree_digest, size_bytes, files, fault, way, notice, pins, key_name FROM inputs"
-        " WHERE job_id = ? ORDER BY name",
+        " WHERE job_id = ? AND name <> '=code' ORDER BY name",
         (job_id,),
     )
     names = ("name", "uri", "rw", "digest", "size_bytes", "files", "fault", "way", "notice", "pins", "key")

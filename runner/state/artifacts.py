@@ -268,10 +268,11 @@ def remove(connection: sqlite3.Connection, artifact_id: int, now_us: int) -> Non
 
 
 def roots(connection: sqlite3.Connection) -> list[str]:
-    """Return every tree that something still leads to: artifacts, inputs of unfinished jobs, and the cache."""
+    """Return every tree that something still leads to: artifacts, inputs of unfinished jobs, kept code, the cache."""
     rows = connection.execute(
         "SELECT tree_digest FROM artifacts WHERE removed_us IS NULL AND tree_digest IS NOT NULL"  # noqa: S608 - a constant of this module
-        f" UNION {_NEEDED} UNION SELECT tree_digest FROM sources"
+        f" UNION {_NEEDED} UNION SELECT tree_digest FROM sources UNION SELECT c.tree_digest FROM codes c"
+        " JOIN jobs j ON j.id = c.job_id WHERE c.tree_digest IS NOT NULL AND j.removed_us IS NULL"
     )
     return [row[0] for row in rows]
 

@@ -370,26 +370,6 @@ def set_fault(connection: sqlite3.Connection, job_id: int, name: str, fault: str
     connection.execute("UPDATE inputs SET fault = ? WHERE job_id = ? AND name = ?", (fault, job_id, name))
 
 
-def source(connection: sqlite3.Connection, uri: str) -> tuple[str, int, int, str] | None:
-    """Return (tree digest, bytes, files, pins) of what a URI was when it was last fetched."""
-    row: tuple[str, int, int, str] | None = connection.execute(
-        "SELECT tree_digest, size_bytes, files, pins FROM sources WHERE uri = ?", (uri,)
-    ).fetchone()
-    return row
-
-
-def set_source(
-    connection: sqlite3.Connection, uri: str, *, digest: str, size_bytes: int, files: int, pins: str, now_us: int
-) -> None:
-    """Remember what a URI is, and that it is in use now."""
-    connection.execute(
-        "INSERT INTO sources (uri, tree_digest, size_bytes, files, pins, fetched_us, used_us)"
-        " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6) ON CONFLICT (uri) DO UPDATE SET used_us = ?6,"
-        " fetched_us = iif(tree_digest = ?2, fetched_us, ?6), tree_digest = ?2, size_bytes = ?3, files = ?4, pins = ?5",
-        (uri, digest, size_bytes, files, pins, now_us),
-    )
-
-
 def _element(row: Sequence[Any]) -> Element:
     return Element(Ref(row[0], row[1]), State(row[2]), row[3], bool(row[4]), row[5], row[6], row[7], row[8])
 

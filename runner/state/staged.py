@@ -50,6 +50,35 @@ class ReadyJob:
         return self.held, -self.priority, self.queued_us, self.job_id
 
 
+def source(connection: sqlite3.Connection, uri: str) -> tuple[str, int, int, str] | None:
+    """Return (tree digest, bytes, files, pins) of what a URI was when it was last fetched."""
+    row: tuple[str, int, int, str] | None = connection.execute(
+        "SELECT tree_digest, size_bytes, files, pins FROM sources WHERE uri = ?", (uri,)
+    ).fetchone()
+    return row
+
+
+def set_source(
+    connection: sqlite3.Connection,
+    uri: str,
+    *,
+    digest: str,
+    size_bytes: int,
+    files: int,
+    pins: str,
+    now_us: int,
+    fresh: bool = True,
+) -> None:
+    """Remember what a URI is, and that it is in use now; what it only once was (not `fresh`) takes no newer's place."""
+    connection.execute(
+        "INSERT INTO sources (uri, tree_digest, size_bytes, files, pins, fetched_us, used_us)"
+        " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6) ON CONFLICT (uri) DO UPDATE SET used_us = ?6,"
+        " fetched_us = iif(tree_digest = ?2, fetched_us, ?6), tree_digest = ?2, size_bytes = ?3, files = ?4, pins = ?5"
+        " WHERE ?7 OR tree_digest = ?2",
+        (uri, digest, size_bytes, files, pins, now_us, fresh),
+    )
+
+
 def trees(connection: sqlite3.Connection, owner_uid: int | None = None) -> list[Tree]:
     """Return every tree that a source is remembered to be, longest unused first; of one user's jobs, or of all."""
     rows = connection.execute(
@@ -97,6 +126,21 @@ def named(connection: sqlite3.Connection, owner_uid: int | None) -> list[tuple[s
         (owner_uid,),
     )
     return rows.fetchall()
+
+
+def had(connection: sqlite3.Connection, owner_uid: int, digest: str, uri: str) -> tuple[int, int, str] | None:
+    """Return (bytes, files, pins) of a tree that a user's job had as an input or that an artifact of theirs is.
+
+    What pinned it is said where it came from the same address.
+    """
+    row: tuple[int, int, str] | None = connection.execute(
+        "SELECT i.size_bytes, i.files, iif(i.uri = ?3, i.pins, '{}') AS pins FROM inputs i"
+        " JOIN jobs j ON j.id = i.job_id WHERE i.tree_digest = ?1 AND j.owner_uid = ?2"
+        " UNION ALL SELECT size_bytes, files, '{}' FROM artifacts WHERE tree_digest = ?1 AND owner_uid = ?2"
+        " ORDER BY pins DESC LIMIT 1",
+        (digest, owner_uid, uri),
+    ).fetchone()
+    return row
 
 
 def held_by_running(connection: sqlite3.Connection) -> frozenset[str]:

@@ -233,11 +233,33 @@ class Fact(SQLModel, table=True):
     value: str = Field(sa_column=Column(Text, nullable=False))
 
 
+class Code(SQLModel, table=True):
+    """One row of `codes`."""
+
+    __tablename__: ClassVar[str] = "codes"
+    __table_args__: ClassVar[tuple[object, ...]] = (
+        CheckConstraint("way IN ('recorded', 'snapshot', 'git')"),
+        {"sqlite_strict": True},
+    )
+
+    job_id: int = Field(sa_column=Column(Integer, ForeignKey("jobs.id"), primary_key=True, nullable=True))
+    way: str = Field(sa_column=Column(Text, nullable=False))
+    place: str = Field(sa_column=Column(Text, nullable=False))
+    directory: str = Field(sa_column=Column(Text, nullable=False))
+    commit_id: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    branch: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    remote: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    changed: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    untracked: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    tree_digest: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+
+
 class Input(SQLModel, table=True):
     """One row of `inputs`."""
 
     __tablename__: ClassVar[str] = "inputs"
     __table_args__: ClassVar[tuple[object, ...]] = (
+        Index("inputs_by_digest", "tree_digest", sqlite_where=text("tree_digest IS NOT NULL")),
         Index("inputs_of_artifact", "artifact_id", sqlite_where=text("artifact_id IS NOT NULL")),
         CheckConstraint("writable IN (0, 1)"),
         {"sqlite_strict": True, "sqlite_with_rowid": False},

@@ -149,7 +149,7 @@ def test_a_changed_local_path_is_noticed_and_equal_bytes_are_stored_once(runner:
 
 
 def test_an_attempt_started_again_has_the_input_of_the_first(runner: Box, tmp_path: Path) -> None:
-    """A job's inputs are fixed once they are staged; only another job sees what the path is now."""
+    """A job's inputs are fixed once they are staged, for `rerun` too; an input stated anew is read anew."""
     (tmp_path / "f").write_text("first")
     job = runner.submit("--input", f"data={tmp_path}/f", "--", "sh", "-c", 'cat "$STOKER_INPUT_data/f"; exit 1')
     runner.wait(job)
@@ -159,7 +159,67 @@ def test_an_attempt_started_again_has_the_input_of_the_first(runner: Box, tmp_pa
     assert runner.ok("logs", job) == "first"
     again = runner.ok("rerun", job).split()[0]
     runner.wait(again)
-    assert runner.ok("logs", again) == "second"
+    assert runner.ok("logs", again) == "first"
+    anew = runner.ok("rerun", again, "--input", f"data={tmp_path}/f").split()[0]
+    runner.wait(anew)
+    assert runner.ok("logs", anew) == "second"
+
+
+def test_rerun_needs_nothing_but_the_store(runner: Box, web: Web, tmp_path: Path) -> None:
+    """The path is gone and the address is something else by now: the job has its bytes, and no other job has them."""
+    (tmp_path / "f").write_text("mine")
+    (web.root / "w").write_text("old")
+    cat = ("--", "sh", "-c", "cat $STOKER_INPUT_data/f $STOKER_INPUT_page/w")
+    job = runner.submit("--input", f"data={tmp_path}/f", "--input", f"page={web.url}/w", *cat)
+    runner.wait(job)
+    (tmp_path / "f").unlink()
+    (web.root / "w").write_text("new")
+    assert (
+        succeeds(runner, "--input", f"page={web.url}/w,refresh", "--", "sh", "-c", "cat $STOKER_INPUT_page/w") == "new"
+    )
+    again = runner.ok("rerun", job, "--param", "x=1").split()[0]
+    assert runner.wait(again)["state"] == "succeeded"
+    assert runner.ok("logs", again) == "mineold"
+    asked = len(web.requests)
+    assert succeeds(runner, "--input", f"page={web.url}/w", "--", "sh", "-c", "cat $STOKER_INPUT_page/w") == "new"
+    assert len(web.requests) == asked, "what the address is now stays remembered"
+
+
+def test_rerun_says_what_is_missing(runner: Box, web: Web, tmp_path: Path) -> None:
+    """Bytes that neither store nor source has any more fail the job, naming them; a source that has them mends it."""
+    (tmp_path / "f").write_text("mine")
+    (web.root / "w").write_text("old")
+    job = runner.submit("--input", f"a={tmp_path}/f", "--input", f"b={web.url}/w", "--", "true")
+    runner.wait(job)
+    digests = {each["name"]: each["digest"] for each in runner.show(job)["inputs"]}
+    trees = [runner.state_dir / "store" / "trees" / f"{digest}.json" for digest in digests.values()]
+    for tree in trees:
+        tree.unlink()
+    (web.root / "w").write_text("new")
+    one = runner.ok("rerun", job).split()[0]
+    assert runner.wait(one)["state"] == "failed"
+    sentence = runner.show(one)["reason"]["sentence"]
+    assert digests["b"] in sentence and "is not in the store" in sentence and "it is " in sentence
+    (tmp_path / "f").unlink()
+    trees[0].unlink()  # the failed one had found it again
+    two = runner.ok("rerun", job).split()[0]
+    assert runner.wait(two)["state"] == "failed"
+    sentence = runner.show(two)["reason"]["sentence"]
+    assert digests["a"] in sentence and "is not in the store" in sentence
+    (tmp_path / "f").write_text("mine")
+    (web.root / "w").write_text("old")
+    three = runner.ok("rerun", job).split()[0]
+    assert runner.wait(three)["state"] == "succeeded"
+
+
+def test_a_digest_says_what_an_input_must_be(runner: Box, tmp_path: Path) -> None:
+    """A file that is something else is refused naming both; what is no digest is bad input."""
+    (tmp_path / "f").write_text("mine")
+    job = runner.submit("--input", f"data={tmp_path}/f,digest={'0' * 64}", "--", "true")
+    reason_ = runner.wait(job)["reason"]
+    assert (reason_["ending"], "0" * 64 in reason_["sentence"]) == ("input_failed", True)
+    done = runner.cli("submit", "--input", f"data={tmp_path}/f,digest=abc", "--", "true")
+    assert done.returncode == 2 and "64 hex digits" in done.stderr
 
 
 def test_an_attempt_is_not_given_other_bytes_than_the_first(runner: Box, web: Web) -> None:

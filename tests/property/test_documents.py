@@ -39,6 +39,7 @@ INPUTS = st.fixed_dictionaries(
         "key": st.just("work"),
         "from": st.sampled_from(["aws", "wasabi", "gcp", "sftp", "kaggle"]),
         "type": st.sampled_from(["competition", "dataset", "kernel"]),
+        "digest": st.sampled_from(["0" * 64, "0123456789abcdef" * 4]),
         "endpoint": st.sampled_from(["http://127.0.0.1:9000", "https://s3.example.org/base", "http://[::1]:1/"]),
     },
 )
@@ -363,9 +364,10 @@ def test_the_last_word_counts_and_is_known(layers: list[tuple[str, dict[str, Any
 def test_every_key_has_its_flag() -> None:
     """What a document can say, a flag can say, but for what is no part of one job's command line.
 
-    `pass_env` and `upload` have none of their own: `--env NAME` and `--output DIR=URI` fill them.
+    `pass_env` and `upload` have none of their own: `--env NAME` and `--output DIR=URI` fill them; `code_digest` is
+    filled in when a snapshot was taken.
     """
     keys = {field.alias or name for name, field in JobSpec.model_fields.items()}
     from_flags = {flag.key for flag in documents.JOB_FLAGS}
-    assert keys - from_flags == {"version", "kind", "command", "pass_env", "upload"}
+    assert keys - from_flags == {"version", "kind", "command", "pass_env", "upload", "code_digest"}
     assert from_flags - keys == {"env_file"}

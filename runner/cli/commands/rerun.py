@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def run(args: Args, client: Client, out: Out) -> int:
     """Queue it and print the new id."""
-    body = {"flags": flag_pairs(args)}
+    body = {"flags": flag_pairs(args), "same_code": bool(args.get("same_code"))}
     key = args.get("idempotency_key") or ""
     print_submitted(client.post(job_path(args.words[0], "/rerun"), body, key=key), out)
     return 0
