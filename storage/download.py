@@ -120,9 +120,7 @@ def _fetch(
     archive = archive_in(listing) if extract is not None else None
     if archive is not None and (before := unpacked_before(store, archive, known, read)) is not None:
         return _fetched(before[1], _pins(uri, source, listing), before[0])
-    plan = diff(listing.items, known, _Present(store), read)
-    for item, digest in plan.reuse:
-        check(uri, item, digest)
+    plan = _planned(uri, diff(listing.items, known, _Present(store), read))
     meter = _meter(plan, progress)
     unpack = Unpacker(store, uri, archive, extract, meter, cancelled) if archive is not None and extract else None
     if unpack is not None and plan.fetch and isinstance(source, LocalSource):
@@ -163,6 +161,13 @@ def _fetch(
     manifest = build(entries.values())
     store.put_tree(manifest)
     return _fetched(manifest, _pins(uri, source, listing))
+
+
+def _planned(uri: Uri, plan: Plan) -> Plan:
+    """Return a plan whose reused files are what they should be."""
+    for item, digest in plan.reuse:
+        check(uri, item, digest)
+    return plan
 
 
 def _fetched(manifest: Manifest, pins: Mapping[str, str], archive: str | None = None) -> Fetched:
