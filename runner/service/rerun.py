@@ -16,7 +16,7 @@ from runner.service.refs import Target
 from runner.service.submit import UPLOAD, Envelope, Prepared, secret_sources, split_environment
 from runner.service.submit import prepare as prepare_job
 from runner.state import codes, jobs, staged
-from runner.state.codes import Code
+from runner.state.codes import RECORDED, Code
 from storage.hubs import git_address
 
 
@@ -78,8 +78,12 @@ def _pin_code(
     if code is None:
         raise Conflict(f"of job {target.label} it is not known which code it ran", hint=hint)
     digest = next((row[4] for row in jobs.staged(connection, target.job_id) if row[0] == CODE), None)
-    if code.way == "recorded":
-        raise Conflict(f"the code of job {target.label} was not kept", hint=hint)
+    if code.way == RECORDED:
+        at = f"; it was at commit {code.commit} of {code.place}" if code.commit is not None else ""
+        changed = (
+            f" with {code.changed} changed and {code.untracked} untracked files" if code.commit is not None else ""
+        )
+        raise Conflict(f"the code of job {target.label} was not kept{at}{changed}", hint=hint)
     if digest is None or (code.way == "git" and code.commit is None):
         raise Conflict(f"the code of job {target.label} was never fetched", hint="run it again without --same-code")
     document["code_digest"] = digest

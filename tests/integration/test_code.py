@@ -291,7 +291,7 @@ def test_the_code_of_a_job_is_recorded(runner: Box, repository: Repository) -> N
     )  # fmt: skip
     assert {recorded(runner, each)["commit"] for each in answer.stdout.split()} == {code["commit"]}
     refused = runner.cli("rerun", job, "--same-code")
-    assert refused.returncode == 5 and "not kept" in refused.stderr and "--snapshot" in refused.stderr
+    assert refused.returncode == 5 and f"commit {code['commit']}" in refused.stderr and "--snapshot" in refused.stderr
 
 
 def test_a_repository_without_a_commit_is_no_trouble(runner: Box, tmp_path: Path) -> None:
