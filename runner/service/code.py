@@ -37,11 +37,11 @@ def code_of(spec: JobSpec, cwd: str) -> tuple[Code | None, JobSpec]:
 
 def recorded(cwd: Path) -> Code | None:
     """Return the work tree that a directory is in, still to be looked at; a few looks at the disk, nothing is run."""
-    for top in (cwd, *cwd.parents):
-        if os.path.lexists(top / ".git"):
-            directory = cwd.relative_to(top)
-            return Code(codes.RECORDED, str(top), "" if directory == PurePath() else str(directory))
-    return None
+    top = directory = str(cwd)  # text: paths of pathlib cost more than the looks do
+    while not os.path.lexists(f"{top}/.git"):
+        if top == (top := os.path.dirname(top)):
+            return None
+    return Code(codes.RECORDED, top, directory[len(top) :].lstrip("/"))
 
 
 class Snapshots:
