@@ -219,7 +219,8 @@ def test_a_disk_that_fills_at_any_step_leaves_nothing_half(site: Site, tmp_path:
     for number in range(rounds):
         disk = tmp_path / f"disk{number}"
         with tmpfs(disk, "6m"):
-            filler, left = disk / "filler", chance.randrange(1, 900)
+            # The first is full as soon as a file has arrived, so that a short run meets a full disk too.
+            filler, left = disk / "filler", chance.randrange(1, 900) if number else 1
 
             def fill(_: str, filler: Path = filler) -> None:
                 nonlocal left

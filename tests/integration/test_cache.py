@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -156,6 +158,24 @@ def test_verify_takes_nothing_from_a_job_that_runs(runner: Box, web: Web, tmp_pa
     (tmp_path / "go").touch()
     assert runner.wait(job)["state"] == "succeeded"
     assert runner.ok("logs", job).split()[0] == hashlib.sha256(data + b"good").hexdigest()
+
+
+def test_verify_goes_on_where_a_job_cannot_be_read(runner: Box, web: Web) -> None:
+    """What one job was told cannot be unsealed any more: that is why its input is lost, and the others are mended."""
+    put(web, shut=50_000, open=60_000)
+    for name in ("shut", "open"):
+        spoiled = (web.root / name).read_bytes()
+        ran(runner, web, name, "--env", f"OF={name}")
+        spoil(runner, spoiled)
+    runner.stop()
+    with closing(sqlite3.connect(runner.paths.database)) as connection, connection:
+        ((digest,),) = connection.execute("SELECT variables FROM jobs ORDER BY id LIMIT 1")
+        connection.execute("UPDATE variables SET sealed = x'00' WHERE digest = ?", (digest,))
+    runner.start()
+    done = runner.cli("cache", "verify")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "the inputs of job 1 cannot be read" in done.stdout
+    assert "1 mended, 1 lost" in done.stdout
 
 
 def test_what_another_fetch_brings_back_mends_too(runner: Box, web: Web) -> None:
