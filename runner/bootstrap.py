@@ -363,7 +363,9 @@ def _write_failure(paths: Paths, error: StokerError) -> None:
     try:
         path = Path(paths.run_dir, "failed")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.write_text(json.dumps(error.document() | {"exit_code": error.exit_code}))
+        whole = path.with_suffix(".new")
+        whole.write_text(json.dumps(error.document() | {"exit_code": error.exit_code}))
+        whole.rename(path)
     except OSError:
         pass
 
