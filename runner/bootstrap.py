@@ -25,6 +25,7 @@ from runner.api.room import Room
 from runner.config import Config
 from runner.core.errors import NoRunner, StokerError
 from runner.core.money import parse_credits
+from runner.daemon import cache
 from runner.daemon.board import Board
 from runner.daemon.context import Clock, Context
 from runner.daemon.devices import Devices
@@ -166,6 +167,7 @@ def _serve(paths: Paths) -> int:
         tail=tail,
         account=account_name,
         started_us=context.clock.now_us(),
+        sweep=lambda scraps: cache.sweep(context, scraps=scraps),
         verify=Verifier(context, fetcher, stager=stager, maker=maker).verify,
         push=Pusher(fetcher).push,
         sources=fetcher.options,
