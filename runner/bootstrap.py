@@ -25,6 +25,7 @@ from runner.api.room import Room
 from runner.config import Config
 from runner.core.errors import NoRunner, StokerError
 from runner.core.money import parse_credits
+from runner.daemon import cache
 from runner.daemon.board import Board
 from runner.daemon.context import Clock, Context
 from runner.daemon.devices import Devices
@@ -166,6 +167,7 @@ def _serve(paths: Paths) -> int:
         tail=tail,
         account=account_name,
         started_us=context.clock.now_us(),
+        sweep=lambda scraps: cache.sweep(context, scraps=scraps),
         verify=Verifier(context, fetcher, stager=stager, maker=maker).verify,
         push=Pusher(fetcher).push,
         sources=fetcher.options,
@@ -363,7 +365,9 @@ def _write_failure(paths: Paths, error: StokerError) -> None:
     try:
         path = Path(paths.run_dir, "failed")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.write_text(json.dumps(error.document() | {"exit_code": error.exit_code}))
+        whole = path.with_suffix(".new")
+        whole.write_text(json.dumps(error.document() | {"exit_code": error.exit_code}))
+        whole.rename(path)
     except OSError:
         pass
 

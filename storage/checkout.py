@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from storage import files
-from storage.errors import Exists, NotStored, disk_errors
-from storage.manifest import Entry, Manifest, build
+from storage.errors import Exists, disk_errors
+from storage.manifest import Manifest, part_of
 from storage.store import Store
 from storage.views import copy_object, link
 
@@ -81,33 +81,14 @@ def checkout(
 
     Read-only it is the view's own path (`dest` is not used), writable a private copy at `dest`. The copy appears at
     `dest` whole, by rename; `dest` must not exist or be an empty directory. Files are 0644 or 0755 and never share an
-    inode with the store. Raise `NotStored`, `Exists`, `DiskFull`.
+    inode with the store. Raise `NotStored`, `BadName` for a part that it lacks, `Exists`, `DiskFull`.
     """
     if not writable:
         return Handout("view", view(store, digest) / part)
     manifest = store.manifest(digest)
-    piece = part_of(manifest, part) if part else manifest
+    piece = part_of(manifest, part)
     shared = copy_out(store, piece, dest, reflink_first=reflink_first, whole=digest)
     return Handout("reflink" if shared else "copy", dest)
-
-
-def part_of(manifest: Manifest, part: str) -> Manifest:
-    """Return the tree of what is below a path, or of the one file that is there; raise `NotStored` for nothing."""
-    found = [
-        Entry(path, entry.size, entry.digest, entry.executable)
-        for entry in manifest.entries
-        if (path := _below(entry.path, part))
-    ]
-    if not found:
-        raise NotStored(f"it holds no {part!r}", "`,path=` names a directory or file of the artifact")
-    return build(found)
-
-
-def _below(path: str, part: str) -> str:
-    """Return where a file of a tree is in a part of it, "" for one that is elsewhere."""
-    if path == part:
-        return path.rpartition("/")[2]
-    return path[len(part) + 1 :] if path.startswith(part + "/") else ""
 
 
 def can_reflink(directory: Path) -> bool:

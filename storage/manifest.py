@@ -102,7 +102,7 @@ def decode(data: bytes) -> Manifest:
     return manifest
 
 
-def part(manifest: Manifest, path: str) -> Manifest:
+def part_of(manifest: Manifest, path: str) -> Manifest:
     """Return what lies at a path of a tree as a tree of its own: a directory, or one file under its last name.
 
     Raise `BadName` where nothing is there. An empty path is all of it.

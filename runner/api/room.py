@@ -18,7 +18,7 @@ from runner.paths import Paths
 from runner.service.desk import Desk, Hub
 from runner.service.facts import LiveFacts
 from runner.service.intake import Caller, read_caller
-from runner.service.keep import Verify
+from runner.service.keep import Sweep, Verify
 from runner.service.operations import Operations
 from runner.service.push import Write
 from runner.service.refs import Target, resolve
@@ -48,6 +48,7 @@ class Room:
     started_us: int
     verify: Verify
     push: Write
+    sweep: Sweep
     sources: SourceOptions = field(default_factory=SourceOptions)
     nearby: Nearby = field(default_factory=Nearby)
     operations: Operations = field(default_factory=Operations)

@@ -34,7 +34,8 @@ async def prune_cache(request: Request) -> JSONResponse:
     body = await body_of(request, SMALL_MAX)
     if read_body(bodies.PRUNE, body).get("dry_run"):
         return JSONResponse(await run_in_threadpool(lambda: keep.prunable(room.reader(), room.store, uid)))
-    return JSONResponse(await Once(request, body).outside(partial(keep.prune, room.desk, room.store, room.reader, uid)))
+    prune = partial(keep.prune, room.desk, room.store, room.reader, room.sweep, uid)
+    return JSONResponse(await Once(request, body).outside(prune))
 
 
 @router.post("/cache/verify", openapi_extra=bodies.VERIFY)

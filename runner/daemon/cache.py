@@ -13,6 +13,7 @@ from runner.daemon.guard import safely, when
 from runner.executors import retired
 from runner.service.desk import Change, Discard
 from runner.state import artifacts, expiry, staged
+from storage.store import Swept
 
 LOOKS_MAX = 60
 NOISE_BYTES = 1 << 20
@@ -64,8 +65,11 @@ def _make_room(context: Context, wanted_bytes: int) -> None:
         sweep(context)
 
 
-def sweep(context: Context, *, scraps: bool = False) -> None:
-    """Remove from the store, and of the environments, what no row leads to any more; `scraps` as in `Store.sweep`."""
+def sweep(context: Context, *, scraps: bool = False) -> Swept:
+    """Remove from the store, and of the environments, what no row leads to any more; `scraps` as in `Store.sweep`.
+
+    Return what went of the store.
+    """
 
     def roots() -> Iterator[str]:
         # Read when the sweep asks: what is committed by then is seen, what is not is kept by its lease.
@@ -81,3 +85,4 @@ def sweep(context: Context, *, scraps: bool = False) -> None:
     before_s = context.clock.now_us() / 1e6 - ENVIRONMENT_IDLE_S
     if removed := retired.sweep(Path(context.paths.environments_dir), named, before_s):
         log.info("removed environments that no job names: %s", ", ".join(removed))
+    return swept

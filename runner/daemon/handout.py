@@ -10,8 +10,9 @@ from runner.core.spec import CODE
 from runner.core.units import format_size
 from runner.daemon.context import Context
 from runner.daemon.launch import Handed, JobFacts
-from storage.checkout import Permitted, Way, Wish, hand_out, part_of, view
+from storage.checkout import Permitted, Way, Wish, hand_out, view
 from storage.errors import NotStored
+from storage.manifest import part_of
 
 LARGE_BYTES = 1 << 30
 
@@ -53,7 +54,7 @@ def notice(context: Context, name: str, way: Way, *, digest: str, part: str, siz
     if way not in {"overlay", "user_overlay"} or context.permitted.reflink or size_bytes < LARGE_BYTES:
         return None
     manifest = context.store.manifest(digest)
-    largest = max((part_of(manifest, part) if part else manifest).entries, key=lambda entry: entry.size)
+    largest = max(part_of(manifest, part).entries, key=lambda entry: entry.size)
     if largest.size < LARGE_BYTES:
         return None
     return (

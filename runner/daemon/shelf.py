@@ -12,7 +12,7 @@ from runner.daemon.fetch import Wanted
 from runner.state import artifacts
 from storage.download import Fetched
 from storage.errors import BadName, NotStored, SourceMissing
-from storage.manifest import part
+from storage.manifest import part_of
 from storage.uri import Uri
 
 
@@ -49,7 +49,7 @@ def take(context: Context, artifact_id: int, path: str) -> Fetched:
     if not path:
         return Fetched(found.tree_digest, found.size_bytes, found.files, pins)
     try:
-        piece = part(context.store.manifest(found.tree_digest), path)
+        piece = part_of(context.store.manifest(found.tree_digest), path)
     except BadName as error:
         raise SourceMissing(error.message, error.hint) from None
     return Fetched(context.store.put_tree(piece), piece.size_bytes, len(piece.entries), pins)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from runner.config import Storage
 from runner.service.desk import Change, Desk
 from runner.service.operations import Operation, Operations
 from runner.service.views import iso
-from runner.state import artifacts, staged
+from runner.state import staged
 from runner.state.staged import Tree
-from storage.store import Store
+from storage.store import Store, Swept
 from storage.upkeep import held_alone, scraps
 
 # How the daemon hashes trees again and mends them: which, with whose credentials, and for which operation.
 Verify = Callable[[Sequence[str], int | None, Operation], dict[str, Any]]
+
+# How the daemon removes what nothing leads to any more; with True what broken-off downloads and damage left, too.
+Sweep = Callable[[bool], Swept]
 
 
 def scope(uid: int) -> int | None:
@@ -70,7 +73,7 @@ def prunable(connection: sqlite3.Connection, store: Store, uid: int) -> dict[str
     }
 
 
-def prune(desk: Desk, store: Store, reader: Callable[[], sqlite3.Connection], uid: int) -> dict[str, Any]:
+def prune(desk: Desk, store: Store, reader: Callable[[], sqlite3.Connection], sweep: Sweep, uid: int) -> dict[str, Any]:
     """Give up every staged tree that nothing needs, and what broken-off downloads left; say what went."""
 
     def forget(change: Change) -> list[Tree]:
@@ -81,7 +84,7 @@ def prune(desk: Desk, store: Store, reader: Callable[[], sqlite3.Connection], ui
     going: list[Tree] = desk.call(forget)
     takes_scraps = _takes_scraps(reader(), uid)
     before = scraps(store).partial_bytes
-    swept = store.sweep(_roots(reader), scraps=takes_scraps)
+    swept = sweep(takes_scraps)
     partial = max(0, before - scraps(store).partial_bytes)
     return {
         "version": 1,
@@ -126,8 +129,3 @@ def _told(tree: Tree) -> dict[str, Any]:
 def _takes_scraps(connection: sqlite3.Connection, uid: int) -> bool:
     """Say whether broken-off downloads may go: a job that waits for its inputs would go on with them."""
     return scope(uid) is None and not staged.waits_for_inputs(connection)
-
-
-def _roots(reader: Callable[[], sqlite3.Connection]) -> Iterator[str]:
-    """Yield what must stay, read when the sweep asks: what is committed by then is seen, its lease keeps the rest."""
-    yield from artifacts.roots(reader())

@@ -15,7 +15,7 @@ from runner.service.refs import Target, resolve
 from runner.state import artifacts, jobs, removal
 from runner.state.artifacts import OUTPUT, Artifact
 from storage.errors import BadName, StorageError
-from storage.manifest import Manifest, part
+from storage.manifest import Manifest, part_of
 from storage.store import Store
 
 
@@ -126,7 +126,7 @@ def tree_of(artifact: Artifact) -> str:
 def contents(store: Store, artifact: Artifact, path: str = "") -> Manifest:
     """Return the files of an artifact at a path of it. Raises `NotFound` for a path it does not have."""
     try:
-        return part(store.manifest(tree_of(artifact)), path)
+        return part_of(store.manifest(tree_of(artifact)), path)
     except BadName:
         raise NotFound(f"{artifact.label} has no {path!r}", hint="list its files first") from None
     except StorageError as error:

@@ -53,7 +53,7 @@ def place_of(what: str, text: str, cwd: Path) -> uris.Uri:
     return parsed
 
 
-def part_of(name: str, path: str | None, source: uris.Uri | None) -> str | None:
+def checked_part(name: str, path: str | None, source: uris.Uri | None) -> str | None:
     """Return what of an artifact an input is, as trees have it; of a local directory it must be there.
 
     `source` is None for an artifact that is here already.

@@ -22,7 +22,7 @@ from runner.service.code import code_of, recorded
 from runner.service.desk import Change, Enqueue, Look
 from runner.service.intake import Caller, flags_of
 from runner.service.references import Meant, meant, tie
-from runner.service.sources import below, destination_of, part_of, requirements_of, source_of
+from runner.service.sources import below, checked_part, destination_of, requirements_of, source_of
 from runner.state import codes, jobs, listing
 from runner.state.books import list_prices
 from runner.state.codes import RECORDED, Code
@@ -127,7 +127,8 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
     }
     upload = destination_of(spec.upload.uri if spec.upload is not None else envelope.outputs, cwd)
     parts = {
-        name: part_of(name, each.path, None if each.digest else sources.get(name)) for name, each in spec.inputs.items()
+        name: checked_part(name, each.path, None if each.digest else sources.get(name))
+        for name, each in spec.inputs.items()
     }
     secret = {name: each for name, each in sources.items() if each.text != each.shown}
     kept = {name: each.text for name, each in secret.items()}

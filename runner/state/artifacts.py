@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.core.job import Ref
+from runner.state.staged import OPEN
 
 OUTPUT = "output"
 
@@ -51,11 +52,6 @@ class Artifact:
         return f"{self.kind}:{self.name}@{self.version}"
 
 
-# The trees that unfinished jobs have as inputs.
-_NEEDED = (
-    "SELECT i.tree_digest FROM elements e JOIN inputs i ON i.job_id = e.job_id"
-    " WHERE e.finished_us IS NULL AND i.tree_digest IS NOT NULL"
-)
 _SELECT = (
     "SELECT id, owner_uid, kind, name, version, state, tree_digest, size_bytes, files, job_id, idx, attempt_id,"
     " parent_id, source, stated, variables, pins, fault, description, tags, pinned, created_us, removed_us"
@@ -271,8 +267,9 @@ def roots(connection: sqlite3.Connection) -> list[str]:
     """Return every tree that something still leads to: artifacts, inputs of unfinished jobs, kept code, the cache."""
     rows = connection.execute(
         "SELECT tree_digest FROM artifacts WHERE removed_us IS NULL AND tree_digest IS NOT NULL"  # noqa: S608 - a constant of this module
-        f" UNION {_NEEDED} UNION SELECT tree_digest FROM sources UNION SELECT c.tree_digest FROM codes c"
-        " JOIN jobs j ON j.id = c.job_id WHERE c.tree_digest IS NOT NULL AND j.removed_us IS NULL"
+        f" UNION SELECT i.tree_digest {OPEN} UNION SELECT tree_digest FROM sources"
+        " UNION SELECT c.tree_digest FROM codes c JOIN jobs j ON j.id = c.job_id"
+        " WHERE c.tree_digest IS NOT NULL AND j.removed_us IS NULL"
     )
     return [row[0] for row in rows]
 

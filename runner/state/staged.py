@@ -7,7 +7,8 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_OPEN = "FROM elements e JOIN inputs i ON i.job_id = e.job_id WHERE e.finished_us IS NULL AND i.tree_digest IS NOT NULL"
+# The inputs of unfinished jobs that are in the store.
+OPEN = "FROM elements e JOIN inputs i ON i.job_id = e.job_id WHERE e.finished_us IS NULL AND i.tree_digest IS NOT NULL"
 _OWN = (
     "(?1 IS NULL OR EXISTS (SELECT 1 FROM inputs i JOIN jobs j ON j.id = i.job_id"
     " WHERE i.tree_digest = {0} AND j.owner_uid = ?1))"
@@ -83,7 +84,7 @@ def trees(connection: sqlite3.Connection, owner_uid: int | None = None) -> list[
     """Return every tree that a source is remembered to be, longest unused first; of one user's jobs, or of all."""
     rows = connection.execute(
         "SELECT s.tree_digest, MAX(s.size_bytes), MAX(s.files), COALESCE(json_extract(s.pins, '$.uri'), s.uri),"  # noqa: S608
-        f" MIN(s.fetched_us), MAX(s.used_us), s.tree_digest IN (SELECT i.tree_digest {_OPEN}),"
+        f" MIN(s.fetched_us), MAX(s.used_us), s.tree_digest IN (SELECT i.tree_digest {OPEN}),"
         " EXISTS (SELECT 1 FROM artifacts a WHERE a.tree_digest = s.tree_digest AND a.removed_us IS NULL)"
         f" FROM sources s WHERE {_OWN.format('s.tree_digest')} GROUP BY s.tree_digest"
         " ORDER BY MAX(s.used_us), s.tree_digest",
@@ -146,7 +147,7 @@ def had(connection: sqlite3.Connection, owner_uid: int, digest: str, uri: str) -
 def held_by_running(connection: sqlite3.Connection) -> frozenset[str]:
     """Return the trees of jobs that have started and not finished."""
     return frozenset(
-        row[0] for row in connection.execute(f"SELECT DISTINCT i.tree_digest {_OPEN} AND e.state <> 'pending'")
+        row[0] for row in connection.execute(f"SELECT DISTINCT i.tree_digest {OPEN} AND e.state <> 'pending'")
     )
 
 
@@ -169,7 +170,7 @@ def ready(connection: sqlite3.Connection, most: int) -> list[ReadyJob]:
 def sizes(connection: sqlite3.Connection) -> dict[str, int]:
     """Return the bytes of every tree that can give way: cached, or an input of an unfinished job."""
     found = {each.digest: each.size_bytes for each in trees(connection)}
-    rows = connection.execute(f"SELECT DISTINCT i.tree_digest, i.size_bytes {_OPEN}")
+    rows = connection.execute(f"SELECT DISTINCT i.tree_digest, i.size_bytes {OPEN}")
     kept = {digest for _, digest, _ in named(connection, None)}
     return {digest: size for digest, size in {**dict(rows.fetchall()), **found}.items() if digest not in kept}
 

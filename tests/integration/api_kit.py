@@ -28,7 +28,7 @@ from runner.identity.sealing import Sealer
 from runner.paths import Paths
 from runner.service.desk import Change, Desk, Effect, Hub
 from runner.service.facts import LiveFacts
-from runner.state import jobs
+from runner.state import artifacts, jobs
 from runner.state.engine import open_database, savepoint
 from runner.telemetry.tail import LogTail
 from schedulers.resources import Inventory
@@ -87,6 +87,7 @@ class Box:
             tail=LogTail(),
             account=lambda uid: "eve",
             started_us=NOW_US,
+            sweep=lambda scraps: self.room.store.sweep(artifacts.roots(self.room.reader()), scraps=scraps),
             verify=lambda digests, uid, operation: {
                 "trees": len(digests),
                 "views": [],

@@ -65,8 +65,11 @@ def test_df_tells_what_the_store_holds_and_prune_gives_up_what_nothing_needs(run
     assert [each["uri"].rpartition("/")[2] for each in shown["trees"]] == ["old", "young"]
     assert shown["freed_bytes"] == 5 << 20
     assert parts(runner) == found, "a dry run gives up nothing"
+    unfinished = Path(runner.paths.environments_dir, "a" * 64)
+    unfinished.mkdir(parents=True)
     done = runner.cli("cache", "prune")
     assert done.returncode == 0 and "freed 5.0 MiB" in done.stderr
+    assert not unfinished.exists(), "what a build left that died goes, too"
     assert parts(runner)["inputs unused"] == (0, 0)
     assert parts(runner)["inputs in use"] == (1, 1 << 20)
     assert parts(runner)["outputs"] == (1, 6)

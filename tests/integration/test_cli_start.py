@@ -5,6 +5,7 @@ from __future__ import annotations
 import _socket
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -147,3 +148,17 @@ def test_the_command_of_the_spawner(paths: Paths) -> None:
     assert command[3] == str(ROOT / "runner/executors/spawner.py")
     assert command[4:7] == [paths.state_dir, "--detach", "--"]
     assert command[7:] == [sys.executable, "-I", "-m", "runner.bootstrap", "--state-dir", paths.state_dir]
+
+
+def test_why_a_runner_did_not_start_is_read_whole(paths: Paths) -> None:
+    """The client looks while it is written: the file is replaced, never changed."""
+    run = Path(paths.run_dir)
+    run.mkdir(parents=True)
+    Path(paths.state_dir).chmod(0o755)  # which no runner accepts
+    (run / "failed").write_text("earlier")
+    with (run / "failed").open() as earlier:
+        argv = [sys.executable, "-m", "runner.bootstrap", "--state-dir", paths.state_dir]
+        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+        assert subprocess.run(argv, env=environ, check=False, capture_output=True).returncode == 7
+        assert earlier.read() == "earlier"
+    assert "chmod 700" in (run / "failed").read_text()

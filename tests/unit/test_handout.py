@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from runner.service.doctor import inputs_check
-from storage.checkout import Permitted, Way, Wish, can_reflink, hand_out, part_of
-from storage.errors import NotStored
-from storage.manifest import Entry, build
+from storage.checkout import Permitted, Way, Wish, can_reflink, hand_out
+from storage.errors import BadName
+from storage.manifest import Entry, build, part_of
 
 READ, WRITE, FILE = Wish(writable=False), Wish(writable=True), Wish(writable=True, is_file=True)
 # What is permitted; then what is handed out: a read-only input beside a writable one, that one, a writable file, and
@@ -64,7 +64,7 @@ def test_a_part_of_a_tree(part: str, paths: list[str]) -> None:
 @pytest.mark.parametrize("part", ["b", "a/b/c/d", "a/", "A", "a.tx"])
 def test_a_part_that_is_not_there(part: str) -> None:
     """Nothing is handed out in its place."""
-    with pytest.raises(NotStored, match="holds no"):
+    with pytest.raises(BadName, match="has no"):
         part_of(TREE, part)
 
 

@@ -17,12 +17,12 @@ from pathlib import Path, PurePath
 import pytest
 
 from storage import checkout as handing
-from storage.checkout import checkout, part_of
+from storage.checkout import checkout
 from storage.download import fetch
 from storage.errors import Cancelled, Corrupt, DiskFull, Exists, NotStored, SourceChanged, SourceRefused
 from storage.files import remove_directory
 from storage.journal import set_aside
-from storage.manifest import Entry, build
+from storage.manifest import Entry, build, part_of
 from storage.publish import Published, export, publish
 from storage.sources.base import SourceOptions
 from storage.store import Store, Swept
@@ -410,7 +410,7 @@ def test_what_is_being_copied_out_is_not_swept(store: Store, tmp_path: Path, *, 
     tree = made(store, tmp_path / "a", **{f"d__{number}": b"%d" % number for number in range(2000)}).tree_digest
     whole, dest = store.manifest(tree), tmp_path / "to" / "it"
     (dest.parent if new else dest).mkdir(parents=True)
-    piece = part_of(whole, part) if part else whole
+    piece = part_of(whole, part)
     swept(store, tree)
     with ThreadPoolExecutor(1) as pool:
         copying = pool.submit(export, store, piece, dest, whole=tree)
