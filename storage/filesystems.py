@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from storage.errors import BadUri, SourceRefused
 from storage.sources.base import MIB, SourceOptions
+from storage.sources.proxies import proxy_for
 from storage.sources.wire import Wire
 from storage.uri import EXTRAS, OTHERS, Uri
 
@@ -99,6 +100,9 @@ def open_s3(access: AwsAccess, options: SourceOptions) -> Any:
         raise SourceRefused("s3:// needs the s3fs package", "install s3fs") from error
     # botocore would take these from the environment and the home directory; only their defaults are left.
     unbound = {name: (None, None, default, convert) for name, (_, _, default, convert) in VARIABLES.items()}
+    place = urlsplit(access.endpoint or f"https://s3.{access.region}.amazonaws.com")
+    port = place.port or (443 if place.scheme == "https" else 80)
+    proxy = proxy_for(options.proxies, place.scheme, place.hostname or "", port)
     system = s3fs.S3FileSystem(
         anon=access.key is None,
         key=access.key,
@@ -113,6 +117,8 @@ def open_s3(access: AwsAccess, options: SourceOptions) -> Any:
             "retries": {"max_attempts": 0},
             "connect_timeout": options.stall_s,
             "read_timeout": options.stall_s,
+            # Stated even where there is none: else the environment's would be taken.
+            "proxies": {place.scheme: proxy.geturl()} if proxy is not None else {},
             **({"s3": {"addressing_style": "path"}} if access.endpoint else {}),
         },
         session=AioSession(session_vars=unbound),

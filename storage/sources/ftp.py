@@ -11,9 +11,11 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from urllib.parse import unquote, urlsplit
 
 from storage.errors import BadName, Cancelled, SourceChanged, SourceFailed, SourceMissing, SourceRefused
@@ -26,6 +28,7 @@ from storage.uri import Uri
 MAX_LISTED = 100_000
 MAX_CONNECTIONS = 4  # many servers allow one address no more than five
 IMPLICIT_TLS_PORT = 990
+SETTLED_S = 2.0
 _CROWDED = frozenset({"421", "425"})  # no more connections; no more data connections
 _UNIX = re.compile(r"([-dl])\S{9,10}\s+\d+\s+\S+\s+\S+\s+(\d+)\s+\w{3}\s+\d{1,2}\s+[\d:]{4,5} (.+)")
 _DOS = re.compile(r"\d\d-\d\d-\d{2,4}\s+\d\d:\d\d(?:[AP]M)?\s+(<DIR>|\d+)\s+(.+)")
@@ -332,12 +335,24 @@ def _size(ftp: ftplib.FTP, word: str) -> int | None:
 
 
 def _tag(ftp: ftplib.FTP, word: str) -> str | None:
-    """Return what a file's transfer may go on by: its size and the time of its last change."""
+    """Return what a file's transfer may go on by: its size and the time of its last change.
+
+    A change just now may be followed by another in the same second, which nothing would show.
+    """
     try:
         changed, size = ftp.voidcmd(f"MDTM {word}")[4:].strip(), _size(ftp, word)
     except ftplib.error_perm:
         return None
-    return f'"{changed} {size}"' if changed and size is not None else None
+    return f'"{changed} {size}"' if size is not None and settled(changed, time.time()) else None
+
+
+def settled(changed: str, now_s: float) -> bool:
+    """Say whether a time as MDTM tells it (UTC) is well over."""
+    try:
+        told = datetime.strptime(changed[:14], "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return False
+    return told.timestamp() < now_s - SETTLED_S
 
 
 def _word(path: str) -> str:

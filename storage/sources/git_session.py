@@ -26,6 +26,7 @@ from storage.errors import (
 from storage.hubs import GitAddress
 from storage.programs import Ended
 from storage.sources.base import SourceOptions
+from storage.sources.proxies import proxy_for
 from storage.sources.wire import Wire
 
 _IDENTITIES = ("id_ed25519", "id_ecdsa", "id_rsa")
@@ -102,9 +103,12 @@ class Session:
         settings = {f"http.{name}": value for name, value in self._http_settings().items()}
         for name, value in authorization(reached.login).items():
             settings[f"http.{found.scheme}://{found.netloc}/.extraHeader"] = f"{name}: {value}"
-        place = self._wire.check(remote, shown)
-        if place is not None:
-            port = found.port or (443 if found.scheme == "https" else 80)
+        place, port = self._wire.check(remote, shown), found.port or (443 if found.scheme == "https" else 80)
+        proxy = proxy_for(self._options.proxies, found.scheme, found.hostname or "", port)
+        if proxy is not None:
+            # It finds the address by itself, so that git is not bound to one.
+            settings["http.proxy"] = proxy.geturl()
+        elif place is not None:
             settings["http.curloptResolve"] = f"{found.hostname}:{port}:{place}"
         return reached, settings
 

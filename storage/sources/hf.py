@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from storage import programs
 from storage.errors import SourceChanged, SourceFailed, SourceMissing, SourceRefused, WrongBytes
 from storage.files import never
 from storage.hubs import HubAddress, hub_address
 from storage.sources.base import Item, Listing, SourceOptions, Stream
+from storage.sources.proxies import proxy_for
 from storage.sources.ranges import open_range, stated_checksum, total_size
 from storage.sources.wire import CHECK, Wire
 from storage.uri import Uri
@@ -110,7 +111,7 @@ class HubSource:
         ended = programs.run(
             [sys.executable, "-I", str(Path(__file__).with_name("hf_list.py"))],
             cwd=options.scratch,
-            env=_environment(options),
+            env=_environment(options, self._endpoint),
             shown=uri.shown,
             quiet_s=options.stall_s,
             cancelled=lambda: self._closed or cancelled(),
@@ -133,11 +134,16 @@ class HubSource:
         return {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
 
 
-def _environment(options: SourceOptions) -> Mapping[str, str]:
-    """Return all that the library may know: that there is nothing at home, and whom to trust."""
+def _environment(options: SourceOptions, endpoint: str) -> Mapping[str, str]:
+    """Return all that the library may know: that there is nothing at home, whom to trust, and the proxy if any."""
     nowhere = "/nonexistent"
     found = {"PATH": programs.PATH, "HOME": nowhere, "HF_HOME": nowhere, "HF_HUB_DISABLE_TELEMETRY": "1"}
     found |= {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "PYTHONUTF8": "1"}
+    there = urlsplit(endpoint)
+    port = there.port or (443 if there.scheme == "https" else 80)
+    proxy = proxy_for(options.proxies, there.scheme, there.hostname or "", port)
+    if proxy is not None:
+        found[f"{there.scheme}_proxy"] = proxy.geturl()
     return {**found, "SSL_CERT_FILE": str(options.ca_file)} if options.ca_file else found
 
 

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import hmac
 import json
+import os
 import random
 import ssl
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePath
 from urllib.parse import parse_qs, quote, urlencode
@@ -28,7 +30,7 @@ from storage.filesystems import check_package
 from storage.sources import google
 from storage.sources.azure import VERSION, AzureSource, to_sign
 from storage.sources.base import SourceOptions
-from storage.sources.ftp import human_line, machine_line
+from storage.sources.ftp import FtpSource, human_line, machine_line, settled
 from storage.sources.gcs import GcsSource
 from storage.sources.reasons import reason
 from storage.sources.registry import open_source, server_of
@@ -208,6 +210,23 @@ def test_a_wrong_key_is_refused_with_the_reason_and_without_the_key(azure: Azure
         take(store, uri("az://locked/f"), replace(SourceOptions(), credential=Credential("gcp", {})))
 
 
+def test_a_file_of_ftp_goes_on_only_if_it_has_settled(tmp_path: Path) -> None:
+    """Size and second of a change say nothing of a change in the same second: what is that new has no tag."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "f").write_bytes(b"x")
+    with ftp_server(tmp_path / "root") as server:
+        source = FtpSource(SourceOptions())
+        for changed_s, tagged in ((1e9, True), (4e9, False)):
+            os.utime(tmp_path / "root" / "f", (changed_s, changed_s))
+            address = uri(f"{server.url}/f")
+            stream = source.open(address, source.list(address).items[0])
+            assert (stream.etag is not None) == tagged
+            stream.close()
+        source.close()
+    now_s = datetime(2026, 11, 21, 16, 0, 10, tzinfo=UTC).timestamp()
+    assert [settled(f"202611211600{second}", now_s) for second in ("07", "08.5", "09")] == [True, False, False]
+
+
 def test_a_directory_of_a_data_lake_is_no_file(azure: Azure, store: Store) -> None:
     """What marks a directory is left out: by its metadata, or because files are below it."""
     azure.make("lake")
@@ -234,6 +253,8 @@ def test_what_changed_since_it_was_listed_is_not_mixed(kind: str, gcs: Gcs, azur
         if kind != "ftp":
             {"gs": gcs, "az": azure}[kind].make("changes")
         put(b"first")
+        if kind == "ftp":
+            os.utime(tmp_path / "f", (1e9, 1e9))
         source = open_source(uri(text), options)
         (item,) = source.list(uri(text)).items
         stream = source.open(uri(text), item)
@@ -443,6 +464,7 @@ def test_a_broken_ftp_transfer_goes_on_where_it_was(store: Store, tmp_path: Path
     data = random.Random(5).randbytes(20 * PART)
     (tmp_path / "files").mkdir()
     (tmp_path / "files/f").write_bytes(data)
+    os.utime(tmp_path / "files/f", (1e9, 1e9))
     with ftp_server(tmp_path / "files", f"cut={5 * PART}", f"log={tmp_path / 'log'}") as server:
         assert contents(store, take(store, uri(f"{server.url}/f"))) == {"f": data}
     asked = (tmp_path / "log").read_text().split()

@@ -21,8 +21,12 @@ from storage.errors import SourceFailed, SourceRefused, StorageError
 from storage.sources.base import Proxies, SourceOptions
 from storage.store import Store
 from storage.transfer import Retry
+from storage.upload import push
 from storage.uri import parse
-from tests.servers import Web, http_server
+from tests.clouds import certificate
+from tests.gits import Repository, git_web
+from tests.hub import Repo, hub_server
+from tests.servers import Web, http_server, s3_server
 from tests.tls import certify
 
 QUICK = Retry(tries=2, base_s=0.0, cap_s=0.0, sleep=lambda _: None)
@@ -59,15 +63,20 @@ def proxy_server(to: str = "") -> Iterator[Proxy]:
             self.close_connection = True
 
         def do_GET(self) -> None:
-            proxy.asked.append(("GET", self.path, self.headers["Proxy-Authorization"]))
+            proxy.asked.append((self.command, self.path, self.headers["Proxy-Authorization"]))
             parts, there_is = urlsplit(self.path), urlsplit(to or self.path)
             with socket.create_connection((there_is.hostname, there_is.port)) as there:
-                lines = [f"GET {parts.path} HTTP/1.1", "Connection: close"]
-                lines += [f"{name}: {value}" for name, value in self.headers.items() if not name.startswith("Proxy")]
+                target = parts.path + (f"?{parts.query}" if parts.query else "")
+                lines = [f"{self.command} {target} HTTP/1.1", "Connection: close"]
+                ours = {"connection", "expect", "proxy-authorization", "proxy-connection"}
+                lines += [f"{name}: {value}" for name, value in self.headers.items() if name.lower() not in ours]
                 there.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+                there.sendall(self.rfile.read(int(self.headers["Content-Length"] or 0)))
                 while data := there.recv(1 << 16):
                     self.connection.sendall(data)
             self.close_connection = True
+
+        do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -172,3 +181,47 @@ def test_a_proxy_is_no_way_around_the_rules_for_addresses(web: Web, tmp_path: Pa
         with pytest.raises(SourceRefused, match="local address"):
             take(tmp_path, f"{web.url}/f", SourceOptions(proxies=proxies, allow_local_addresses=False))
         assert proxy.asked == []
+
+
+def test_git_goes_through_the_proxy(tmp_path: Path) -> None:
+    """What git itself asks as well as what is asked before it."""
+    repository, trusted = Repository(tmp_path / "repository"), certificate(tmp_path)
+    repository.commit(f="x")
+    with git_web(tmp_path / "served", trusted) as web, proxy_server() as proxy:
+        place = web.serve(repository, "repo.git")
+        proxies = Proxies(https=f"http://me:canary@127.0.0.1:{proxy.port}")
+        assert take(tmp_path, place, SourceOptions(ca_file=trusted, proxies=proxies)).files == 1
+        assert len(proxy.asked) > 1
+        assert {method for method, _, _ in proxy.asked} == {"CONNECT"}
+
+
+def test_the_hubs_listing_goes_through_the_proxy(tmp_path: Path) -> None:
+    """The library in a process of its own is told of it."""
+    with hub_server(tmp_path / "cdn") as hub, proxy_server() as proxy:
+        hub.repos["models/team/model"] = Repo([{"f": b"x"}])
+        options = SourceOptions(endpoint=hub.url, proxies=Proxies(http=f"http://127.0.0.1:{proxy.port}"))
+        assert take(tmp_path, "hf://team/model/", options).files == 1
+        assert any("/api/models/team/model" in target for _, target, _ in proxy.asked)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_push_goes_through_the_proxy_that_is_set(
+    given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never through the one of the environment."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "f").write_text("x")
+    (tmp_path / "buckets" / "bucket").mkdir(parents=True)
+    store = Store(tmp_path / "store")
+    digest = take(tmp_path, f"{tmp_path}/out/", SourceOptions()).tree_digest
+    with s3_server(tmp_path / "buckets", tmp_path / "aws") as s3, proxy_server() as proxy:
+        url = f"http://127.0.0.1:{proxy.port}"
+        monkeypatch.setenv("http_proxy", "" if given else url)
+        monkeypatch.setenv("no_proxy", "")
+        options = SourceOptions(
+            s3_endpoint=s3.endpoint, aws_dir=s3.aws_dir, proxies=Proxies(http=url if given else None)
+        )
+        to = parse("s3://bucket/p/", PurePath("/"))
+        push(store, digest, to, options, progress=lambda *_: None, cancelled=lambda: False, retry=QUICK)
+        assert any(method == "PUT" for method, _, _ in proxy.asked) == given
+    assert (tmp_path / "buckets/bucket/p/f").read_text() == "x"
