@@ -150,7 +150,7 @@ def sftp_server(root: Path, ssh_dir: Path) -> Iterator[Ftp]:
     (ssh_dir / "known_hosts").write_text(f"[127.0.0.1]:{port} {host}")
     words = [rclone(), "serve", "sftp", "--addr", f"127.0.0.1:{port}", "--key", str(ssh_dir.parent / "host_key")]
     words += ["--authorized-keys", str(ssh_dir / "id_ed25519.pub"), "--config", "/dev/null"]
-    words += ["--dir-cache-time", "0s", "--poll-interval", "0", "--vfs-cache-mode", "off", str(root)]
+    words += ["--dir-cache-time", "1ms", "--poll-interval", "0", "--vfs-cache-mode", "off", str(root)]
     with _running(words, port):
         yield Ftp(f"sftp://stoker@127.0.0.1:{port}", root)
 

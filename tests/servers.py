@@ -103,7 +103,7 @@ def s3_server(root: Path, aws_dir: Path, *, port: int = 0) -> Iterator[S3]:
     )
     process = subprocess.Popen(
         [rclone(), "serve", "s3", "--auth-key", f"{S3_KEY},{S3_SECRET}", "--addr", f"127.0.0.1:{port}",
-         "--config", "/dev/null", "--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--poll-interval", "0",
+         "--config", "/dev/null", "--vfs-cache-mode", "off", "--dir-cache-time", "1ms", "--poll-interval", "0",
          str(root)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
         env={"PATH": "/usr/bin:/bin", "HOME": str(aws_dir)},
