@@ -1,4 +1,4 @@
-"""What every kind of place promises that trees are written to, run against real servers."""
+"""What places promise that trees are written to, on real servers; S3 has tests/integration/test_push.py."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from tests.clouds import (
     gcs_server,
     sftp_server,
 )
-from tests.servers import S3_KEY, http_server, s3_server
+from tests.servers import http_server
 
-REMOTE = ["s3", "gcs", "azure", "ftp", "ftps", "sftp"]
+REMOTE = ["gcs", "azure", "ftp", "ftps", "sftp"]
 QUICK = Retry(tries=4, base_s=0.0, cap_s=0.0, sleep=lambda _: None, random=random.Random(1).random)
 BIG = 2 * PIECE_BYTES + 4321
 CANARY = "Y2FuYXJ5LW9mLWEtc2VjcmV0LWtleQ=="
@@ -78,11 +78,6 @@ def _spot(kind: str, base: Path, stack: ExitStack) -> Spot:
     made = lambda name: (root / name).mkdir()  # noqa: E731 - what a directory is made by
     if kind == "local":
         return Spot(kind, str(root), options, made, None)
-    if kind == "s3":
-        server = stack.enter_context(s3_server(root, base / "aws"))
-        wrong = {"access_key_id": S3_KEY, "secret_access_key": CANARY}
-        reached = replace(options, endpoint=server.endpoint, aws_dir=server.aws_dir)
-        return Spot(kind, "s3:/", reached, made, replace(reached, credential=Credential("aws", wrong)))
     if kind == "gcs":
         google = stack.enter_context(gcs_server())
         return Spot(kind, "gs:/", replace(options, endpoint=google.endpoint), google.make, None)
@@ -269,7 +264,7 @@ def test_small_files_are_read_written_and_removed(remote: Spot) -> None:
     destination.close()
 
 
-@pytest.mark.parametrize("kind", ["s3", "gcs", "azure"])
+@pytest.mark.parametrize("kind", ["gcs", "azure"])
 def test_a_bucket_that_is_not_there_is_refused(
     kind: str, spots: Callable[[str], Spot], store: Store, tmp_path: Path
 ) -> None:
@@ -280,7 +275,7 @@ def test_a_bucket_that_is_not_there_is_refused(
     assert not isinstance(caught.value, SourceFailed) and " first" in caught.value.hint
 
 
-@pytest.mark.parametrize("kind", ["s3", "azure", "sftp"])
+@pytest.mark.parametrize("kind", ["azure", "sftp"])
 def test_wrong_credentials_are_refused_and_never_shown(
     kind: str, spots: Callable[[str], Spot], store: Store, tmp_path: Path
 ) -> None:
