@@ -1,4 +1,4 @@
-"""Places that trees are written to, through fsspec: what the transfer above knows of them."""
+"""Places that trees are written to, by scheme: what the transfer above knows of them, and those through fsspec."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any, Protocol
 from storage import filesystems
 from storage.errors import BadUri, SourceFailed, SourceRefused, StorageError
 from storage.filesystems import Remote
+from storage.sinks.azure import AzureSink
+from storage.sinks.ftp import FtpSink
+from storage.sinks.gcs import GcsSink
 from storage.sources.base import SourceOptions
 from storage.uri import Uri
 
@@ -51,15 +54,16 @@ class Destination(Protocol):
 
 def check_destination(uri: Uri) -> None:
     """Raise `BadUri` for an address that nothing can be written to."""
-    if uri.scheme != "file" and uri.scheme not in filesystems.REMOTES:
-        known = ", ".join(f"{scheme}://" for scheme in sorted(filesystems.REMOTES))
+    if uri.scheme != "file" and uri.scheme not in SINKS:
+        known = ", ".join(f"{scheme}://" for scheme in sorted(SINKS))
         raise BadUri(f"{uri.shown} cannot be written to", f"write to a directory, or to {known}")
+    filesystems.check_package(uri)
 
 
 def open_destination(uri: Uri, options: SourceOptions) -> Destination:
     """Return the place that an address which is no local directory names; raise `BadUri` where it is none."""
     check_destination(uri)
-    return FsspecDestination(uri, filesystems.REMOTES[uri.scheme](uri, options))
+    return SINKS[uri.scheme](uri, options)
 
 
 class FsspecDestination:
@@ -68,7 +72,7 @@ class FsspecDestination:
     def __init__(self, uri: Uri, remote: Remote) -> None:
         """Use a file system that was opened for this push alone."""
         self._uri, self._remote = uri, remote
-        self._root = uri.path.rstrip("/")
+        self._root = remote.root.rstrip("/")
         self.parallel = remote.parallel
 
     def files(self) -> Mapping[str, tuple[int, str]]:
@@ -110,7 +114,11 @@ class FsspecDestination:
         place = self._at(path)
         try:
             self._remote.make_parents(place)
-            self._remote.system.put_file(str(source), place, callback=_callback(tell), **self._remote.put_options(size))
+            if self._remote.put is not None:
+                self._remote.put(str(source), place, _callback(tell))
+            else:
+                options = self._remote.put_options(size)
+                self._remote.system.put_file(str(source), place, callback=_callback(tell), **options)
             facts = self._remote.system.info(place)
         except StorageError:
             raise
@@ -159,6 +167,19 @@ def _tag(facts: Mapping[str, Any]) -> str:
             # Listings of some servers leave out the quotes that their answers have.
             return str(facts[name]).strip('"')
     return ""
+
+
+def _by_fsspec(uri: Uri, options: SourceOptions) -> Destination:
+    return FsspecDestination(uri, filesystems.REMOTES[uri.scheme](uri, options))
+
+
+SINKS: Mapping[str, Callable[[Uri, SourceOptions], Destination]] = {
+    "az": AzureSink,
+    "ftp": FtpSink,
+    "ftps": FtpSink,
+    "gs": GcsSink,
+    **dict.fromkeys(filesystems.REMOTES, _by_fsspec),
+}
 
 
 def _callback(tell: Callable[[int], None]) -> Any:

@@ -135,14 +135,17 @@ def open_s3(access: AwsAccess, options: SourceOptions) -> Any:
 class Remote:
     """A file system to write to, opened for one push.
 
-    `parallel` is how many files it takes at a time, `put_options(size)` what keeps the memory of one upload small.
+    `root` is what the address is there, `parallel` how many files it takes at a time, `put_options(size)` what keeps
+    the memory of one upload small. `put(source, place, callback)` sends a file where the system's own tells nobody.
     """
 
     system: Any
+    root: str
     parallel: int
-    put_options: Callable[[int], Mapping[str, Any]]
+    put_options: Callable[[int], Mapping[str, Any]] = lambda _size: {}
     make_parents: Callable[[str], None] = lambda _path: None
     close: Callable[[], None] = lambda: None
+    put: Callable[[str, str, Any], object] | None = None
 
 
 def s3_remote(uri: Uri, options: SourceOptions) -> Remote:
@@ -158,10 +161,28 @@ def s3_remote(uri: Uri, options: SourceOptions) -> Remote:
     def put_options(size: int) -> Mapping[str, Any]:
         return {"chunksize": max(8 * MIB, -(-size // S3_PARTS_MAX)), "max_concurrency": 2}
 
-    return Remote(open_s3(access, options), 4, put_options)
+    return Remote(open_s3(access, options), uri.path, 4, put_options)
 
 
-REMOTES: Mapping[str, Callable[[Uri, SourceOptions], Remote]] = {"s3": s3_remote}
+def ssh_remote(uri: Uri, options: SourceOptions) -> Remote:
+    """Return the directory of an SSH server that an address names."""
+    system, root = open_other(uri, options)
+
+    def make_parents(path: str) -> None:
+        system.makedirs(path.rpartition("/")[0], exist_ok=True)
+
+    def put(source: str, place: str, callback: Any) -> None:
+        system.ftp.put(source, place, callback=lambda done, _: callback.absolute_update(done), confirm=False)
+
+    # One connection, and paramiko's channels are not for several threads.
+    return Remote(system, root, 1, make_parents=make_parents, close=system.client.close, put=put)
+
+
+REMOTES: Mapping[str, Callable[[Uri, SourceOptions], Remote]] = {
+    "s3": s3_remote,
+    "sftp": ssh_remote,
+    "ssh": ssh_remote,
+}
 
 
 def status_of(error: BaseException) -> int | None:

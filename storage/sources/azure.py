@@ -64,20 +64,22 @@ def azure_access(options: SourceOptions) -> AzureAccess:
 class AzureSource:
     """Azure's object store, or a server that speaks its protocol."""
 
-    def __init__(self, options: SourceOptions, *, page: int = 5000) -> None:
-        """Read the credentials; connect lazily. A listing is asked for by so many names at a time."""
+    def __init__(self, options: SourceOptions, *, page: int = 5000, verb: str = "read") -> None:
+        """Read the credentials; connect lazily. A listing asks for so many names at a time; things are `verb`."""
         self._page = page
         self._access = azure_access(options)
         self._stated = options.endpoint
         self.server = self._access.endpoint or ""
         sign = _signer(self._access)
-        self._wire = Wire(options, sign=sign, refused=CHECK if sign else "no key was used: `stoker key add azure`")
+        refused = CHECK if sign else "no key was used: `stoker key add azure`"
+        self._wire = Wire(options, sign=sign, refused=refused, verb=verb)
         # A signature in the address is all the permission there is: a key beside it would be refused, and no redirect
         # is followed with it.
-        self._plain = Wire(options, sign=lambda _method, _url, headers: headers)
+        self._plain = Wire(options, sign=lambda _method, _url, headers: headers, verb=verb)
         self._open = Wire(
             options,
             refused="the key is another account's and was not used: give this one's, or endpoint=URL",
+            verb=verb,
         )
 
     def list(self, uri: Uri, cancelled: Callable[[], bool] = never) -> Listing:
@@ -96,7 +98,7 @@ class AzureSource:
 
     def stat(self, uri: Uri, item: Item) -> Item:
         """Return the item as it is now."""
-        wire, url = self._at(uri, item.locator)
+        wire, url = self.at(uri, item.locator)
         response = wire.get(url, {"x-ms-version": VERSION}, method="HEAD", shown=_shown(uri, item))
         response.close()
         if "x-ms-blob-type" not in response.headers:
@@ -111,7 +113,7 @@ class AzureSource:
 
     def open(self, uri: Uri, item: Item, *, start: int = 0, end: int | None = None) -> Stream:
         """Open the blob at `start`."""
-        wire, url = self._at(uri, item.locator)
+        wire, url = self.at(uri, item.locator)
         return open_range(
             wire,
             url,
@@ -128,7 +130,7 @@ class AzureSource:
         for wire in (self._wire, self._plain, self._open):
             wire.close()
 
-    def _at(self, uri: Uri, path: str, query: Mapping[str, str] | None = None) -> tuple[Wire, str]:
+    def at(self, uri: Uri, path: str, query: Mapping[str, str] | None = None) -> tuple[Wire, str]:
         """Return what asks for a path, and its URL: with the signature of the address, else of the key.
 
         An address may name any server: the key goes to the key's own, or to the one that the user says is asked.
@@ -174,7 +176,7 @@ class AzureSource:
         marker = ""
         while True:
             stated = query | {name: text for name, text in (("prefix", prefix), ("marker", marker)) if text}
-            wire, url = self._at(uri, container, stated)
+            wire, url = self.at(uri, container, stated)
             data = wire.get(url, {"x-ms-version": VERSION}, shown=uri.shown).read_all(MAX_PAGE_BYTES)
             page = _page(data, container, prefix, uri.shown)
             yield page

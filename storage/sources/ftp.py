@@ -32,11 +32,11 @@ SETTLED_S = 2.0
 _CROWDED = frozenset({"421", "425"})  # no more connections; no more data connections
 _UNIX = re.compile(r"([-dl])\S{9,10}\s+\d+\s+\S+\s+\S+\s+(\d+)\s+\w{3}\s+\d{1,2}\s+[\d:]{4,5} (.+)")
 _DOS = re.compile(r"\d\d-\d\d-\d{2,4}\s+\d\d:\d\d(?:[AP]M)?\s+(<DIR>|\d+)\s+(.+)")
-_REFUSED = re.compile(r"denied|permi|not allowed|access|login|log in", re.IGNORECASE)
+_REFUSED = re.compile(r"denied|permi|privileg|not allowed|access|login|log in", re.IGNORECASE)
 
 
 @dataclass(slots=True, eq=False)
-class _Session:
+class Session:
     """One control connection, and the data connection that is open on it."""
 
     ftp: _Client
@@ -46,12 +46,12 @@ class _Session:
 class FtpSource:
     """An FTP server, plain or with TLS."""
 
-    def __init__(self, options: SourceOptions, *, most: int = MAX_LISTED) -> None:
-        """Connect lazily, by these options; a listing of more than `most` names is refused."""
+    def __init__(self, options: SourceOptions, *, most: int = MAX_LISTED, verb: str = "read") -> None:
+        """Connect lazily, by these options; a listing of more than `most` names is refused; things are `verb`."""
         self._options = options
-        self._most = most
-        self._idle: list[_Session] = []
-        self._busy: set[_Session] = set()
+        self._most, self._verb = most, verb
+        self._idle: list[Session] = []
+        self._busy: set[Session] = set()
         self._room = MAX_CONNECTIONS
         self._free = threading.Condition()
         self._closed = False
@@ -59,15 +59,15 @@ class FtpSource:
     def list(self, uri: Uri, cancelled: Callable[[], bool] = never) -> Listing:
         """Return the file, or all files below the directory."""
         if not uri.is_tree:
-            return Listing((self.stat(uri, Item(uri.name, _word(uri.path), None, ranged=True)),), is_tree=False)
-        with self._session(uri) as session:
+            return Listing((self.stat(uri, Item(uri.name, word(uri.path), None, ranged=True)),), is_tree=False)
+        with self.session(uri) as session:
             items = list(self._below(session, uri, cancelled))
         return Listing(tuple(items), is_tree=True)
 
     def stat(self, uri: Uri, item: Item) -> Item:
         """Return the item with its size."""
-        with self._session(uri) as session:
-            size = _size(session.ftp, item.locator)
+        with self.session(uri) as session:
+            size = size_of(session.ftp, item.locator)
             if size is None and not uri.is_tree:
                 self._check_file(session.ftp, uri, item.locator)
         return Item(item.path, item.locator, size, ranged=True)
@@ -77,7 +77,7 @@ class FtpSource:
         shown = _shown(uri, item)
         session = self._take(uri)
         with self._told(session, shown):
-            size, tag = _size(session.ftp, item.locator), _tag(session.ftp, item.locator)
+            size, tag = size_of(session.ftp, item.locator), _tag(session.ftp, item.locator)
             if item.etag is not None and item.etag != tag:
                 raise SourceChanged(f"{shown} changed while it was read")
             session.data = session.ftp.transfercmd(f"RETR {item.locator}", start or None)
@@ -97,7 +97,7 @@ class FtpSource:
             if session not in self._busy:
                 session.ftp.close()
 
-    def _stream(self, session: _Session, shown: str, start: int, end: int | None, facts: _Facts) -> Stream:
+    def _stream(self, session: Session, shown: str, start: int, end: int | None, facts: _Facts) -> Stream:
         data, at, over = session.data, start, False
         assert data is not None
 
@@ -129,8 +129,8 @@ class FtpSource:
 
         return Stream(start=start, total=facts.size, etag=facts.tag, checksum=None, read=read, close=close)
 
-    def _below(self, session: _Session, uri: Uri, cancelled: Callable[[], bool]) -> Iterator[Item]:
-        root = _word(uri.path)
+    def _below(self, session: Session, uri: Uri, cancelled: Callable[[], bool]) -> Iterator[Item]:
+        root = word(uri.path)
         waiting, count = [(root, "")], 0
         while waiting:
             directory, prefix = waiting.pop()
@@ -187,14 +187,15 @@ class FtpSource:
         raise SourceMissing(f"{uri.shown} is a directory, not a file", "add a trailing / to fetch all below it")
 
     @contextmanager
-    def _session(self, uri: Uri) -> Iterator[_Session]:
+    def session(self, uri: Uri) -> Iterator[Session]:
+        """Lend a connection that is logged in; what goes wrong on it is told as a `StorageError`."""
         session = self._take(uri)
         with self._told(session, uri.shown):
             yield session
         self._give(session)
 
     @contextmanager
-    def _told(self, session: _Session, shown: str) -> Iterator[None]:
+    def _told(self, session: Session, shown: str) -> Iterator[None]:
         """Turn what ftplib raises into what the transfer understands; the connection is then of no more use."""
         try:
             yield
@@ -203,16 +204,16 @@ class FtpSource:
             if isinstance(error, ftplib.error_temp) and str(error)[:3] in _CROWDED:
                 self._yield_room()
             if isinstance(error, (ftplib.Error, OSError, EOFError, ValueError)):
-                raise _failure(error, shown) from error
+                raise _failure(error, shown, self._verb) from error
             raise
 
-    def _take(self, uri: Uri) -> _Session:
+    def _take(self, uri: Uri) -> Session:
         with self._free:
             while not self._idle and len(self._busy) >= self._room and not self._closed:
                 self._free.wait()
             if self._closed:
                 raise SourceFailed(f"{uri.shown}: the transfer was broken off")
-            session = self._idle.pop() if self._idle else _Session(_Client(self._options, uri))
+            session = self._idle.pop() if self._idle else Session(_Client(self._options, uri))
             self._busy.add(session)
         if session.ftp.sock is None:
             with self._told(session, uri.shown):
@@ -227,13 +228,13 @@ class FtpSource:
         for each in idle:
             each.ftp.close()
 
-    def _give(self, session: _Session) -> None:
+    def _give(self, session: Session) -> None:
         with self._free:
             self._busy.discard(session)
             self._idle.append(session)
             self._free.notify()
 
-    def _drop(self, session: _Session) -> None:
+    def _drop(self, session: Session) -> None:
         with self._free:
             self._busy.discard(session)
             self._free.notify()
@@ -326,7 +327,8 @@ def human_line(line: str) -> _Entry | None:
     return None
 
 
-def _size(ftp: ftplib.FTP, word: str) -> int | None:
+def size_of(ftp: ftplib.FTP, word: str) -> int | None:
+    """Return how long a file is; None where there is none, or the server does not say."""
     try:
         size = ftp.size(word)
     except ftplib.error_perm:
@@ -340,7 +342,7 @@ def _tag(ftp: ftplib.FTP, word: str) -> str | None:
     A change just now may be followed by another in the same second, which nothing would show.
     """
     try:
-        changed, size = ftp.voidcmd(f"MDTM {word}")[4:].strip(), _size(ftp, word)
+        changed, size = ftp.voidcmd(f"MDTM {word}")[4:].strip(), size_of(ftp, word)
     except ftplib.error_perm:
         return None
     return f'"{changed} {size}"' if size is not None and settled(changed, time.time()) else None
@@ -355,7 +357,7 @@ def settled(changed: str, now_s: float) -> bool:
     return told.timestamp() < now_s - SETTLED_S
 
 
-def _word(path: str) -> str:
+def word(path: str) -> str:
     """Return a URL's path as a command's word: below where the login leads; `//` begins at the root."""
     return _word_of(path.removeprefix("/"))
 
@@ -368,18 +370,18 @@ def _text(word: str) -> str:
     return word.encode("latin-1").decode("utf-8", "surrogateescape")
 
 
-def _failure(error: BaseException, shown: str) -> SourceFailed | SourceMissing | SourceRefused:
+def _failure(error: BaseException, shown: str, verb: str) -> SourceFailed | SourceMissing | SourceRefused:
     if not isinstance(error, ftplib.Error):
         text = why(error) if isinstance(error, OSError) else "the connection ended"
         return SourceFailed(
-            f"{shown} cannot be read: {text}", transient=not isinstance(error, ssl.SSLCertVerificationError)
+            f"{shown} cannot be {verb}: {text}", transient=not isinstance(error, ssl.SSLCertVerificationError)
         )
     said = "".join(each for each in _text(str(error)) if each.isprintable())[:200]
     if isinstance(error, ftplib.error_perm):
         if said.startswith("550") and not _REFUSED.search(said):
             return SourceMissing(f"{shown} does not exist: {said}", "check the path")
-        return SourceRefused(f"{shown} may not be read: {said}", "check user, password and permissions")
-    return SourceFailed(f"{shown} cannot be read: {said}")
+        return SourceRefused(f"{shown} may not be {verb}: {said}", "check user, password and permissions")
+    return SourceFailed(f"{shown} cannot be {verb}: {said}")
 
 
 def _shown(uri: Uri, item: Item) -> str:

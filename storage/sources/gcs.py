@@ -27,13 +27,14 @@ _FACTS = "name,size,md5Hash,crc32c,generation"
 class GcsSource:
     """Google's object store, or a server that speaks its JSON API."""
 
-    def __init__(self, options: SourceOptions, *, page: int = 1000) -> None:
-        """Read the credentials; connect lazily. A listing is asked for by so many names at a time."""
+    def __init__(self, options: SourceOptions, *, page: int = 1000, verb: str = "read") -> None:
+        """Read the credentials; connect lazily. A listing asks for so many names at a time; things are `verb`."""
         self._page = page
         self._tokens = Wire(options)
-        sign = google_signer(options, self._tokens)
-        self._wire = Wire(options, sign=sign, refused=CHECK if sign else "no key was used: `stoker key add gcp`")
-        self._base = (options.endpoint or GOOGLE).rstrip("/")
+        sign = google_signer(options, self._tokens, writes=verb != "read")
+        refused = CHECK if sign else "no key was used: `stoker key add gcp`"
+        self.wire = Wire(options, sign=sign, refused=refused, verb=verb)
+        self.base = (options.endpoint or GOOGLE).rstrip("/")
         self.server = options.endpoint or ""
 
     def list(self, uri: Uri, cancelled: Callable[[], bool] = never) -> Listing:
@@ -61,7 +62,7 @@ class GcsSource:
         query = {"alt": "media", **({"generation": item.version} if item.version else {})}
         try:
             return open_range(
-                self._wire,
+                self.wire,
                 self._url(item.locator, query),
                 item,
                 # Else Google unpacks what was stored as gzip, and neither ranges nor checksums fit any more.
@@ -79,7 +80,7 @@ class GcsSource:
 
     def close(self) -> None:
         """Drop connections."""
-        self._wire.close()
+        self.wire.close()
         self._tokens.close()
 
     def _below(self, uri: Uri, bucket: str, prefix: str, cancelled: Callable[[], bool]) -> Iterator[Item]:
@@ -106,7 +107,7 @@ class GcsSource:
     def _pages(self, uri: Uri, bucket: str, prefix: str, *, most: int = 0) -> Iterator[Mapping[str, Any]]:
         query = {"prefix": prefix, "maxResults": str(most or self._page), "fields": f"nextPageToken,items({_FACTS})"}
         while True:
-            page = self._json(f"{self._base}/storage/v1/b/{quote(bucket)}/o?{urlencode(query)}", uri.shown)
+            page = self._json(f"{self.base}/storage/v1/b/{quote(bucket)}/o?{urlencode(query)}", uri.shown)
             yield page
             if not page.get("nextPageToken"):
                 return
@@ -114,10 +115,10 @@ class GcsSource:
 
     def _url(self, locator: str, query: Mapping[str, str]) -> str:
         bucket, _, key = locator.partition("/")
-        return f"{self._base}/storage/v1/b/{quote(bucket)}/o/{quote(key, safe='')}?{urlencode(query)}"
+        return f"{self.base}/storage/v1/b/{quote(bucket)}/o/{quote(key, safe='')}?{urlencode(query)}"
 
     def _json(self, url: str, shown: str) -> dict[str, Any]:
-        data = self._wire.get(url, {}, shown=shown).read_all(MAX_PAGE_BYTES)
+        data = self.wire.get(url, {}, shown=shown).read_all(MAX_PAGE_BYTES)
         try:
             found = json.loads(data)
         except (ValueError, RecursionError):

@@ -16,6 +16,7 @@ from storage.sources.base import SourceOptions
 from storage.sources.wire import Signer, Wire
 
 _READ_ONLY = "https://www.googleapis.com/auth/devstorage.read_only"
+_READ_WRITE = "https://www.googleapis.com/auth/devstorage.read_write"
 _TOKEN_URL = "https://oauth2.googleapis.com/token"  # noqa: S105 - an address
 _GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _LIFETIME_S = 3600
@@ -23,7 +24,7 @@ _SPARE_S = 300
 _ADC = "application_default_credentials.json"
 
 
-def google_signer(options: SourceOptions, wire: Wire) -> Signer | None:
+def google_signer(options: SourceOptions, wire: Wire, *, writes: bool = False) -> Signer | None:
     """Return what signs requests with a token, fetched over `wire` when first needed; None for anonymous access."""
     values = values_of(options, "gcp")
     if values is not None:
@@ -38,7 +39,7 @@ def google_signer(options: SourceOptions, wire: Wire) -> Signer | None:
             raise SourceRefused(f"{path} cannot be read ({type(error).__name__})", "mend the file") from None
     else:
         return None
-    token = _Token(account, wire)
+    token = _Token(account, wire, _READ_WRITE if writes else _READ_ONLY)
 
     def sign(method: str, url: str, headers: Mapping[str, str]) -> Mapping[str, str]:
         return {**headers, "Authorization": f"Bearer {token.get()}"}
@@ -49,8 +50,8 @@ def google_signer(options: SourceOptions, wire: Wire) -> Signer | None:
 class _Token:
     """An access token that is fetched again before it ends."""
 
-    def __init__(self, account: Mapping[str, str], wire: Wire) -> None:
-        self._account, self._wire = account, wire
+    def __init__(self, account: Mapping[str, str], wire: Wire, scope: str) -> None:
+        self._account, self._wire, self._scope = account, wire, scope
         self._guard = threading.Lock()
         self._text, self._until = "", 0.0
 
@@ -66,7 +67,7 @@ class _Token:
         account = self._account
         if account["type"] == "service_account":
             url = account.get("token_uri") or _TOKEN_URL
-            body = {"grant_type": _GRANT, "assertion": assertion(account, url, now)}
+            body = {"grant_type": _GRANT, "assertion": assertion(account, url, now, self._scope)}
         else:
             url = _TOKEN_URL
             names = ("client_id", "client_secret", "refresh_token")
@@ -81,7 +82,7 @@ class _Token:
             raise SourceFailed(f"{shown} answers with no token", transient=False) from None
 
 
-def assertion(account: Mapping[str, str], audience: str, now: int) -> str:
+def assertion(account: Mapping[str, str], audience: str, now: int, scope: str) -> str:
     """Return the signed statement that a service account exchanges for a token."""
     # Needed only once somebody names a bucket of Google's.
     from cryptography.hazmat.primitives import hashes, serialization
@@ -89,7 +90,7 @@ def assertion(account: Mapping[str, str], audience: str, now: int) -> str:
 
     claims = {
         "iss": account["client_email"],
-        "scope": _READ_ONLY,
+        "scope": scope,
         "aud": audience,
         "iat": now,
         "exp": now + _LIFETIME_S,

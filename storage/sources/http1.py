@@ -68,9 +68,11 @@ class Exchange:
         head = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
         if " " in target or any(_UNSENDABLE.search(line) for line in head):
             raise Malformed("the request cannot be sent")
-        data = ("\r\n".join(head) + "\r\n\r\n").encode("latin-1") + (body or b"")
+        data = ("\r\n".join(head) + "\r\n\r\n").encode("latin-1")
+        small = body is None or len(body) < _READ_BYTES  # then in one packet, else without another copy of it
         try:
-            self._tls.send(data) if self._tls is not None else self.socket.sendall(data)
+            for each in (data + (body or b""),) if small else (data, body or b""):
+                self._tls.send(each) if self._tls is not None else self.socket.sendall(each)
         except BlockingIOError as error:
             raise TimeoutError from error
 

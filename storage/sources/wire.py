@@ -68,10 +68,12 @@ class Response:
 class Wire:
     """All connections of one fetch; any thread may use it."""
 
-    def __init__(self, options: SourceOptions, *, sign: Signer | None = None, refused: str = CHECK) -> None:
+    def __init__(
+        self, options: SourceOptions, *, sign: Signer | None = None, refused: str = CHECK, verb: str = "read"
+    ) -> None:
         """`sign(method, url, headers)` returns the headers to send to the first origin.
 
-        `refused` is the hint for whoever may not read what is there.
+        `refused` is the hint for whoever may not do what is done there: it is `verb`.
         """
         self._options = options
         self._sign = sign
@@ -79,7 +81,7 @@ class Wire:
         self._busy: set[Exchange] = set()
         self._guard = threading.Lock()
         self._tls: ssl.SSLContext | None = None
-        self._refused = refused
+        self._refused, self._verb = refused, verb
         self._closed = False
         self._secrets = secrets_of(options.credential)
 
@@ -93,8 +95,9 @@ class Wire:
         shown: str,
         redirects: int = MAX_REDIRECTS,
         was_public: bool = False,
+        also: frozenset[int] = frozenset(),
     ) -> Response:
-        """Send one request and follow redirects; return the answer if its status is 2xx, 304 or 416.
+        """Send one request and follow redirects; return the answer if its status is 2xx, 304, 416 or one of `also`.
 
         A `body` goes to the first address only. `was_public` says that a public address named this one. Raise
         `SourceMissing`, `SourceRefused`, `SourceChanged` (412) or `SourceFailed` otherwise; messages name `shown`,
@@ -109,7 +112,8 @@ class Wire:
             was_public = was_public or public
             target = response.headers.get("location")
             if response.status not in _REDIRECTS or target is None:
-                _check(response, shown, self._secrets, self._refused)
+                if response.status not in also:
+                    self._check(response, shown)
                 return replace(response, public=was_public)
             response.close()
             if self._sign is not None:
@@ -148,6 +152,28 @@ class Wire:
         for connections in idle.values():
             for connection in connections:
                 connection.close()
+
+    def _check(self, response: Response, shown: str) -> None:
+        """Raise what an answer other than the wanted one means."""
+        status = response.status
+        if 200 <= status < 300 or status in {304, 416}:
+            return
+        said = _said(response, self._secrets)
+        if status in {404, 410}:
+            more = f": {said}" if said.lower() not in {"", "not found"} else ""
+            raise SourceMissing(f"{shown} does not exist{more}", "check the address")
+        if status in {401, 403, 407}:
+            raise SourceRefused(f"{shown} may not be {self._verb} ({status}{said and f', {said}'})", self._refused)
+        if status == 412:
+            raise SourceChanged(f"{shown} changed while it was read")
+        region = response.headers.get("x-amz-bucket-region")
+        if status in {301, 307, 400} and region is not None:
+            raise SourceRefused(f"{shown} is in another region", f"set the region to {region[:40]!r}")
+        raise SourceFailed(
+            f"{shown} answers with status {status}{said and f': {said}'}",
+            transient=status in {408, 425, 429} or status >= 500,
+            retry_after_s=retry_after_s(response.headers.get("retry-after", ""), time.time()),
+        )
 
     def _headers(self, method: str, url: str, headers: Mapping[str, str], *, own: bool) -> dict[str, str]:
         sent = {"Accept-Encoding": "identity", "User-Agent": "stoker", **headers}
@@ -321,28 +347,6 @@ def basic_credentials(url: str) -> tuple[str, str] | None:
 def basic(user: tuple[str, str]) -> str:
     """Return the header that signs in with a user and a password."""
     return "Basic " + base64.b64encode(":".join(user).encode()).decode("ascii")
-
-
-def _check(response: Response, shown: str, secrets: Iterable[str], refused: str) -> None:
-    status = response.status
-    if 200 <= status < 300 or status in {304, 416}:
-        return
-    said = _said(response, secrets)
-    if status in {404, 410}:
-        more = f": {said}" if said.lower() not in {"", "not found"} else ""
-        raise SourceMissing(f"{shown} does not exist{more}", "check the address")
-    if status in {401, 403, 407}:
-        raise SourceRefused(f"{shown} may not be read ({status}{said and f', {said}'})", refused)
-    if status == 412:
-        raise SourceChanged(f"{shown} changed while it was read")
-    region = response.headers.get("x-amz-bucket-region")
-    if status in {301, 307, 400} and region is not None:
-        raise SourceRefused(f"{shown} is in another region", f"set the region to {region[:40]!r}")
-    raise SourceFailed(
-        f"{shown} answers with status {status}{said and f': {said}'}",
-        transient=status in {408, 425, 429} or status >= 500,
-        retry_after_s=retry_after_s(response.headers.get("retry-after", ""), time.time()),
-    )
 
 
 def _said(response: Response, secrets: Iterable[str]) -> str:

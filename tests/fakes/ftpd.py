@@ -60,7 +60,7 @@ def main(root: str, port: str, user: str, password: str, certificate: str, *word
     handler = type("Handler", (base,), stated)
     if "no-mlsd" in options:
         handler.proto_cmds = {name: facts for name, facts in handler.proto_cmds.items() if name not in {"MLSD", "MLST"}}
-    handler.authorizer.add_user(user, password, root)
+    handler.authorizer.add_user(user, password, root, perm="elradfmwMT")
     server = ThreadedFTPServer(("127.0.0.1", int(port)), handler)
     server.max_cons = int(options.get("most", "512"))
     server.serve_forever()

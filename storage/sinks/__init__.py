@@ -1,0 +1,1 @@
+"""Places that trees are written to over connections of our own, one module a kind."""
