@@ -298,6 +298,11 @@ def test_values_are_no_words_of_a_command(runner: Box, words: tuple[str, ...], m
     assert CANARY not in done.stderr
 
 
+def _sleeps(pid: int) -> bool:
+    """Say whether a process waits for something."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 def typed(box: Box, *words: str, answers: list[tuple[bytes, bytes]]) -> tuple[int, str]:
     """Run a command line on a terminal, answering its prompts; return its code and what the terminal showed."""
     pid, terminal = os.forkpty()
@@ -308,6 +313,8 @@ def typed(box: Box, *words: str, answers: list[tuple[bytes, bytes]]) -> tuple[in
         piece = b""
         while not piece.endswith(prompt):
             piece += os.read(terminal, 1)
+        # An interrupt that comes between the prompt and the wait for an answer is heard with the answer only.
+        wait_until(lambda: _sleeps(pid))
         os.write(terminal, answer)
         seen += piece
     with suppress(OSError):  # a terminal whose program has ended
