@@ -85,27 +85,33 @@ def _devices(context: Context, devices: Devices) -> dict[str, Any]:
 
 def _gone(context: Context, devices: Devices, device: Device) -> dict[str, Any]:
     """Tell of a device that was seen before and is not there now."""
-    ref = context.board.holder(device.uuid)
+    ref, quarantine = context.board.holder(device.uuid), _quarantine(devices, device.uuid)
     return {
         "uuid": device.uuid,
         "index": None,
         "model": device.model,
         "memory_bytes": device.memory_bytes,
-        "state": "quarantined" if device.uuid in devices.quarantined else "gone",
+        "state": "quarantined" if quarantine is not None else "gone",
         "holder": f"job {ref.label}" if ref is not None else None,
         "job": ref.label if ref is not None else None,
-        "reason": devices.absent.get(device.uuid),
+        "reason": quarantine or devices.absent.get(device.uuid),
         "processes": [],
     }
+
+
+def _quarantine(devices: Devices, uuid: str) -> str | None:
+    """Say why a device is quarantined: in one look, as the turn may be changing it."""
+    why = devices.quarantined.get(uuid)
+    return None if why is None else f"quarantined: {why}"
 
 
 def _device(context: Context, devices: Devices, reading: GpuReading) -> dict[str, Any]:
     ref = context.board.holder(reading.uuid)
     on_board = next((each for each in context.board.devices if each.uuid == reading.uuid), None)
     outside = on_board.holder if on_board is not None else None
-    state, reason = "free", devices.absent.get(reading.uuid)
-    if reading.uuid in devices.quarantined:
-        state = "quarantined"
+    state, reason, quarantine = "free", devices.absent.get(reading.uuid), _quarantine(devices, reading.uuid)
+    if quarantine is not None:
+        state, reason = "quarantined", quarantine
     elif reason is not None:
         state = "unreadable"
     elif ref is not None:

@@ -63,12 +63,11 @@ class GpuRunner(Box):
         return next(each for each in self.get("/v1/gpus")["devices"] if each["uuid"] == uuid)
 
     def wait_device(self, uuid: str, state: str) -> dict[str, Any]:
-        """Return a device once it is in a state; of a quarantined one a look may come just before its reason does."""
+        """Return a device once it is in a state."""
 
         def there() -> dict[str, Any] | None:
             found = self.device(uuid)
-            told = state != "quarantined" or found["reason"] is not None
-            return found if found["state"] == state and told else None
+            return found if found["state"] == state else None
 
         found: dict[str, Any] = wait_until(there, what=f"{uuid} to be {state}")
         return found
