@@ -60,7 +60,7 @@ def enter(libc: ctypes.CDLL, plan: dict[str, Any], rank: int, keys: dict[str, st
     for mount in plan["mounts"]:
         target = mount["target"]
         if not plan["identity"] and not os.path.exists(target):
-            os.makedirs(target)
+            os.makedirs(target, exist_ok=True)  # the other ranks make it, too
         if mount["writes"]:
             _overlay(libc, mount, rank, by_user=plan["user_namespace"])
             continue

@@ -334,8 +334,9 @@ def test_an_overlay_is_written_freely_and_its_lower_stays(bench: Bench, tmp_path
     before = {each.name: each.is_file() and each.read_text() for each in lower.rglob("*")}
     mounts = (Mount(str(lower), str(tmp_path / "data"), writes=str(tmp_path / "writes")),)
     argv = ["sh", "-c", ALTER]
-    attempt = bench.run(argv, argv, cwd=str(tmp_path), mounts=mounts, user_namespace=by_user, notices=("be warned",))
-    for rank in (0, 1):
+    argvs = [argv] * 4  # they make the mount point at the same instant
+    attempt = bench.run(*argvs, cwd=str(tmp_path), mounts=mounts, user_namespace=by_user, notices=("be warned",))
+    for rank in range(4):
         assert attempt.log(rank).split("\n")[:-1] == ["stoker: be warned", *ALTERED]
     assert {each.name: each.is_file() and each.read_text() for each in lower.rglob("*")} == before
     assert list((tmp_path / "data").iterdir()) == []
