@@ -1,6 +1,8 @@
 # The front desk: `make` lists what can be asked for. Everything runs from the committed lock, in .venv.
 
 PYTHON ?= python3
+# Files of tests that run at once.
+WORKERS ?= 3
 UV_VERSION := 0.13.8
 UV := .venv-tools/bin/uv
 BIN := .venv/bin
@@ -18,7 +20,7 @@ demo: $(STAMP) ## train a real model under a private runner
 	@examples/digits/demo.sh
 
 test: lint ## lint, then every test, a tenth of the long counts
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

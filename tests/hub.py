@@ -37,16 +37,22 @@ class Repo:
     token: str | None = None
     gated: bool = False
     branches: dict[str, int] = field(default_factory=dict)
+    _ids: dict[int, str] = field(default_factory=dict)
 
     def put(self, path: str, data: bytes) -> None:
         """Commit a file."""
         self.commits.append({**self.commits[-1], path: data})
 
+    def id_of(self, number: int) -> str:
+        """Return the id of a commit."""
+        if number not in self._ids:
+            self._ids[number] = commit_id(self.commits[number])
+        return self._ids[number]
+
     def number(self, revision: str) -> int | None:
         """Return which commit a revision is."""
-        by_id = {commit_id(each): number for number, each in enumerate(self.commits)}
-        known = {"main": len(self.commits) - 1, **self.branches, **by_id}
-        return known.get(revision)
+        by_id = {self.id_of(number): number for number in range(len(self.commits))}
+        return {"main": len(self.commits) - 1, **self.branches, **by_id}.get(revision)
 
 
 @dataclass
@@ -171,8 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         files = repo.commits[number]
         if verb == "revision":
-            siblings = [{"rfilename": path} for path in sorted(files)]
-            self._json({"id": name.partition("/")[2], "sha": commit_id(files), "siblings": siblings, "private": False})
+            rows: list[dict[str, object]] = [{"rfilename": path} for path in sorted(files)]
+            self._json({"id": name.partition("/")[2], "sha": repo.id_of(number), "siblings": rows, "private": False})
         elif verb == "paths-info":
             wanted = parse_qs(body.decode()).get("paths", [])
             self._json([_row(path, files[path]) for path in wanted if path in files])
@@ -196,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
         if number is None or data is None:
             self._error(404, "EntryNotFound", "Entry not found")
             return
-        commit = commit_id(repo.commits[number])
+        commit = repo.id_of(number)
         digest = hashlib.sha256(data).hexdigest()
         if len(data) < LFS_BYTES:
             oid = _row(path, data)["oid"]
