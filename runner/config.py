@@ -137,7 +137,7 @@ class Storage:
         "1GiB", "a longer log keeps its first MiB and its newest half", _size, least=4 << 20
     )
     outputs: str = _setting("", "every job's output is written here too: s3://bucket/{job}-{name}/", check=_template)
-    ballast_bytes: int = _setting("64MiB", "kept free for exits and charges on a day when the disk is full", _size)
+    ballast_bytes: int = _setting("64MiB", "kept free for exits and charges when the disk is full; 0 is none", _size)
     user_namespaces: bool = _setting(
         True, "who is not root gets writable inputs at once, by a user namespace; sudo and su do not work in such a job"
     )

@@ -382,6 +382,13 @@ def test_no_ballast_where_there_is_no_room(tmp_path: Path) -> None:
     assert not (tmp_path / "ballast").exists()
 
 
+def test_a_ballast_of_nothing_is_none(tmp_path: Path) -> None:
+    """Size 0 asks for no ballast: what an earlier setting left is given back, and nothing is missing without it."""
+    (tmp_path / "ballast").write_bytes(b"x" * 10)
+    assert Ballast(str(tmp_path / "ballast"), 0).take()
+    assert not (tmp_path / "ballast").exists()
+
+
 def test_artifacts_of_an_older_version_keep_their_names() -> None:
     """What was saved before artifacts could be named is ready, its account's, and its name goes on counting."""
     connection = sqlite3.connect(":memory:")
