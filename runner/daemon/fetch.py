@@ -177,21 +177,18 @@ class Fetcher:
 
         `progress(done, total)` is called a few times a second at most, from any thread; `failed` before each retry.
         """
-        told_ns, short, missing = 0, False, 0
+        begun, short, missing = False, False, 0
 
         def look(done: int, total: int | None) -> None:
-            nonlocal told_ns, missing, short
-            now_ns = self.context.clock.monotonic_ns()
-            if now_ns - told_ns < QUIET_NS:
-                return
-            if told_ns == 0 and total is not None:
+            nonlocal begun, missing, short
+            if not begun and total is not None:
                 missing = total - done
                 # A download that goes on needs the room that it holds only once.
                 held = set_aside(self.context.store.root / "partial")
                 short = cache.room_on_disk(self.context) + held < missing + self.min_free_bytes
             else:
                 short = cache.room_on_disk(self.context) < self.min_free_bytes
-            told_ns = now_ns
+            begun = True
             progress(done, total)
 
         try:
@@ -199,7 +196,7 @@ class Fetcher:
                 self.context.store,
                 wanted.uri,
                 self.options_for(wanted),
-                progress=look,
+                progress=self._quietly(look),
                 cancelled=lambda: cancelled() or short,
                 retry=Retry(failed=failed),
                 extract=self._limits() if wanted.extract else None,
@@ -232,6 +229,18 @@ class Fetcher:
 
         `progress(done, total)` is called a few times a second at most, from any thread; `failed` before each retry.
         """
+        return push(
+            self.context.store,
+            digest,
+            wanted.uri,
+            self.options_for(wanted),
+            progress=self._quietly(progress),
+            cancelled=cancelled,
+            retry=Retry(failed=failed),
+        )
+
+    def _quietly(self, tell: Callable[[int, int | None], None]) -> Callable[[int, int | None], None]:
+        """Return what calls `tell` a few times a second at most."""
         told_ns = 0
 
         def look(done: int, total: int | None) -> None:
@@ -239,18 +248,9 @@ class Fetcher:
             now_ns = self.context.clock.monotonic_ns()
             if now_ns - told_ns >= QUIET_NS:
                 told_ns = now_ns
-                progress(done, total)
+                tell(done, total)
 
-        options = self.options_for(wanted)
-        return push(
-            self.context.store,
-            digest,
-            wanted.uri,
-            options,
-            progress=look,
-            cancelled=cancelled,
-            retry=Retry(failed=failed),
-        )
+        return look
 
     def options_for(self, wanted: Wanted) -> SourceOptions:
         """Return how an address may be reached: with its key, unsealed for this transfer alone.

@@ -19,7 +19,7 @@ from runner.daemon.fetch import Fetcher, NoRoom, Wanted
 from runner.daemon.handout import handed_out, notice
 from runner.daemon.launch import COPIED, Handed, JobFacts, attempt_dir, place_of
 from runner.daemon.pace import Pace
-from runner.daemon.shelf import NotReady, named, take
+from runner.daemon.shelf import NotReady, referred, take
 from runner.executors.environments import Builder, EnvironmentFailed, probe
 from runner.service.desk import Enqueue
 from runner.service.submit import interpreter_of
@@ -137,7 +137,7 @@ class Stager:
                 had = staged.had(reader, facts.owner_uid, stated.digest, address)
                 pinned = Fetched(stated.digest, had[0], had[1], json.loads(had[2])) if had else None
             if artifact_id is not None:
-                found.append(Source(name, named(address), pinned, artifact_id, stated.digest))
+                found.append(Source(name, referred(address), pinned, artifact_id, stated.digest))
                 continue
             home = facts.variables.get("HOME")
             wanted = self.fetcher.wanted(stated, secret, owner_uid=facts.owner_uid, home=home, key_name=key_name)

@@ -18,10 +18,10 @@ from storage import files
 from storage.errors import SourceChanged, SourceFailed, SourceMissing, SourceRefused
 from storage.hubs import GitAddress
 from storage.sources.base import Item, Stream
-from storage.sources.git_session import Session, authorization, failure, origin, reason, ssh_place
+from storage.sources.git_session import Session, failure, origin, reason, ssh_place
 from storage.sources.local import file_stream
 from storage.sources.ranges import open_range, stated_checksum, total_size
-from storage.sources.wire import Wire
+from storage.sources.wire import Wire, authorization
 
 BATCH = 100
 MAX_ANSWER_BYTES = 4 << 20

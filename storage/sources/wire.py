@@ -345,8 +345,13 @@ def basic_credentials(url: str) -> tuple[str, str] | None:
 
 
 def basic(user: tuple[str, str]) -> str:
-    """Return the header that signs in with a user and a password."""
+    """Return the word that signs in with a user and a password."""
     return "Basic " + base64.b64encode(":".join(user).encode()).decode("ascii")
+
+
+def authorization(user: tuple[str, str] | None) -> dict[str, str]:
+    """Return the header that signs in, none without a user."""
+    return {} if user is None else {"Authorization": basic(user)}
 
 
 def _said(response: Response, secrets: Iterable[str]) -> str:

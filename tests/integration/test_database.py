@@ -16,6 +16,7 @@ import pytest
 
 from runner.core.errors import NoRunner, Unavailable
 from runner.state import artifacts
+from runner.state.audit import audit
 from runner.state.ballast import Ballast
 from runner.state.engine import (
     NETWORK_FILESYSTEMS,
@@ -27,7 +28,6 @@ from runner.state.engine import (
     refuse_network,
     savepoint,
 )
-from runner.state.verify import verify
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = sorted((ROOT / "tests/golden").glob("schema-*.sql"))
@@ -156,7 +156,7 @@ def test_every_released_schema_opens(tmp_path: Path, golden: Path) -> None:
     assert database.writer.execute("PRAGMA user_version").fetchone() == (len(migrations()),)
     after = {name: database.reader().execute(f"SELECT COUNT(*) FROM {name}").fetchone()[0] for name in before}
     assert after == before
-    assert verify(database.writer).ok
+    assert audit(database.writer).ok
     database.close()
     fresh.close()
 
