@@ -29,12 +29,6 @@ SECRET = "c4nary-hubs"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """A new store."""
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
 def repository(tmp_path: Path) -> Repository:
     """A repository with one commit."""
     made = Repository(tmp_path / "repository")

@@ -7,32 +7,15 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.kit import Box, wait_until
-from tests.servers import S3, Answer, Web, http_server, s3_server, tmpfs
+from tests.servers import S3, Answer, Web, tmpfs
 
 HASH_ALL = 'cd "$STOKER_INPUT_data" && find . -type f | LC_ALL=C sort | xargs -d "\\n" sha256sum'
-
-
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[Web]:
-    """A web server over an empty directory."""
-    (tmp_path / "www").mkdir()
-    with http_server(tmp_path / "www") as server:
-        yield server
-
-
-@pytest.fixture
-def s3(tmp_path: Path) -> Iterator[S3]:
-    """An S3 server with one bucket; the keys lie where the runner's user keeps them."""
-    (tmp_path / "buckets/bucket").mkdir(parents=True)
-    with s3_server(tmp_path / "buckets", tmp_path / "home/.aws") as server:
-        yield server
 
 
 def fill(directory: Path) -> Path:
