@@ -36,15 +36,16 @@ class Preparation:
     """One job being prepared.
 
     `waiting` and `attempts` (elements and how often each was tried) are the turn's; `needs`, what it has to fetch or
-    build, and the rest are its worker's and only shown by others: the bytes that it has still to fetch as far as is
-    known, the trees of those inputs that are here, and since when it may be tried again after it found no room.
+    build, and the rest are its worker's and only shown by others: why it waits, once it is known to lack anything,
+    the bytes that it has still to fetch as far as is known, the trees of those inputs that are here, and since when it
+    may be tried again after it found no room.
     """
 
     enqueue: Enqueue
     waiting: set[int]
     attempts: dict[int, int] = field(default_factory=dict)
     needs: frozenset[str] = frozenset()
-    reason: WaitReason = WaitReason(Waiting.STAGING, "waiting for its turn to be staged")
+    reason: WaitReason | None = None
     need_bytes: int | None = None
     trees: frozenset[str] = frozenset()
     staging: bool = False

@@ -238,6 +238,17 @@ def test_a_web_tree_and_file_are_staged_and_then_cost_no_request(runner: Box, we
     assert len(web.requests) == asked
 
 
+def test_a_job_whose_inputs_are_here_never_waits_for_them(runner: Box, web: Web) -> None:
+    """Neither the answer to a submission nor a follower says that what is in the store has to be staged."""
+    (web.root / "one.bin").write_bytes(b"x" * 1000)
+    job = ("--input", f"one={web.url}/one.bin", "--", "true")
+    succeeds(runner, *job)
+    for _ in range(5):
+        done = runner.cli("run", *job)
+        assert done.returncode == 0
+        assert "stag" not in done.stderr, done.stderr
+
+
 def test_refresh_asks_the_source_again_and_moves_only_what_changed(runner: Box, web: Web) -> None:
     """A warm address is what it was; `,refresh` looks again, and is what later jobs are given."""
     tree = fill(web.root / "set")
