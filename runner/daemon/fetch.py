@@ -237,6 +237,7 @@ class Fetcher:
             progress=self._quietly(progress),
             cancelled=cancelled,
             retry=Retry(failed=failed),
+            identity=wanted.identity,
         )
 
     def _quietly(self, tell: Callable[[int, int | None], None]) -> Callable[[int, int | None], None]:

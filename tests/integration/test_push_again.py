@@ -73,6 +73,20 @@ def test_a_file_that_somebody_wrote_between_is_written_again(how: SourceOptions,
     assert brought(tmp_path, "other", how) == digest
 
 
+@pytest.mark.parametrize("whose", ["one", "other"])
+def test_notes_of_a_push_are_whose_it_was(how: SourceOptions, store: Store, tmp_path: Path, whose: str) -> None:
+    """The same address may lead another user elsewhere: what was written for one says nothing of that."""
+    digest = tree(store, tmp_path / "one", **{f"{number:02}": f"1{number:08}" for number in range(30)})
+    done: list[int] = []
+    with pytest.raises(Cancelled):
+        push(
+            store, digest, PLACE, how, identity="one",
+            progress=lambda sent, _: done.append(sent), cancelled=lambda: bool(done) and done[-1] > 60,
+        )  # fmt: skip
+    again = push(store, digest, PLACE, how, identity=whose, progress=lambda *_: None, cancelled=lambda: False)
+    assert (again.sent_bytes == again.size_bytes) == (whose == "other")
+
+
 def test_a_smaller_tree_after_a_larger_comes_back_as_itself(how: SourceOptions, store: Store, tmp_path: Path) -> None:
     """Files that the manifest does not name are not of the tree."""
     pushed(store, tree(store, tmp_path / "one", a="1", b="2", c="3"), how)
