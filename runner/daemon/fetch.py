@@ -17,11 +17,10 @@ from runner.daemon import cache, keys
 from runner.daemon.context import Context
 from runner.daemon.guard import safely
 from runner.state import staged
-from storage.archives.members import Limits
+from storage.archives.members import Limits, is_archive
 from storage.credentials import Credential
 from storage.download import Fetched, fetch
 from storage.errors import Cancelled, DiskFull, SourceFailed, SourceRefused
-from storage.extract import is_archive
 from storage.journal import set_aside
 from storage.leases import Lease
 from storage.sources.base import Proxies, SourceOptions
