@@ -117,7 +117,7 @@ def _serve(paths: Paths) -> int:
     loop = Loop(context.clock)
     devices = Devices(context, loop, Nvml())
     starter = Starter(context, loop, devices)
-    fetcher = Fetcher(context, source_options(config, os.environ))
+    fetcher = Fetcher(context, source_options(config, os.environ, system=context.system))
     saver = Saver(context, Uploader(context, fetcher))
     tail = LogTail()
     stager = Stager(context, fetcher, tail)

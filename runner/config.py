@@ -160,6 +160,7 @@ class Sources:
     https_proxy: str = _setting("", "proxy for https://; empty is the environment's, `none` is none", check=_proxy)
     http_proxy: str = _setting("", "proxy for http://; empty is the environment's, `none` is none", check=_proxy)
     no_proxy: str = _setting("", "hosts reached without a proxy; empty is the environment's")
+    allow_hosts: list[str] = _setting([], "hosts on this machine that a system runner may fetch from all the same")
     unsized_limit_bytes: int = _setting("4GiB", "the most to take of a body whose length no server states", _size)
     s3: S3 = field(default_factory=S3)
 

@@ -65,8 +65,11 @@ class NoRoom(Exception):
         self.reason = WaitReason(Waiting.DISK, sentence, {"need_bytes": need_bytes, "free_bytes": free_bytes})
 
 
-def source_options(config: Config, environ: Mapping[str, str]) -> SourceOptions:
-    """Return how sources may be reached: by the settings, and where these name no proxy by the runner's environment."""
+def source_options(config: Config, environ: Mapping[str, str], *, system: bool) -> SourceOptions:
+    """Return how sources may be reached: by the settings, and where these name no proxy by the runner's environment.
+
+    A system runner reaches less: it can do more on this box than those who ask it.
+    """
     sources, rate = config.sources, config.storage.bandwidth_bytes
 
     def proxy(setting: str, *names: str) -> str:
@@ -75,6 +78,8 @@ def source_options(config: Config, environ: Mapping[str, str]) -> SourceOptions:
     return SourceOptions(
         s3_endpoint=sources.s3.endpoint or None,
         s3_region=sources.s3.region or None,
+        allow_local_addresses=not system,
+        allow_hosts=frozenset(sources.allow_hosts),
         ca_file=Path(sources.ca_file) if sources.ca_file else None,
         proxies=Proxies(
             http=proxy(sources.http_proxy, "http_proxy", "HTTP_PROXY") or None,
@@ -256,8 +261,11 @@ class Fetcher:
         """Return how an address may be reached: with its key, unsealed for this transfer alone.
 
         Without a key it is what the tools of the user who asks keep at home, but only where the runner is they
-        themselves: what they say is their home may be another's. Which hosts they know holds for a key as well.
+        themselves: what they say is their home may be another's. Which hosts they know holds for a key as well. Nor is
+        a path anything that a runner of more than one user opens by its own right.
         """
+        if wanted.uri.is_local and not self.options.allow_local_addresses:
+            raise SourceRefused(f"{wanted.uri.shown} is a path, which only a runner of your own opens", "use --private")
         credential = self._credential(wanted)
         options = replace(self.options, endpoint=wanted.endpoint, credential=credential)
         if wanted.home is None or not options.allow_local_addresses:
