@@ -163,10 +163,12 @@ class Fetcher:
         """
         if wanted.refresh or wanted.uri.is_local:
             return None
+        last = self._last(wanted)
+        return last if last is not None and self.context.store.keep(lease, last.tree_digest) else None
+
+    def _last(self, wanted: Wanted) -> Fetched | None:
         row = staged.source(self.context.database.reader(), wanted.key)
-        if row is None or not self.context.store.keep(lease, row[0]):
-            return None
-        return Fetched(row[0], row[1], row[2], json.loads(row[3]))
+        return Fetched(row[0], row[1], row[2], json.loads(row[3])) if row is not None else None
 
     def fetch(
         self,
@@ -205,6 +207,7 @@ class Fetcher:
                 retry=Retry(failed=failed),
                 extract=self._limits() if wanted.extract else None,
                 identity=wanted.identity,
+                was=self._last(wanted),
             )
         except (Cancelled, DiskFull) as error:
             if isinstance(error, Cancelled) and not short:

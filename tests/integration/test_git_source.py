@@ -59,6 +59,7 @@ def take(store: Store, text: str, options: SourceOptions | None = None, **kwargs
         progress=lambda _done, _total: None,
         cancelled=kwargs.pop("cancelled", lambda: False),  # type: ignore[arg-type]
         retry=QUICK,
+        was=kwargs.pop("was", None),  # type: ignore[arg-type]
     )
 
 
@@ -116,6 +117,37 @@ def test_a_repository_becomes_an_artifact(
             take(store, f"{place}@nope", options, kind="git")
     assert no_debris(store)
     assert not children()
+
+
+@pytest.mark.parametrize("how", ["http", "ssh"])
+def test_what_is_at_the_same_commit_is_not_fetched_again(
+    how: str, tmp_path: Path, repository: Repository, store: Store, ssh: Ssh
+) -> None:
+    """Only the names are asked for, and when that was is said; what moved, or the store has lost, is fetched."""
+    repository.git("tag", "-a", "v1", "-m", "a tag")
+    options = SourceOptions(stall_s=20)
+    with git_web(tmp_path / "served") as web:
+        place = web.serve(repository, "repo.git")
+        if how == "ssh":
+            values = {"private_key": ssh.private_key, "known_hosts": ssh.known_hosts}
+            options = SourceOptions(stall_s=20, credential=Credential("git-ssh", values))
+            place = f"{ssh.prefix}{web.root}/repo.git"
+        for ref in ("", "@main", "@v1"):
+            first = take(store, place + ref, options, kind="git")
+            web.asked.clear()
+            again = take(store, place + ref, options, kind="git", was=first)
+            assert again.pins == {**first.pins, "asked": again.pins["asked"]}
+            # `ls-remote` posts one request, a fetch at least another.
+            assert len([path for method, path, _ in web.asked if method == "POST"]) == (how == "http")
+        repository.commit(**{"train.py": "print(3)"})
+        repository.git("push", "-q", str(web.root / "repo.git"), "main")
+        moved = take(store, place, options, kind="git", was=again)
+        assert (contents(store, moved)["train.py"], "asked" in moved.pins) == (b"print(3)", False)
+        (entry, *_) = store.manifest(moved.tree_digest).entries
+        store.object_path(entry.digest).unlink()
+        whole = take(store, place, options, kind="git", was=moved)
+        assert (whole.tree_digest, "asked" in whole.pins) == (moved.tree_digest, False)
+    assert no_debris(store)
 
 
 def test_modes_and_links_are_kept(repository: Repository, store: Store) -> None:
