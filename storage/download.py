@@ -83,7 +83,7 @@ def fetch(
     memory = _Memory(store, f"{uri.kind} {server_of(source)} {uri.text}", identity)
     try:
         with store.lease(f"fetch {os.getpid()}"), single_flight(memory.lock_path, retry, cancelled):
-            if was is not None and _is_still(was, store, uri, source, retry, cancelled):
+            if was is not None and _is_still(was, store, uri=uri, source=source, retry=retry, cancelled=cancelled):
                 return replace(was, pins={**was.pins, "asked": datetime.now(UTC).isoformat(timespec="seconds")})
             for last in range(_PLANS - 1, -1, -1):
                 try:
@@ -183,7 +183,7 @@ def _fetched(manifest: Manifest, pins: Mapping[str, str], archive: str | None = 
 
 
 def _is_still(
-    was: Fetched, store: Store, uri: Uri, source: Source, retry: Retry, cancelled: Callable[[], bool]
+    was: Fetched, store: Store, *, uri: Uri, source: Source, retry: Retry, cancelled: Callable[[], bool]
 ) -> bool:
     """Say whether the source is what it was, and the store has that."""
     if not _asked(lambda: is_still(source, uri, was.pins, cancelled), source, retry, cancelled):

@@ -128,16 +128,15 @@ class _Fetch:
         self.lfs.append(Lfs(reached, self._session, self._wire, self._shown, self._cancelled))
         for path, pointed in git_tree.pointers(tree.files, self._read):
             tree.files[path] = replace(tree.files[path], pointed=pointed)
+        if stated := self._settings(tree, commit, ".lfsconfig"):
+            self.lfs[number].stated = git_tree.lfs_url(stated)
         self.lfs[number].wanted({blob.pointed: path for path, blob in tree.files.items() if blob.pointed is not None})
         if tree.modules:
             self._take_modules(tree, address, commit, depth)
         return tree, commit
 
     def _take_modules(self, tree: Tree, address: GitAddress, commit: str, depth: int) -> None:
-        urls: Mapping[str, str] = {}
-        settings = tree.files.get(".gitmodules")
-        if settings is not None and settings.size <= MAX_SETTINGS_BYTES:
-            urls = git_tree.parse_modules(self._git("config", "--blob", f"{commit}:.gitmodules", "-z", "--list"))
+        urls = git_tree.parse_modules(self._settings(tree, commit, ".gitmodules"))
         for path, wanted in tree.modules.items():
             if path not in urls:
                 raise SourceRefused(f"{self._shown}: the submodule {path!r} has no address", "mend .gitmodules")
@@ -147,6 +146,13 @@ class _Fetch:
             below, _ = self._take(self._module(address, path, urls[path]), wanted, depth + 1)
             tree.files.update({f"{path}/{name}": blob for name, blob in below.files.items()})
             tree.links.update({f"{path}/{name}": blob for name, blob in below.links.items()})
+
+    def _settings(self, tree: Tree, commit: str, name: str) -> bytes:
+        """Return what git reads in a file of settings at the top of a tree, as `git config -z --list` prints it."""
+        found = tree.files.get(name)
+        if found is None or found.size > MAX_SETTINGS_BYTES:
+            return b""
+        return self._git("config", "--blob", f"{commit}:{name}", "-z", "--list")
 
     def _module(self, parent: GitAddress, path: str, url: str) -> GitAddress:
         """Return where a submodule is; the repository decides that, so it may lead to no other kind of place."""

@@ -83,13 +83,23 @@ def pointer(data: bytes) -> tuple[str, int] | None:
 def parse_modules(listed: bytes) -> Mapping[str, str]:
     """Return path to URL of the submodules in what `git config -z --list` printed of a `.gitmodules`."""
     values: dict[str, dict[str, str]] = {}
-    for record in listed.decode("utf-8", "surrogateescape").split("\0"):
-        key, _, value = record.partition("\n")
+    for key, value in _settings(listed):
         section, _, rest = key.partition(".")
         name, _, variable = rest.rpartition(".")
         if section.lower() == "submodule":
             values.setdefault(name, {})[variable.lower()] = value
     return {each["path"].strip("/"): each["url"] for each in values.values() if "path" in each and "url" in each}
+
+
+def lfs_url(listed: bytes) -> str | None:
+    """Return where Git LFS is, if what `git config -z --list` printed of a `.lfsconfig` says it."""
+    return {key.lower(): value for key, value in _settings(listed)}.get("lfs.url")
+
+
+def _settings(listed: bytes) -> Iterable[tuple[str, str]]:
+    for record in listed.decode("utf-8", "surrogateescape").split("\0"):
+        key, _, value = record.partition("\n")
+        yield key, value
 
 
 def follow(files: Mapping[str, Blob], links: Mapping[str, str], shown: str) -> dict[str, Blob]:

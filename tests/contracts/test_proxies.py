@@ -218,6 +218,19 @@ def test_git_goes_through_the_proxy(tmp_path: Path) -> None:
         assert {method for method, _, _ in proxy.asked} == {"CONNECT"}
 
 
+def test_no_lfsconfig_leads_from_a_public_to_a_private_address(tmp_path: Path) -> None:
+    """What a public repository says of its large files reaches nothing that only this machine does."""
+    repository = Repository(tmp_path / "repository")
+    repository.track("*.bin")
+    with git_web(tmp_path / "served") as web, proxy_server(to=web.url) as proxy:
+        repository.commit(**{"a.bin": b"weights", ".lfsconfig": f"[lfs]\n\turl = {web.url}/inner/info/lfs\n"})
+        web.serve(repository, "repo.git")
+        proxies = Proxies(http=f"http://127.0.0.1:{proxy.port}", direct="127.0.0.1")
+        with pytest.raises(SourceRefused, match="from a public to a private address"):
+            take(tmp_path, "http://1.1.1.1/repo.git", SourceOptions(proxies=proxies))
+        assert not any(path.startswith("/inner") for _, path, _ in web.asked)
+
+
 def test_the_hubs_listing_goes_through_the_proxy(tmp_path: Path) -> None:
     """The library in a process of its own is told of it."""
     with hub_server(tmp_path / "cdn") as hub, proxy_server() as proxy:

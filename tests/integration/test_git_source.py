@@ -257,6 +257,43 @@ def test_lfs_files_arrive_as_they_are(web: GitWeb, repository: Repository, store
     assert not [path for _, path, _ in web.asked if path.startswith("/objects/")]
 
 
+def test_lfs_is_where_the_repository_says_and_is_told_no_login(
+    tmp_path: Path, web: GitWeb, repository: Repository, store: Store
+) -> None:
+    """The address in `.lfsconfig` is asked; name and password go to the repository's own server alone."""
+    repository.track("*.bin")
+    with git_web(tmp_path / "elsewhere") as other:
+        repository.commit(**{"a.bin": b"weights", ".lfsconfig": f"[lfs]\n\turl = {other.url}/team/info/lfs\n"})
+        repository.git("lfs", "push", "--all", other.serve(repository, "team.git"))
+        place = web.serve(repository, "repo.git").replace("://", f"://user:{SECRET}@")
+        web.login = ("user", SECRET)
+        assert contents(store, take(store, place))["a.bin"] == b"weights"
+        assert other.objects and not web.objects
+        assert {authorization for method, _, authorization in other.asked if method == "GET"} == {""}
+        assert not any(SECRET in str(each) for each in other.asked)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("file:///etc", "no HTTP address"),
+        ("ssh://git@host/x", "no HTTP address"),
+        ("http://127.0.0.1:1/", "from https to http"),
+        ("https://me:hidden@host/x", "has a login in its address"),
+    ],
+)
+def test_an_lfsconfig_leads_nowhere_a_redirect_could_not(
+    tmp_path: Path, url: str, why: str, repository: Repository, store: Store
+) -> None:
+    """It is part of what is fetched: whoever wrote it is not trusted."""
+    repository.track("*.bin")
+    repository.commit(**{"a.bin": b"weights", ".lfsconfig": f"[lfs]\n\turl = {url}\n"})
+    trusted = certificate(tmp_path)
+    with git_web(tmp_path / "served", trusted) as web, pytest.raises(SourceRefused, match=why) as refused:
+        take(store, web.serve(repository, "repo.git"), SourceOptions(stall_s=20, ca_file=trusted))
+    assert "hidden" not in refused.value.message + refused.value.hint
+
+
 def test_lfs_files_of_a_local_repository(repository: Repository, store: Store) -> None:
     """They are where git-lfs put them; one that is not there is named."""
     repository.track("*.bin")
