@@ -64,9 +64,9 @@ from runner.paths import Paths, config_files
 from runner.service.desk import Desk, Hub, Leave
 from runner.service.rotation import finish_rotation
 from runner.state import books
+from runner.state.audit import audit
 from runner.state.ballast import Ballast
 from runner.state.engine import Database, examine_database, open_database
-from runner.state.verify import verify
 from runner.telemetry.tail import LogTail
 from storage.checkout import Permitted, can_reflink
 from storage.files import remove_directory
@@ -117,7 +117,7 @@ def _serve(paths: Paths) -> int:
     loop = Loop(context.clock)
     devices = Devices(context, loop, Nvml())
     starter = Starter(context, loop, devices)
-    fetcher = Fetcher(context, source_options(config, os.environ))
+    fetcher = Fetcher(context, source_options(config, os.environ, system=context.system))
     saver = Saver(context, Uploader(context, fetcher))
     tail = LogTail()
     stager = Stager(context, fetcher, tail)
@@ -196,7 +196,7 @@ def _compose(paths: Paths, config: Config, database: Database) -> tuple[Context,
     with database.transaction() as connection:
         account = books.ensure_account(connection, name, AccountKind.USER, now_us=clock.now_us())
         prices = _prices(database, config, clock.now_us())
-        verdict = verify(connection, CHAIN_TAIL)
+        verdict = audit(connection, CHAIN_TAIL)
         sealed = connection.execute(
             "SELECT EXISTS (SELECT 1 FROM variables) OR EXISTS (SELECT 1 FROM keys)"
         ).fetchone()[0]

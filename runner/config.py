@@ -137,7 +137,7 @@ class Storage:
         "1GiB", "a longer log keeps its first MiB and its newest half", _size, least=4 << 20
     )
     outputs: str = _setting("", "every job's output is written here too: s3://bucket/{job}-{name}/", check=_template)
-    ballast_bytes: int = _setting("64MiB", "kept free for exits and charges on a day when the disk is full", _size)
+    ballast_bytes: int = _setting("64MiB", "kept free for exits and charges when the disk is full; 0 is none", _size)
     user_namespaces: bool = _setting(
         True, "who is not root gets writable inputs at once, by a user namespace; sudo and su do not work in such a job"
     )
@@ -160,6 +160,7 @@ class Sources:
     https_proxy: str = _setting("", "proxy for https://; empty is the environment's, `none` is none", check=_proxy)
     http_proxy: str = _setting("", "proxy for http://; empty is the environment's, `none` is none", check=_proxy)
     no_proxy: str = _setting("", "hosts reached without a proxy; empty is the environment's")
+    allow_hosts: list[str] = _setting([], "hosts on this machine that a system runner may fetch from all the same")
     unsized_limit_bytes: int = _setting("4GiB", "the most to take of a body whose length no server states", _size)
     s3: S3 = field(default_factory=S3)
 

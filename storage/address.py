@@ -33,6 +33,12 @@ class Uri:
     kind: str = ""
     endpoint: str | None = None
 
+    def shown_at(self, path: str) -> str:
+        """Return how a file of it is shown: by its path, where there are more than one."""
+        if not self.is_tree:
+            return self.shown
+        return self.shown + path if self.shown.endswith("/") else f"{self.shown}: {path!r}"
+
     @property
     def is_local(self) -> bool:
         """Whether it is on this machine, where `path` says, and so may have changed since it was last read."""

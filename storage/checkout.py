@@ -44,26 +44,26 @@ class Permitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class Use:
     """One input as its job wants it; `is_file`: a single file of a tree, which no overlay can be laid over."""
 
     writable: bool
     is_file: bool = False
 
 
-def hand_out(permitted: Permitted, wishes: Mapping[str, Wish]) -> dict[str, Way]:
+def hand_out(permitted: Permitted, uses: Mapping[str, Use]) -> dict[str, Way]:
     """Return how a job gets each of its inputs, best way first: overlay, one in a user namespace, reflink, copy.
 
     What is read-only is bound where mounts are permitted, else linked. Only a job that has an overlay by it gets a user
     namespace, since that costs more than a link does; there it could write to its user's read-only files, so what
     else it reads is bound.
     """
-    overlaid = any(wish.writable and not wish.is_file for wish in wishes.values())
+    overlaid = any(use.writable and not use.is_file for use in uses.values())
     by_user = overlaid and permitted.user_overlay and not permitted.overlay
     bound: Way = "user_bind" if by_user else "bind" if permitted.mounts else "link"
     copied: Way = "reflink" if permitted.reflink else "copy"
     laid: Way = "user_overlay" if by_user else "overlay" if permitted.overlay else copied
-    return {name: bound if not wish.writable else copied if wish.is_file else laid for name, wish in wishes.items()}
+    return {name: bound if not use.writable else copied if use.is_file else laid for name, use in uses.items()}
 
 
 @dataclass(frozen=True, slots=True)

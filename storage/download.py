@@ -13,18 +13,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from storage import publish
 from storage.archives.members import Limits
 from storage.batch import Batch
 from storage.described import check, describe
-from storage.errors import Cancelled, NotStored, SourceMissing, disk_errors
+from storage.errors import Cancelled, Corrupt, NotStored, SourceMissing, disk_errors
 from storage.manifest import DIGEST, Entry, Manifest, build
 from storage.plan import Known, Plan, diff, fingerprint
 from storage.sources.base import Item, Listing, Source, SourceOptions
 from storage.sources.local import LocalSource, open_root
-from storage.sources.registry import open_source, server_of
+from storage.sources.registry import is_still, open_source, server_of
 from storage.store import Store
 from storage.transfer import Carrier, Meter, Retry
 from storage.unpack import Unpacker, archive_in, unpacked_before
@@ -35,6 +37,7 @@ MAX_DIGESTS_BYTES = 64 << 20
 _LOCK_POLL_S = 0.1
 _CANCEL_POLL_S = 0.25
 _PLANS = 3
+_T = TypeVar("_T")
 
 # The digest and the size of a file that is stored, and the item as it was when it was read.
 Taken = tuple[str, int, Item]
@@ -45,7 +48,7 @@ class Fetched:
     """The artifact that a source became.
 
     `pins` says which state of the source it is: `uri`, `listing`, `endpoint` where the address does not name the
-    server, for one file `etag` and `version`, of an archive its own digest.
+    server, for one file `etag` and `version`, of an archive its own digest; `asked` when it last said that it is so.
     """
 
     tree_digest: str
@@ -64,10 +67,12 @@ def fetch(
     retry: Retry | None = None,
     extract: Limits | None = None,
     identity: str = "",
+    was: Fetched | None = None,
 ) -> Fetched:
     """Store what the uri names and return the artifact; only files that are new or changed travel.
 
-    `identity` says for whom: what one fetched is never handed to another who did not get the bytes himself.
+    `identity` says for whom: what one fetched is never handed to another who did not get the bytes himself. `was` is
+    what he got before: where the source can say that it is that still, nothing travels and the pins say when it did.
 
     With `extract` an archive becomes the tree that is inside, within these limits; its own digest is pinned.
     `progress(done, total)` counts bytes and may be called from any thread. Raise any `StorageError`; a later call
@@ -78,6 +83,8 @@ def fetch(
     memory = _Memory(store, f"{uri.kind} {server_of(source)} {uri.text}", identity)
     try:
         with store.lease(f"fetch {os.getpid()}"), single_flight(memory.lock_path, retry, cancelled):
+            if was is not None and _is_still(was, store, uri=uri, source=source, retry=retry, cancelled=cancelled):
+                return replace(was, pins={**was.pins, "asked": datetime.now(UTC).isoformat(timespec="seconds")})
             for last in range(_PLANS - 1, -1, -1):
                 try:
                     return _fetch(
@@ -175,10 +182,27 @@ def _fetched(manifest: Manifest, pins: Mapping[str, str], archive: str | None = 
     return Fetched(manifest.digest, manifest.size_bytes, len(manifest.entries), stated)
 
 
+def _is_still(
+    was: Fetched, store: Store, *, uri: Uri, source: Source, retry: Retry, cancelled: Callable[[], bool]
+) -> bool:
+    """Say whether the source is what it was, and the store has that."""
+    if not _asked(lambda: is_still(source, uri, was.pins, cancelled), source, retry, cancelled):
+        return False
+    try:
+        store.put_tree(store.manifest(was.tree_digest))
+    except (NotStored, Corrupt):
+        return False
+    return True
+
+
 def _listed(uri: Uri, source: Source, retry: Retry, cancelled: Callable[[], bool]) -> Listing:
-    """List the source; one that waits for a silent server is broken off when the caller cancels."""
+    return _asked(lambda: describe(source, uri, source.list(uri, cancelled)), source, retry, cancelled)
+
+
+def _asked(ask: Callable[[], _T], source: Source, retry: Retry, cancelled: Callable[[], bool]) -> _T:
+    """Ask the source; one that waits for a silent server is broken off when the caller cancels."""
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(retry.run, lambda: describe(source, uri, source.list(uri, cancelled)), cancelled)
+        future = pool.submit(retry.run, ask, cancelled)
         while not wait([future], timeout=_CANCEL_POLL_S).done:
             if cancelled():
                 source.close()

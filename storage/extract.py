@@ -24,14 +24,8 @@ from storage.errors import BadArchive, Cancelled, SourceMissing
 from storage.manifest import Entry, Manifest
 from storage.store import Store
 
-ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _ZIP_THREADS = 2
 _KEEP = "with ,no-extract it is taken as the one file it is"
-
-
-def is_archive(name: str) -> bool:
-    """Return whether a file is to be unpacked, by its name."""
-    return name.lower().endswith(ENDINGS)
 
 
 def extract(

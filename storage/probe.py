@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from storage.filesystems import aws_access
 from storage.sources.base import SourceOptions
 from storage.sources.registry import open_source
 from storage.sources.s3 import sign_as
-from storage.sources.wire import Response, Wire
+from storage.sources.wire import Response, Wire, authorization
 from storage.uri import Uri
 
 TIMEOUT_S = 10.0
@@ -86,7 +85,7 @@ def _hf(credential: Credential, options: SourceOptions) -> str:
 
 
 def _kaggle(credential: Credential, options: SourceOptions) -> str:
-    headers = _basic(credential.values["username"], credential.values["key"])
+    headers = authorization((credential.values["username"], credential.values["key"]))
     url = "https://www.kaggle.com/api/v1/datasets/list?user=" + quote(credential.values["username"], safe="")
     _ask(options, url, headers)
     return f"Kaggle knows it as {credential.values['username']}"
@@ -146,7 +145,7 @@ def _registry(credential: Credential, options: SourceOptions) -> str:
     values = credential.values
     server = values["server"].removeprefix("https://").rstrip("/")
     url = values["server"] if values["server"].startswith("http://") else f"https://{server}"
-    basic = _basic(values["username"], values["password"])
+    basic = authorization((values["username"], values["password"]))
     wire = Wire(options)
     try:
         answer = wire.ask(url.rstrip("/") + "/v2/", {}, shown=server)
@@ -255,10 +254,6 @@ def _json(text: str) -> dict[str, Any]:
 def _plain(text: str) -> str:
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return "".join(character if character.isprintable() else "?" for character in line)[:_REASON_MAX]
-
-
-def _basic(username: str, password: str) -> dict[str, str]:
-    return {"Authorization": "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode("ascii")}
 
 
 _PROBES: Mapping[str, Callable[[Credential, SourceOptions], str]] = {

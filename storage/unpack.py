@@ -11,9 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from storage import files
-from storage.archives.members import Limits
+from storage.archives.members import Limits, is_archive
 from storage.errors import Corrupt, NotStored, SourceChanged
-from storage.extract import extract, is_archive
 from storage.manifest import DIGEST, Manifest
 from storage.plan import Known, stated_digest
 from storage.sources.base import Item, Listing
@@ -95,6 +94,8 @@ class Unpacker:
         return digest, self._published(digest, manifest)
 
     def _extract(self, fd: int) -> Manifest:
+        from storage.extract import extract  # with every codec, which a runner that unpacks nothing never loads
+
         return extract(
             self.store,
             fd,

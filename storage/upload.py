@@ -51,9 +51,11 @@ def push(
     progress: Callable[[int, int | None], None],
     cancelled: Callable[[], bool],
     retry: Retry | None = None,
+    identity: str = "",
 ) -> Pushed:
     """Write a tree below `uri`, over files of the same names, and its manifest after them.
 
+    `identity` says for whom: what one wrote at an address says nothing of where it leads another.
     `progress(done, total)` counts bytes and may be called from any thread. Raise any `StorageError`; a later call
     goes on with what this one completed. Files there that are not of the tree stay.
     """
@@ -64,34 +66,22 @@ def push(
             raise NotStored(f"no artifact {digest[:12]} in the store")
         lock = store.root / "locks" / hashlib.sha256(f"push {uri.text}".encode("utf-8", "surrogateescape")).hexdigest()
         with single_flight(lock, retry, cancelled):
-            return _push(store, manifest, uri, options, progress=progress, cancelled=cancelled, retry=retry)
-
-
-def _push(
-    store: Store,
-    manifest: Manifest,
-    uri: Uri,
-    options: SourceOptions,
-    *,
-    progress: Callable[[int, int | None], None],
-    cancelled: Callable[[], bool],
-    retry: Retry,
-) -> Pushed:
-    if uri.scheme == "file":
-        return _to_directory(store, manifest, Path(uri.path), progress, cancelled)
-    destination = open_destination(uri, options)
-    try:
-        return _Push(
-            store=store,
-            manifest=manifest,
-            uri=uri,
-            destination=destination,
-            progress=progress,
-            cancelled=cancelled,
-            retry=retry,
-        ).run()
-    finally:
-        destination.close()
+            if uri.scheme == "file":
+                return _to_directory(store, manifest, Path(uri.path), progress, cancelled)
+            destination = open_destination(uri, options)
+            try:
+                return _Push(
+                    store=store,
+                    manifest=manifest,
+                    uri=uri,
+                    identity=identity,
+                    destination=destination,
+                    progress=progress,
+                    cancelled=cancelled,
+                    retry=retry,
+                ).run()
+            finally:
+                destination.close()
 
 
 def _to_directory(
@@ -142,6 +132,7 @@ class _Push:
         store: Store,
         manifest: Manifest,
         uri: Uri,
+        identity: str,
         destination: Destination,
         progress: Callable[[int, int | None], None],
         cancelled: Callable[[], bool],
@@ -150,7 +141,7 @@ class _Push:
         self._store, self._manifest, self._destination = store, manifest, destination
         self._cancelled, self._retry, self._shown = cancelled, retry, uri.shown
         self._meter = Meter(progress, manifest.size_bytes)
-        self._journal = _Journal(store.root / "partial", uri.text, manifest.digest)
+        self._journal = _Journal(store.root / "partial", uri.text, f"{identity} {manifest.digest}")
 
     def run(self) -> Pushed:
         """Write what is not there yet."""
@@ -226,21 +217,21 @@ class _Push:
 
 
 class _Journal:
-    """Which files a push has written to one destination, and the tags they have there; of the last tree alone.
+    """Which files a push has written to one destination, and the tags they have there; of the last push alone.
 
-    Another tree that is pushed to the same place takes its files' names: then nothing of the one before counts.
+    `what` is for whom it was and its tree: where either is another, nothing of the one before counts.
     """
 
-    def __init__(self, directory: Path, uri_text: str, digest: str) -> None:
+    def __init__(self, directory: Path, uri_text: str, what: str) -> None:
         key = hashlib.sha256(uri_text.encode("utf-8", "surrogateescape")).hexdigest()
-        self._path, self._digest = directory / f"{key}.pushed", digest
+        self._path, self._what = directory / f"{key}.pushed", what
         self._guard = threading.Lock()
 
     def read(self) -> dict[str, str]:
         """Return the tags of the files that were written; the text after the last newline is a record cut short."""
         try:
-            digest, *lines = self._path.read_text().split("\n")[:-1]
-            rows = [json.loads(line) for line in lines] if digest == self._digest else []
+            what, *lines = self._path.read_text().split("\n")[:-1]
+            rows = [json.loads(line) for line in lines] if what == self._what else []
             return {str(path): str(tag) for path, tag in rows if tag}
         except (OSError, ValueError, TypeError):
             return {}
@@ -248,7 +239,7 @@ class _Journal:
     def begin(self) -> None:
         """Make sure that records can be appended, and that none is of another tree."""
         if not self.read():
-            self._path.write_text(self._digest + "\n")
+            self._path.write_text(self._what + "\n")
 
     def record(self, path: str, tag: str) -> None:
         """Note a file that is written; one short append, whole or absent."""

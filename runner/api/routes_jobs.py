@@ -92,7 +92,7 @@ def list_jobs(
             raise UsageError(f"there is no state {each[:40]!r}", hint=nearest(each, State))
     if ref:
         targets = [room.target(each, uid_of(request)) for each in ref]
-        listed = partial(views.named, targets=targets)
+        listed = partial(views.chosen, targets=targets)
     else:
         listed = partial(views.ps, everything=bool(all), name=name, before=before)
     chosen: dict[str, Any] = {"states": states, "limit": limit, "elements": bool(elements)}

@@ -74,6 +74,7 @@ class Context:
     admission: str = ""
     stalled: str = ""  # why nothing can be launched now, though all else goes on
     step: Callable[[Step], None] = pass_by
+    system: bool = False  # root's, for everyone on the box: what it may reach is not what its users may
     shelf: Hub = field(default_factory=Hub)  # tells of artifacts, by their ids, as `hub` does of jobs
     _environments: dict[tuple[int, bytes], Unsealed] = field(default_factory=dict)
     _facts: OrderedDict[int, JobFacts] = field(default_factory=OrderedDict)

@@ -10,7 +10,7 @@ from runner.daemon.context import Context
 from runner.daemon.loop import Loop
 from runner.daemon.save import Saver
 from runner.service.desk import Change
-from runner.state import expiry
+from runner.state import expiry, keys
 
 # The wall clock may be set while we sleep.
 LOOK_AGAIN_S = 86400.0
@@ -50,4 +50,5 @@ class Expirer:
 
     def _cleared(self, change: Change, before_us: int) -> None:
         expiry.move_mark(change.connection, before_us)
+        keys.forget_old(change.connection)
         self._armed = False

@@ -17,11 +17,10 @@ from runner.daemon import cache, keys
 from runner.daemon.context import Context
 from runner.daemon.guard import safely
 from runner.state import staged
-from storage.archives.members import Limits
+from storage.archives.members import Limits, is_archive
 from storage.credentials import Credential
 from storage.download import Fetched, fetch
 from storage.errors import Cancelled, DiskFull, SourceFailed, SourceRefused
-from storage.extract import is_archive
 from storage.journal import set_aside
 from storage.leases import Lease
 from storage.sources.base import Proxies, SourceOptions
@@ -66,8 +65,11 @@ class NoRoom(Exception):
         self.reason = WaitReason(Waiting.DISK, sentence, {"need_bytes": need_bytes, "free_bytes": free_bytes})
 
 
-def source_options(config: Config, environ: Mapping[str, str]) -> SourceOptions:
-    """Return how sources may be reached: by the settings, and where these name no proxy by the runner's environment."""
+def source_options(config: Config, environ: Mapping[str, str], *, system: bool) -> SourceOptions:
+    """Return how sources may be reached: by the settings, and where these name no proxy by the runner's environment.
+
+    A system runner reaches less: it can do more on this box than those who ask it.
+    """
     sources, rate = config.sources, config.storage.bandwidth_bytes
 
     def proxy(setting: str, *names: str) -> str:
@@ -76,6 +78,8 @@ def source_options(config: Config, environ: Mapping[str, str]) -> SourceOptions:
     return SourceOptions(
         s3_endpoint=sources.s3.endpoint or None,
         s3_region=sources.s3.region or None,
+        allow_local_addresses=not system,
+        allow_hosts=frozenset(sources.allow_hosts),
         ca_file=Path(sources.ca_file) if sources.ca_file else None,
         proxies=Proxies(
             http=proxy(sources.http_proxy, "http_proxy", "HTTP_PROXY") or None,
@@ -159,10 +163,12 @@ class Fetcher:
         """
         if wanted.refresh or wanted.uri.is_local:
             return None
+        last = self._last(wanted)
+        return last if last is not None and self.context.store.keep(lease, last.tree_digest) else None
+
+    def _last(self, wanted: Wanted) -> Fetched | None:
         row = staged.source(self.context.database.reader(), wanted.key)
-        if row is None or not self.context.store.keep(lease, row[0]):
-            return None
-        return Fetched(row[0], row[1], row[2], json.loads(row[3]))
+        return Fetched(row[0], row[1], row[2], json.loads(row[3])) if row is not None else None
 
     def fetch(
         self,
@@ -177,21 +183,18 @@ class Fetcher:
 
         `progress(done, total)` is called a few times a second at most, from any thread; `failed` before each retry.
         """
-        told_ns, short, missing = 0, False, 0
+        begun, short, missing = False, False, 0
 
         def look(done: int, total: int | None) -> None:
-            nonlocal told_ns, missing, short
-            now_ns = self.context.clock.monotonic_ns()
-            if now_ns - told_ns < QUIET_NS:
-                return
-            if told_ns == 0 and total is not None:
+            nonlocal begun, missing, short
+            if not begun and total is not None:
                 missing = total - done
                 # A download that goes on needs the room that it holds only once.
                 held = set_aside(self.context.store.root / "partial")
                 short = cache.room_on_disk(self.context) + held < missing + self.min_free_bytes
             else:
                 short = cache.room_on_disk(self.context) < self.min_free_bytes
-            told_ns = now_ns
+            begun = True
             progress(done, total)
 
         try:
@@ -199,11 +202,12 @@ class Fetcher:
                 self.context.store,
                 wanted.uri,
                 self.options_for(wanted),
-                progress=look,
+                progress=self._quietly(look),
                 cancelled=lambda: cancelled() or short,
                 retry=Retry(failed=failed),
                 extract=self._limits() if wanted.extract else None,
                 identity=wanted.identity,
+                was=self._last(wanted),
             )
         except (Cancelled, DiskFull) as error:
             if isinstance(error, Cancelled) and not short:
@@ -232,6 +236,19 @@ class Fetcher:
 
         `progress(done, total)` is called a few times a second at most, from any thread; `failed` before each retry.
         """
+        return push(
+            self.context.store,
+            digest,
+            wanted.uri,
+            self.options_for(wanted),
+            progress=self._quietly(progress),
+            cancelled=cancelled,
+            retry=Retry(failed=failed),
+            identity=wanted.identity,
+        )
+
+    def _quietly(self, tell: Callable[[int, int | None], None]) -> Callable[[int, int | None], None]:
+        """Return what calls `tell` a few times a second at most."""
         told_ns = 0
 
         def look(done: int, total: int | None) -> None:
@@ -239,25 +256,19 @@ class Fetcher:
             now_ns = self.context.clock.monotonic_ns()
             if now_ns - told_ns >= QUIET_NS:
                 told_ns = now_ns
-                progress(done, total)
+                tell(done, total)
 
-        options = self.options_for(wanted)
-        return push(
-            self.context.store,
-            digest,
-            wanted.uri,
-            options,
-            progress=look,
-            cancelled=cancelled,
-            retry=Retry(failed=failed),
-        )
+        return look
 
     def options_for(self, wanted: Wanted) -> SourceOptions:
         """Return how an address may be reached: with its key, unsealed for this transfer alone.
 
         Without a key it is what the tools of the user who asks keep at home, but only where the runner is they
-        themselves: what they say is their home may be another's. Which hosts they know holds for a key as well.
+        themselves: what they say is their home may be another's. Which hosts they know holds for a key as well. Nor is
+        a path anything that a runner of more than one user opens by its own right.
         """
+        if wanted.uri.is_local and not self.options.allow_local_addresses:
+            raise SourceRefused(f"{wanted.uri.shown} is a path, which only a runner of your own opens", "use --private")
         credential = self._credential(wanted)
         options = replace(self.options, endpoint=wanted.endpoint, credential=credential)
         if wanted.home is None or not options.allow_local_addresses:

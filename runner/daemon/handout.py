@@ -10,7 +10,7 @@ from runner.core.spec import CODE
 from runner.core.units import format_size
 from runner.daemon.context import Context
 from runner.daemon.launch import Handed, JobFacts
-from storage.checkout import Permitted, Way, Wish, hand_out, view
+from storage.checkout import Permitted, Use, Way, hand_out, view
 from storage.errors import NotStored
 from storage.manifest import part_of
 
@@ -31,8 +31,8 @@ def handed_out(context: Context, facts: JobFacts, digests: Mapping[str, str]) ->
         if part and not os.path.lexists(sources[name]):
             raise NotStored(f"it holds no {part!r}", "`,path=` names a directory or file of the artifact")
     files = {name for name, source in sources.items() if facts.spec.inputs[name].path and source.is_file()}
-    wishes = {name: Wish(facts.spec.inputs[name].rw, name in files) for name in sources}
-    ways = hand_out(context.permitted, wishes)
+    uses = {name: Use(facts.spec.inputs[name].rw, name in files) for name in sources}
+    ways = hand_out(context.permitted, uses)
     handed = {name: Handed(ways[name], source, name in files) for name, source in sources.items()}
     if CODE in digests:
         # Always a copy: what a job's output and checkpoint are mounted on lies in it.

@@ -57,6 +57,8 @@ class StagingQueue:
         with self._lock:
             if preparation not in self._waiting:
                 bisect.insort(self._waiting, preparation, key=lambda each: each.order)
+        if preparation.reason is None:
+            self._tell(preparation, WaitReason(Waiting.STAGING, "waiting for its turn to be staged"))
 
     def put_back(self, preparation: Preparation, reason: WaitReason) -> None:
         """Let a job wait again that could not go on, once its worker has released it."""

@@ -24,7 +24,7 @@ class NotReady(Exception):
         self.artifact_id, self.label = artifact_id, label
 
 
-def named(text: str) -> Wanted:
+def referred(text: str) -> Wanted:
     """Return what is wanted where a source is a reference: nothing is fetched for it, and nothing is remembered."""
     reference = parse(text)
     assert reference is not None, f"{text!r} is tied to an artifact and names none"

@@ -19,7 +19,7 @@ from runner.daemon.fetch import Fetcher, NoRoom, Wanted
 from runner.daemon.handout import handed_out, notice
 from runner.daemon.launch import COPIED, Handed, JobFacts, attempt_dir, place_of
 from runner.daemon.pace import Pace
-from runner.daemon.shelf import NotReady, named, take
+from runner.daemon.shelf import NotReady, referred, take
 from runner.executors.environments import Builder, EnvironmentFailed, probe
 from runner.service.desk import Enqueue
 from runner.service.submit import interpreter_of
@@ -36,15 +36,16 @@ class Preparation:
     """One job being prepared.
 
     `waiting` and `attempts` (elements and how often each was tried) are the turn's; `needs`, what it has to fetch or
-    build, and the rest are its worker's and only shown by others: the bytes that it has still to fetch as far as is
-    known, the trees of those inputs that are here, and since when it may be tried again after it found no room.
+    build, and the rest are its worker's and only shown by others: why it waits, once it is known to lack anything,
+    the bytes that it has still to fetch as far as is known, the trees of those inputs that are here, and since when it
+    may be tried again after it found no room.
     """
 
     enqueue: Enqueue
     waiting: set[int]
     attempts: dict[int, int] = field(default_factory=dict)
     needs: frozenset[str] = frozenset()
-    reason: WaitReason = WaitReason(Waiting.STAGING, "waiting for its turn to be staged")
+    reason: WaitReason | None = None
     need_bytes: int | None = None
     trees: frozenset[str] = frozenset()
     staging: bool = False
@@ -137,7 +138,7 @@ class Stager:
                 had = staged.had(reader, facts.owner_uid, stated.digest, address)
                 pinned = Fetched(stated.digest, had[0], had[1], json.loads(had[2])) if had else None
             if artifact_id is not None:
-                found.append(Source(name, named(address), pinned, artifact_id, stated.digest))
+                found.append(Source(name, referred(address), pinned, artifact_id, stated.digest))
                 continue
             home = facts.variables.get("HOME")
             wanted = self.fetcher.wanted(stated, secret, owner_uid=facts.owner_uid, home=home, key_name=key_name)

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import PurePath
 
 from runner.core import addresses
 from runner.core.job import PLAIN, Ref
 from runner.core.reasons import Waiting, WaitReason
+from runner.core.spec import Input
 from runner.core.units import format_duration
 from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, Wanted
@@ -20,7 +20,6 @@ from runner.identity.users import user_name
 from runner.service.submit import UPLOAD
 from storage.errors import SourceFailed, StorageError
 from storage.upload import Pushed
-from storage.uri import parse
 
 WORKERS = 4
 
@@ -74,11 +73,13 @@ class Uploader:
             "index": "0" if ref.idx == PLAIN else str(ref.idx),
             "user": user_name(facts.owner_uid) or str(facts.owner_uid),
         }
-        uri = parse(addresses.fill(addresses.below(template, "{index}" if own else ""), values), PurePath("/"))
-        key = facts.spec.upload.key
-        opened_by = (facts.owner_uid, key) if key is not None else None
-        name = self.fetcher.remembered(uri, opened_by=opened_by)
-        return Wanted(uri, name, home=facts.variables.get("HOME"), opened_by=opened_by)
+        return self.fetcher.wanted(
+            Input(uri=facts.spec.upload.uri),
+            addresses.fill(addresses.below(template, "{index}" if own else ""), values),
+            owner_uid=facts.owner_uid,
+            home=facts.variables.get("HOME"),
+            key_name=facts.spec.upload.key,
+        )
 
     def submit(self, upload: Upload) -> None:
         """Begin an upload, or go on with it."""

@@ -23,8 +23,8 @@ from runner.service.intake import absolute_path
 from runner.service.outputs import printable
 from runner.service.views import iso
 from runner.state import artifacts, books, listing
+from runner.state.audit import audit
 from runner.state.engine import Database
-from runner.state.verify import verify
 
 
 def balance(connection: sqlite3.Connection, account_name: str) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def verified(connection: sqlite3.Connection) -> dict[str, Any]:
     """Check the whole ledger: sum, balances, chain."""
     connection.execute("BEGIN")
     try:
-        verdict = verify(connection)
+        verdict = audit(connection)
     finally:
         connection.execute("COMMIT")
     return {"version": 1} | dataclasses.asdict(verdict)

@@ -32,6 +32,13 @@ from storage.errors import StorageError
 DESCRIPTION_MAX = 2000
 TAGS_MAX = 32
 SOURCE = "source"
+# What an input of a job says beyond how its source is reached, and what says it of an artifact.
+_JOBS_OWN = {
+    "uri": "the address is the source",
+    "rw": "an artifact is never written to",
+    "path": "model:NAME/PATH and 42:PATH are parts; of an address a job takes one with ,path=",
+    "digest": "`show` says which one it became; --input NAME=URI,digest=SHA256 holds a job to it",
+}
 
 _JOB = re.compile(r"([0-9]+|@[a-z]+)(\[[0-9]+\])?", re.ASCII)
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=-]{0,62}", re.ASCII)
@@ -77,12 +84,14 @@ def read(document: dict[str, Any], kind: str) -> Wish:
     description = document.get("description") or ""
     if len(description) > DESCRIPTION_MAX or any(ord(each) < 32 and each != "\n" for each in description):
         raise UsageError(f"the description is no text of at most {DESCRIPTION_MAX} characters", hint="say less")
-    text = document["source"]
+    text, stated = document["source"], document.get("input") or {}
+    for key in _JOBS_OWN.keys() & stated:
+        raise UsageError(f"input.{key} is for the inputs of jobs alone", hint=_JOBS_OWN[key])
     return Wish(
         kind=kind,
         name=read_name(document["name"], kind),
         text=text,
-        input=read_input({"uri": text, **(document.get("input") or {})}),
+        input=read_input({**stated, "uri": text}),
         description=description,
         tags=tuple(dict.fromkeys(tags)),
         checkpoint=bool(document.get("checkpoint")),

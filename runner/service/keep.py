@@ -36,7 +36,7 @@ def df(connection: sqlite3.Connection, store: Store, settings: Storage, uid: int
     usage, loose, own = store.usage(), scraps(store), scope(uid)
     cached = [each for each in staged.trees(connection, own) if not each.named]
     by_kind: dict[str, list[int]] = {}
-    for kind, _, size_bytes in staged.named(connection, own):
+    for kind, _, size_bytes in staged.named_trees(connection, own):
         by_kind.setdefault(f"{kind}s" if kind != "data" else kind, []).append(size_bytes)
     parts = [_part(kind, sizes) for kind, sizes in sorted(by_kind.items())]
     unused = [each.size_bytes for each in cached if not each.needed]
@@ -102,7 +102,7 @@ def verify(
     own = scope(uid)
     digests = [each.digest for each in staged.trees(connection, own)]
     if everything:
-        digests += [digest for _, digest, _ in staged.named(connection, own)]
+        digests += [digest for _, digest, _ in staged.named_trees(connection, own)]
     return verify_trees(operations, check, uid, digests)
 
 

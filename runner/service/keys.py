@@ -186,7 +186,7 @@ def removed(change: Change, uid: int, name: str, *, confirmed: bool) -> dict[str
             artifacts=fetched,
             asks=True,
         )
-    keys.remove(change.connection, row)
+    keys.remove(change.connection, row, change.now_us)
     return {"version": 1, "removed": name, "jobs": jobs, "artifacts": fetched}
 
 
@@ -252,10 +252,13 @@ def identity(row: KeyRow) -> str:
     return f"key={row.owner_uid}:{row.id}:{public}"
 
 
-def secrets_of(connection: sqlite3.Connection, sealer: Sealer, uid: int) -> list[str]:
-    """Return every secret text of a user's keys, to be masked; a key that cannot be opened has none that are known."""
+def secrets_of(connection: sqlite3.Connection, sealer: Sealer, uid: int, job_id: int) -> list[str]:
+    """Return every secret text of a user's keys, and of those they had while a job was there: what its log may show.
+
+    A key that cannot be opened has none that are known.
+    """
     texts: list[str] = []
-    for row in keys.of_owner(connection, uid):
+    for row in [*keys.of_owner(connection, uid), *keys.old_of(connection, job_id)]:
         try:
             texts += credentials.secrets(open_key(sealer, row))
         except StokerError:

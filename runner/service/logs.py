@@ -71,4 +71,4 @@ def mask_of(connection: sqlite3.Connection, sealer: Sealer, target: Target) -> M
         return mask_for(())
     _, variables = split_environment(sealer.unseal(row[3], "environment", "variables", sealed))
     own = [value for name, value in variables.items() if looks_secret(name)]
-    return mask_for([*own, *keys.secrets_of(connection, sealer, row[3])])
+    return mask_for([*own, *keys.secrets_of(connection, sealer, row[3], target.job_id)])

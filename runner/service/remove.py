@@ -10,7 +10,7 @@ from runner.core.units import DURATION_MAX_S
 from runner.service.desk import Change, Discard
 from runner.service.intake import seconds
 from runner.service.refs import resolve
-from runner.state import artifacts, removal
+from runner.state import artifacts, keys, removal
 
 REMOVE_MAX = 10_000
 
@@ -40,6 +40,7 @@ def remove(change: Change, document: dict[str, Any], owner_uid: int) -> dict[str
     for each in going:
         artifacts.remove(change.connection, each.id, change.now_us)
     if job_ids:
+        keys.forget_old(change.connection)
         change.effects.append(Discard(tuple(job_ids), tuple(attempts)))
     return {"removed": [str(job_id) for job_id in job_ids], "bytes": sum(each.size_bytes for each in going)}
 

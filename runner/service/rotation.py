@@ -61,4 +61,4 @@ def _key(connection: sqlite3.Connection, sealer: Sealer, row: Any) -> None:
         log.warning("key %s stays as it is: %s", row.name, error)
         return
     if resealed is not row.sealed:
-        keys.set_sealed(connection, row.id, was=row.sealed, sealed=resealed)
+        keys.set_sealed(connection, was=row.sealed, sealed=resealed)

@@ -75,7 +75,7 @@ def ps(
     return _list(connection, live, listed, now_us, more=more)
 
 
-def named(
+def chosen(
     connection: sqlite3.Connection,
     live: LiveFacts,
     targets: Sequence[Target],

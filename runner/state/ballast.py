@@ -18,12 +18,15 @@ class Ballast:
         self.path.unlink(missing_ok=True)
 
     def take(self) -> bool:
-        """Take the room, where a quarter more than that is free; say whether it is held."""
+        """Take the room, where more than a quarter more is free; say whether it is held. Of size 0 it is no file."""
         if self.path.exists() and self.path.stat().st_size == self.size_bytes:
             return True
         free = os.statvfs(self.path.parent)
-        if free.f_bavail * free.f_frsize < self.size_bytes * 5 // 4:
+        if free.f_bavail * free.f_frsize <= self.size_bytes * 5 // 4:
             return False
+        if self.size_bytes == 0:
+            self.drop()
+            return True
         descriptor = os.open(self.path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, self.size_bytes)

@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from runner.state.expiry import cleared_until
+
 _SELECT = "SELECT id, owner_uid, name, kind, sealed, public, secrets, created_us, rotated_us, used_us FROM keys"
+_SELECT_OLD = "SELECT id, owner_uid, name, kind, sealed, '{}', '[]', since_us, NULL, NULL FROM old_keys o"
+# The job's log may show what the old key was: it was there for a while when the job was, and its files are kept.
+_MAY_SHOW = (
+    " j.owner_uid = o.owner_uid AND j.removed_us IS NULL AND j.created_us < o.until_us AND EXISTS (SELECT 1 FROM"
+    " elements e WHERE e.job_id = j.id AND (e.finished_us IS NULL OR e.finished_us >= MAX(o.since_us, ?1)))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +74,43 @@ def replace(
     secrets: Sequence[str],
     now_us: int,
 ) -> None:
-    """Give a key other values."""
+    """Give a key other values; those it had stay masked."""
+    _keep_old(connection, key, now_us)
     connection.execute(
         "UPDATE keys SET sealed = ?, public = ?, secrets = ?, rotated_us = ? WHERE id = ?",
         (sealed, json.dumps(dict(public)), json.dumps(list(secrets)), now_us, key.id),
     )
 
 
-def remove(connection: sqlite3.Connection, key: KeyRow) -> None:
-    """Forget a key; its number is never another's."""
+def remove(connection: sqlite3.Connection, key: KeyRow, now_us: int) -> None:
+    """Forget a key; its number is never another's, and its values stay masked."""
+    _keep_old(connection, key, now_us)
     connection.execute("DELETE FROM keys WHERE id = ?", (key.id,))
+
+
+def old_of(connection: sqlite3.Connection, job_id: int) -> list[KeyRow]:
+    """Return what keys of its user were while a job was there, and are no more."""
+    rows = connection.execute(
+        f"{_SELECT_OLD} WHERE EXISTS (SELECT 1 FROM jobs j WHERE j.id = ?2 AND {_MAY_SHOW})",  # noqa: S608
+        (cleared_until(connection), job_id),
+    )
+    return [_row(row) for row in rows]
+
+
+def forget_old(connection: sqlite3.Connection) -> None:
+    """Forget what keys were once no log that is kept may show it."""
+    connection.execute(
+        f"DELETE FROM old_keys AS o WHERE NOT EXISTS (SELECT 1 FROM jobs j WHERE {_MAY_SHOW})",  # noqa: S608
+        (cleared_until(connection),),
+    )
+
+
+def _keep_old(connection: sqlite3.Connection, key: KeyRow, now_us: int) -> None:
+    connection.execute(
+        "INSERT INTO old_keys (owner_uid, name, kind, sealed, since_us, until_us) VALUES (?, ?, ?, ?, ?, ?)",
+        (key.owner_uid, key.name, key.kind, key.sealed, key.rotated_us or key.created_us, now_us),
+    )
+    forget_old(connection)
 
 
 def used(connection: sqlite3.Connection, key_id: int, now_us: int) -> None:
@@ -84,13 +119,14 @@ def used(connection: sqlite3.Connection, key_id: int, now_us: int) -> None:
 
 
 def all_sealed(connection: sqlite3.Connection) -> list[KeyRow]:
-    """Return every key: what a rotation of the sealing key goes through."""
-    return [_row(row) for row in connection.execute(_SELECT + " ORDER BY id")]
+    """Return every key, and what they were: what a rotation of the sealing key goes through."""
+    return [_row(row) for select in (_SELECT, _SELECT_OLD) for row in connection.execute(select + " ORDER BY id")]
 
 
-def set_sealed(connection: sqlite3.Connection, key_id: int, *, was: bytes, sealed: bytes) -> None:
+def set_sealed(connection: sqlite3.Connection, *, was: bytes, sealed: bytes) -> None:
     """Keep the same values under another sealing key, unless they were changed meanwhile."""
-    connection.execute("UPDATE keys SET sealed = ? WHERE id = ? AND sealed = ?", (sealed, key_id, was))
+    connection.execute("UPDATE keys SET sealed = ? WHERE sealed = ?", (sealed, was))
+    connection.execute("UPDATE old_keys SET sealed = ? WHERE sealed = ?", (sealed, was))
 
 
 def waiting_for(connection: sqlite3.Connection, owner_uid: int, name: str) -> list[int]:

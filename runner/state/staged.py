@@ -119,7 +119,7 @@ def forget_unused(connection: sqlite3.Connection, wanted_bytes: int) -> int:
     return given
 
 
-def named(connection: sqlite3.Connection, owner_uid: int | None) -> list[tuple[str, str, int]]:
+def named_trees(connection: sqlite3.Connection, owner_uid: int | None) -> list[tuple[str, str, int]]:
     """Return (kind, tree digest, bytes) of each tree that an artifact of a user, or of anybody, names; once a kind."""
     rows = connection.execute(
         "SELECT kind, tree_digest, MAX(size_bytes) FROM artifacts WHERE removed_us IS NULL"
@@ -171,7 +171,7 @@ def sizes(connection: sqlite3.Connection) -> dict[str, int]:
     """Return the bytes of every tree that can give way: cached, or an input of an unfinished job."""
     found = {each.digest: each.size_bytes for each in trees(connection)}
     rows = connection.execute(f"SELECT DISTINCT i.tree_digest, i.size_bytes {OPEN}")
-    kept = {digest for _, digest, _ in named(connection, None)}
+    kept = {digest for _, digest, _ in named_trees(connection, None)}
     return {digest: size for digest, size in {**dict(rows.fetchall()), **found}.items() if digest not in kept}
 
 

@@ -23,8 +23,9 @@ from sqlalchemy import (
 from sqlmodel import Field, SQLModel
 
 from runner.state.tables_books import Account, Balance, LedgerHead, Price, Transfer
+from runner.state.tables_keys import Key, OldKey
 
-__all__ = ["Account", "Balance", "LedgerHead", "Price", "Transfer"]
+__all__ = ["Account", "Balance", "Key", "LedgerHead", "OldKey", "Price", "Transfer"]
 
 
 class Allocation(SQLModel, table=True):
@@ -305,28 +306,6 @@ class Job(SQLModel, table=True):
     environment_dir: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
     created_us: int = Field(sa_column=Column(Integer, nullable=False))
     removed_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
-
-
-class Key(SQLModel, table=True):
-    """One row of `keys`."""
-
-    __tablename__: ClassVar[str] = "keys"
-    __table_args__: ClassVar[tuple[object, ...]] = (
-        UniqueConstraint("owner_uid", "name"),
-        CheckConstraint("owner_uid >= 0"),
-        {"sqlite_strict": True, "sqlite_autoincrement": True},
-    )
-
-    id: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, nullable=False))
-    owner_uid: int = Field(sa_column=Column(Integer, nullable=False))
-    name: str = Field(sa_column=Column(Text, nullable=False))
-    kind: str = Field(sa_column=Column(Text, nullable=False))
-    sealed: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-    public: str = Field(sa_column=Column(Text, nullable=False))
-    secrets: str = Field(sa_column=Column(Text, nullable=False))
-    created_us: int = Field(sa_column=Column(Integer, nullable=False))
-    rotated_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
-    used_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
 
 
 class Metric(SQLModel, table=True):

@@ -15,11 +15,17 @@ from dataclasses import dataclass, field, replace
 from storage.errors import BadArchive, BadName
 from storage.manifest import MAX_DEPTH, Entry, Manifest, build, check_path
 
+ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 # No archive that unpacks to less than this is a bomb, whatever its ratio.
 FREE_BYTES = 64 << 20
 MAX_HOPS = 40
 _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
 _SHOWN_CHARACTERS = 80
+
+
+def is_archive(name: str) -> bool:
+    """Return whether a file is to be unpacked, by its name."""
+    return name.lower().endswith(ENDINGS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ class AzureSink(Sink):
         wire, url = self._source.at(self._uri, self._at(path))
         try:
             headers = {"x-ms-version": VERSION}
-            wire.get(url, headers, method="DELETE", shown=self._shown(path), redirects=0).close()
+            wire.get(url, headers, method="DELETE", shown=self._uri.shown_at(path), redirects=0).close()
         except SourceMissing:
             return
 
@@ -69,6 +69,6 @@ class AzureSink(Sink):
             **headers,
         }
         with self._written():
-            answer = wire.get(url, stated, method=method, body=body, shown=self._shown(path), redirects=0)
+            answer = wire.get(url, stated, method=method, body=body, shown=self._uri.shown_at(path), redirects=0)
         answer.close()
         return strong_etag(answer.headers) or ""

@@ -57,9 +57,6 @@ class Sink:
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"
 
-    def _shown(self, path: str) -> str:
-        return self._uri.shown + path
-
     @contextmanager
     def _written(self) -> Iterator[None]:
         """Say of a place that is not there that it cannot be written to."""
@@ -70,9 +67,9 @@ class Sink:
 
     def _check(self, path: str, size: int, arrived: int | None, same: bool = True) -> None:
         if arrived != size:
-            raise SourceFailed(f"{self._shown(path)}: {arrived} of {size} bytes arrived")
+            raise SourceFailed(f"{self._uri.shown_at(path)}: {arrived} of {size} bytes arrived")
         if not same:
-            raise SourceFailed(f"{self._shown(path)}: other bytes arrived than were sent")
+            raise SourceFailed(f"{self._uri.shown_at(path)}: other bytes arrived than were sent")
 
 
 class Pieces:

@@ -55,7 +55,7 @@ class GcsSink(Sink):
         bucket, key = self._split(path)
         url = f"{self._base}/storage/v1/b/{quote(bucket)}/o/{quote(key, safe='')}"
         try:
-            self._wire.get(url, {}, method="DELETE", shown=self._shown(path), redirects=0).close()
+            self._wire.get(url, {}, method="DELETE", shown=self._uri.shown_at(path), redirects=0).close()
         except SourceMissing:
             return
 
@@ -65,7 +65,9 @@ class GcsSink(Sink):
         begun.close()
         session, base = urlsplit(begun.headers.get("location", "")), urlsplit(self._base)
         if (session.scheme, session.netloc) != (base.scheme, base.netloc):
-            raise SourceRefused(f"{self._shown(path)}: the upload is to go to another server", "check the endpoint")
+            raise SourceRefused(
+                f"{self._uri.shown_at(path)}: the upload is to go to another server", "check the endpoint"
+            )
         at, facts = 0, None
         for piece in pieces:
             end = at + len(piece)
@@ -76,13 +78,19 @@ class GcsSink(Sink):
             else:
                 answer.close()
                 if answer.headers.get("range") != f"bytes=0-{end - 1}":
-                    raise SourceFailed(f"{self._shown(path)}: a part of it was not kept")
+                    raise SourceFailed(f"{self._uri.shown_at(path)}: a part of it was not kept")
             at = end
         return facts
 
     def _send(self, method: str, url: str, body: bytes, path: str, headers: Mapping[str, str]) -> Response:
         return self._wire.get(
-            url, headers, method=method, body=body, shown=self._shown(path), redirects=0, also=frozenset({_GOES_ON})
+            url,
+            headers,
+            method=method,
+            body=body,
+            shown=self._uri.shown_at(path),
+            redirects=0,
+            also=frozenset({_GOES_ON}),
         )
 
     def _answer(self, response: Response, path: str) -> Mapping[str, Any]:
@@ -92,7 +100,7 @@ class GcsSink(Sink):
             found = None
         if not isinstance(found, dict):
             raise SourceFailed(
-                f"{self._shown(path)}: the answer is not Google's", "check the endpoint", transient=False
+                f"{self._uri.shown_at(path)}: the answer is not Google's", "check the endpoint", transient=False
             )
         return found
 

@@ -99,10 +99,10 @@ class AzureSource:
     def stat(self, uri: Uri, item: Item) -> Item:
         """Return the item as it is now."""
         wire, url = self.at(uri, item.locator)
-        response = wire.get(url, {"x-ms-version": VERSION}, method="HEAD", shown=_shown(uri, item))
+        response = wire.get(url, {"x-ms-version": VERSION}, method="HEAD", shown=uri.shown_at(item.path))
         response.close()
         if "x-ms-blob-type" not in response.headers:
-            raise _stranger(_shown(uri, item))
+            raise _stranger(uri.shown_at(item.path))
         return replace(
             item,
             size=total_size(response),
@@ -121,7 +121,7 @@ class AzureSource:
             {"x-ms-version": VERSION},
             start=start,
             end=end,
-            shown=_shown(uri, item),
+            shown=uri.shown_at(item.path),
             stated=lambda headers, whole: _checksum(headers, whole=whole),
         )
 
@@ -266,7 +266,3 @@ def to_sign(account: str, method: str, url: str, headers: Mapping[str, str]) -> 
 
 def _host(endpoint: str | None) -> str:
     return urlsplit(endpoint or "").netloc.lower()
-
-
-def _shown(uri: Uri, item: Item) -> str:
-    return f"{uri.shown.partition('?')[0]}{item.path}" if uri.is_tree else uri.shown

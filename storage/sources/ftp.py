@@ -74,7 +74,7 @@ class FtpSource:
 
     def open(self, uri: Uri, item: Item, *, start: int = 0, end: int | None = None) -> Stream:
         """Open the file at `start`."""
-        shown = _shown(uri, item)
+        shown = uri.shown_at(item.path)
         session = self._take(uri)
         with self._told(session, shown):
             size, tag = size_of(session.ftp, item.locator), _tag(session.ftp, item.locator)
@@ -382,7 +382,3 @@ def _failure(error: BaseException, shown: str, verb: str) -> SourceFailed | Sour
             return SourceMissing(f"{shown} does not exist: {said}", "check the path")
         return SourceRefused(f"{shown} may not be {verb}: {said}", "check user, password and permissions")
     return SourceFailed(f"{shown} cannot be {verb}: {said}")
-
-
-def _shown(uri: Uri, item: Item) -> str:
-    return uri.shown + item.path if uri.is_tree else uri.shown

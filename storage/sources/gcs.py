@@ -54,7 +54,7 @@ class GcsSource:
     def stat(self, uri: Uri, item: Item) -> Item:
         """Return the item as it is now."""
         url = self._url(item.locator, {"fields": _FACTS})
-        facts = self._json(url, _shown(uri, item))
+        facts = self._json(url, uri.shown_at(item.path))
         return _item(item.path, item.locator, facts)
 
     def open(self, uri: Uri, item: Item, *, start: int = 0, end: int | None = None) -> Stream:
@@ -69,14 +69,14 @@ class GcsSource:
                 {"Accept-Encoding": "gzip"},
                 start=start,
                 end=end,
-                shown=_shown(uri, item),
+                shown=uri.shown_at(item.path),
                 stated=_checksum,
                 tag=_tag,
             )
         except SourceMissing as error:
             if item.version is None:
                 raise
-            raise SourceChanged(f"{_shown(uri, item)} changed while it was read") from error
+            raise SourceChanged(f"{uri.shown_at(item.path)} changed while it was read") from error
 
     def close(self) -> None:
         """Drop connections."""
@@ -151,7 +151,3 @@ def _checksum(headers: Mapping[str, str], whole: bool) -> Checksum | None:
     """Return what is stated about the whole object; one that was composed of parts has no md5."""
     stated = dict(each.strip().partition("=")[::2] for each in headers.get("x-goog-hash", "").split(","))
     return decoded("md5", stated.get("md5", "")) or decoded("crc32c", stated.get("crc32c", ""))
-
-
-def _shown(uri: Uri, item: Item) -> str:
-    return uri.shown + item.path if uri.is_tree else uri.shown

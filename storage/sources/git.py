@@ -10,6 +10,7 @@ import posixpath
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from storage.errors import BadUri, SourceFailed, SourceMissing, SourceRefused, StorageError, disk_errors
 from storage.files import never
@@ -45,6 +46,15 @@ class GitSource:
         self._drop()
         self._fetch = _Fetch(self._options, self._wire, uri.shown, cancelled)
         return self._fetch.run(git_address(uri.text))
+
+    def is_at(self, uri: Uri, commit: str, cancelled: Callable[[], bool] = never) -> bool:
+        """Say whether an address means that commit, by asking for names alone; a short id is one that no name tells."""
+        self._drop()
+        self._fetch = _Fetch(self._options, self._wire, uri.shown, cancelled)
+        try:
+            return self._fetch.named(git_address(uri.text)) == commit
+        finally:
+            self._drop()
 
     def stat(self, uri: Uri, item: Item) -> Item:
         """Return the item; what Git LFS keeps says more of itself when it is asked."""
@@ -99,6 +109,15 @@ class _Fetch:
             items = tuple(self._item(path, blob) for path, blob in sorted(files.items()))
         return Listing(items, is_tree=True, pins={"commit": commit})
 
+    def named(self, address: GitAddress) -> str | None:
+        """Return the commit that the ref of an address is at, without fetching it; None where it is none's name."""
+        if address.ref is not None and _COMMIT.fullmatch(address.ref):
+            return address.ref
+        with disk_errors(self._session.root):
+            reached, settings = self._session.reach(address, self._shown)
+            chosen = self._chosen(reached, settings, address.ref)
+        return chosen and chosen[2]
+
     def _take(self, address: GitAddress, ref: str | None, depth: int) -> tuple[Tree, str]:
         """Fetch one repository; return its files with those of its submodules, and the commit."""
         reached, settings = self._session.reach(address, self._shown)
@@ -109,16 +128,15 @@ class _Fetch:
         self.lfs.append(Lfs(reached, self._session, self._wire, self._shown, self._cancelled))
         for path, pointed in git_tree.pointers(tree.files, self._read):
             tree.files[path] = replace(tree.files[path], pointed=pointed)
+        if stated := self._settings(tree, commit, ".lfsconfig"):
+            self.lfs[number].stated = git_tree.lfs_url(stated)
         self.lfs[number].wanted({blob.pointed: path for path, blob in tree.files.items() if blob.pointed is not None})
         if tree.modules:
             self._take_modules(tree, address, commit, depth)
         return tree, commit
 
     def _take_modules(self, tree: Tree, address: GitAddress, commit: str, depth: int) -> None:
-        urls: Mapping[str, str] = {}
-        settings = tree.files.get(".gitmodules")
-        if settings is not None and settings.size <= MAX_SETTINGS_BYTES:
-            urls = git_tree.parse_modules(self._git("config", "--blob", f"{commit}:.gitmodules", "-z", "--list"))
+        urls = git_tree.parse_modules(self._settings(tree, commit, ".gitmodules"))
         for path, wanted in tree.modules.items():
             if path not in urls:
                 raise SourceRefused(f"{self._shown}: the submodule {path!r} has no address", "mend .gitmodules")
@@ -128,6 +146,13 @@ class _Fetch:
             below, _ = self._take(self._module(address, path, urls[path]), wanted, depth + 1)
             tree.files.update({f"{path}/{name}": blob for name, blob in below.files.items()})
             tree.links.update({f"{path}/{name}": blob for name, blob in below.links.items()})
+
+    def _settings(self, tree: Tree, commit: str, name: str) -> bytes:
+        """Return what git reads in a file of settings at the top of a tree, as `git config -z --list` prints it."""
+        found = tree.files.get(name)
+        if found is None or found.size > MAX_SETTINGS_BYTES:
+            return b""
+        return self._git("config", "--blob", f"{commit}:{name}", "-z", "--list")
 
     def _module(self, parent: GitAddress, path: str, url: str) -> GitAddress:
         """Return where a submodule is; the repository decides that, so it may lead to no other kind of place."""
@@ -147,17 +172,11 @@ class _Fetch:
 
     def _commit(self, address: GitAddress, settings: Mapping[str, str], ref: str | None) -> str:
         """Fetch what the ref means and return the commit."""
-        place = argument(address)
-
-        def git(*arguments: str) -> bytes:
-            return self._session.git(
-                *arguments, shown=self._shown, cancelled=self._cancelled, address=address, settings=settings
-            )
-
+        place, git = argument(address), partial(self._git, address=address, settings=settings)
         oid = wanted = ref or ""
         if not _COMMIT.fullmatch(oid):
-            chosen = git_tree.chosen_ref(git("ls-remote", "--", place, *git_tree.wanted_refs(ref)), ref)
-            oid, wanted = chosen or (oid, "")
+            chosen = self._chosen(address, settings, ref)
+            oid, wanted, _ = chosen or (oid, "", "")
             if chosen is None and not _SHORT_COMMIT.fullmatch(oid):
                 raise self._no_ref(ref)
         if not self._ready:
@@ -179,6 +198,10 @@ class _Fetch:
         except StorageError:
             raise self._no_ref(ref) from None
 
+    def _chosen(self, address: GitAddress, settings: Mapping[str, str], ref: str | None) -> tuple[str, str, str] | None:
+        asked = ("ls-remote", "--", argument(address), *git_tree.asked_refs(ref))
+        return git_tree.chosen_ref(self._git(*asked, address=address, settings=settings), ref)
+
     def _parsed(self, revision: str) -> str:
         found = self._git("rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
         return found.decode("ascii").strip()
@@ -188,8 +211,12 @@ class _Fetch:
             return SourceMissing(f"{self._shown} has no default branch", "push something first, or name one: @REF")
         return SourceMissing(f"{self._shown} has no branch, tag or commit {ref!r}", "check the name after @")
 
-    def _git(self, *arguments: str) -> bytes:
-        return self._session.git(*arguments, shown=self._shown, cancelled=self._cancelled)
+    def _git(
+        self, *arguments: str, address: GitAddress | None = None, settings: Mapping[str, str] | None = None
+    ) -> bytes:
+        return self._session.git(
+            *arguments, shown=self._shown, cancelled=self._cancelled, address=address, settings=settings
+        )
 
     def _read(self, blob: Blob) -> bytes:
         stream = self.blobs.open(blob.oid)

@@ -6,7 +6,6 @@ empty or named. No password is ever an argument or part of a URL that git sees.
 
 from __future__ import annotations
 
-import base64
 import re
 import secrets
 import shlex
@@ -27,7 +26,7 @@ from storage.hubs import GitAddress
 from storage.programs import Ended
 from storage.sources.base import SourceOptions
 from storage.sources.proxies import proxy_for
-from storage.sources.wire import Wire
+from storage.sources.wire import Wire, authorization
 
 _IDENTITIES = ("id_ed25519", "id_ecdsa", "id_rsa")
 _ADVERTISED = "application/x-git-upload-pack-advertisement"
@@ -258,13 +257,6 @@ def ssh_place(address: GitAddress) -> tuple[str, int]:
         parts = urlsplit(address.remote)
         return parts.hostname or "", parts.port or 22
     return address.remote.partition(":")[0].rpartition("@")[2], 22
-
-
-def authorization(login: tuple[str, str] | None) -> Mapping[str, str]:
-    """Return the header that signs in, none without a login."""
-    if login is None:
-        return {}
-    return {"Authorization": "Basic " + base64.b64encode(":".join(login).encode()).decode("ascii")}
 
 
 def failure(ended: Ended, shown: str) -> StorageError:

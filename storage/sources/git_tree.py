@@ -15,6 +15,8 @@ from storage.manifest import MAX_DEPTH, MAX_FILES, check_path
 MAX_LINKS = 40
 MAX_POINTER_BYTES = 1024
 
+# What `git ls-remote` puts behind a tag's name where it says what the tag is of.
+_PEELED = "^{}"
 _POINTER = re.compile(
     rb"version https://(?:git-lfs\.github\.com|hawser\.github\.com)/spec/v1\n(?:ext-[^\n]*\n)*"
     rb"oid sha256:([0-9a-f]{64})\nsize (\d{1,18})\n"
@@ -81,13 +83,23 @@ def pointer(data: bytes) -> tuple[str, int] | None:
 def parse_modules(listed: bytes) -> Mapping[str, str]:
     """Return path to URL of the submodules in what `git config -z --list` printed of a `.gitmodules`."""
     values: dict[str, dict[str, str]] = {}
-    for record in listed.decode("utf-8", "surrogateescape").split("\0"):
-        key, _, value = record.partition("\n")
+    for key, value in _settings(listed):
         section, _, rest = key.partition(".")
         name, _, variable = rest.rpartition(".")
         if section.lower() == "submodule":
             values.setdefault(name, {})[variable.lower()] = value
     return {each["path"].strip("/"): each["url"] for each in values.values() if "path" in each and "url" in each}
+
+
+def lfs_url(listed: bytes) -> str | None:
+    """Return where Git LFS is, if what `git config -z --list` printed of a `.lfsconfig` says it."""
+    return {key.lower(): value for key, value in _settings(listed)}.get("lfs.url")
+
+
+def _settings(listed: bytes) -> Iterable[tuple[str, str]]:
+    for record in listed.decode("utf-8", "surrogateescape").split("\0"):
+        key, _, value = record.partition("\n")
+        yield key, value
 
 
 def follow(files: Mapping[str, Blob], links: Mapping[str, str], shown: str) -> dict[str, Blob]:
@@ -190,8 +202,8 @@ def _is_attributes(path: str, blob: Blob) -> bool:
     return path.rpartition("/")[2] == ".gitattributes" and blob.size <= 1 << 20
 
 
-def chosen_ref(listed: bytes, ref: str | None) -> tuple[str, str] | None:
-    """Return (commit or tag id, name) of the ref wanted in what `git ls-remote` printed: a branch before a tag."""
+def chosen_ref(listed: bytes, ref: str | None) -> tuple[str, str, str] | None:
+    """Return (its id, name, commit) of the ref wanted in what `git ls-remote` printed: a branch before a tag."""
     rows: dict[str, str] = {}
     for line in listed.decode("utf-8", "surrogateescape").splitlines():
         oid, _, name = line.partition("\t")
@@ -199,8 +211,13 @@ def chosen_ref(listed: bytes, ref: str | None) -> tuple[str, str] | None:
             rows[name] = oid
     for name in wanted_refs(ref):
         if name in rows:
-            return rows[name], name
+            return rows[name], name, rows.get(name + _PEELED, rows[name])
     return None
+
+
+def asked_refs(ref: str | None) -> list[str]:
+    """Return what `git ls-remote` is asked for: each name that is wanted, and the commit where it is a tag's."""
+    return [each for name in wanted_refs(ref) for each in (name, name + _PEELED)]
 
 
 def wanted_refs(ref: str | None) -> Iterable[str]:

@@ -63,10 +63,10 @@ class HubSource:
     def stat(self, uri: Uri, item: Item) -> Item:
         """Return the item with whether the server answers ranges."""
         headers = {**self._headers(), "Range": "bytes=0-0"}
-        response = self._wire.get(self._url(uri, item), headers, shown=_shown(uri, item))
+        response = self._wire.get(self._url(uri, item), headers, shown=uri.shown_at(item.path))
         response.close()
         if total_size(response) not in {None, item.size}:
-            raise SourceChanged(f"{_shown(uri, item)} has another size than the hub's listing says")
+            raise SourceChanged(f"{uri.shown_at(item.path)} has another size than the hub's listing says")
         return replace(item, ranged="content-range" in response.headers)
 
     def open(self, uri: Uri, item: Item, *, start: int = 0, end: int | None = None) -> Stream:
@@ -79,15 +79,15 @@ class HubSource:
             self._headers(),
             start=start,
             end=end,
-            shown=_shown(uri, item),
+            shown=uri.shown_at(item.path),
             stated=stated_checksum,
         )
         if stream.total not in {None, item.size}:
             stream.close()
-            raise SourceChanged(f"{_shown(uri, item)} has another size than the hub's listing says")
+            raise SourceChanged(f"{uri.shown_at(item.path)} has another size than the hub's listing says")
         stream = replace(stream, etag=item.etag, checksum=item.checksum)
         whole = start == 0 and end is None and item.checksum is None
-        return _compared(stream, item, _shown(uri, item)) if whole else stream
+        return _compared(stream, item, uri.shown_at(item.path)) if whole else stream
 
     def close(self) -> None:
         """Drop connections, and end a listing."""
@@ -195,7 +195,3 @@ def _compared(stream: Stream, item: Item, shown: str) -> Stream:
         return count
 
     return replace(stream, read=read)
-
-
-def _shown(uri: Uri, item: Item) -> str:
-    return f"{uri.shown}: {item.path!r}" if uri.is_tree else uri.shown

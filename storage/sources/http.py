@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,7 +13,7 @@ from storage.files import never
 from storage.manifest import MAX_DEPTH, check_path
 from storage.sources.base import Item, Listing, SourceOptions, Stream
 from storage.sources.ranges import is_whole, open_range, stated_checksum, strong_etag, total_size
-from storage.sources.wire import Wire, basic_credentials
+from storage.sources.wire import Wire, authorization, basic_credentials
 from storage.uri import Uri
 
 MAX_PAGE_BYTES = 16 << 20
@@ -47,8 +46,8 @@ class HttpSource:
 
     def stat(self, uri: Uri, item: Item) -> Item:
         """Return the item as one GET of its first byte describes it (a presigned URL may refuse HEAD)."""
-        headers = {**_authorization(uri), "Range": "bytes=0-0"}
-        response = self._wire.get(item.locator, headers, shown=_shown(uri, item))
+        headers = {**authorization(basic_credentials(uri.text)), "Range": "bytes=0-0"}
+        response = self._wire.get(item.locator, headers, shown=uri.shown_at(item.path))
         response.close()
         return replace(
             item,
@@ -64,10 +63,10 @@ class HttpSource:
             self._wire,
             item.locator,
             item,
-            _authorization(uri),
+            authorization(basic_credentials(uri.text)),
             start=start,
             end=end,
-            shown=_shown(uri, item),
+            shown=uri.shown_at(item.path),
             stated=stated_checksum,
         )
 
@@ -105,7 +104,7 @@ class HttpSource:
         return items
 
     def _links(self, uri: Uri, url: str) -> Sequence[str]:
-        response = self._wire.get(url, _authorization(uri), shown=uri.shown)
+        response = self._wire.get(url, authorization(basic_credentials(uri.text)), shown=uri.shown)
         if not response.headers.get("content-type", "").lower().startswith("text/html"):
             response.close()
             raise SourceRefused(f"{uri.shown} is not a directory listing", "leave out the trailing / to fetch one file")
@@ -151,17 +150,6 @@ def _child(base: str, link: str) -> str | None:
     return name + ("/" if rest.endswith("/") else "")
 
 
-def _authorization(uri: Uri) -> dict[str, str]:
-    credentials = basic_credentials(uri.text)
-    if credentials is None:
-        return {}
-    return {"Authorization": "Basic " + base64.b64encode(":".join(credentials).encode()).decode("ascii")}
-
-
 def _without_user(url: str) -> str:
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def _shown(uri: Uri, item: Item) -> str:
-    return uri.shown + item.path if uri.is_tree else uri.shown

@@ -5,7 +5,6 @@ The requests are those of kagglehub, which can be told neither its server nor to
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from storage.files import never
 from storage.hubs import KaggleAddress, kaggle_address
 from storage.sources.base import Item, Listing, SourceOptions, Stream
 from storage.sources.ranges import Checksum, decoded, is_whole, open_range, stated_checksum, strong_etag, total_size
-from storage.sources.wire import CHECK, Wire
+from storage.sources.wire import CHECK, Wire, authorization
 from storage.uri import Uri
 
 ENDPOINT = "https://api.kaggle.com"
@@ -134,5 +133,4 @@ def _authorization(options: SourceOptions) -> Mapping[str, str]:
     key = options.credential
     if key is None or key.kind != "kaggle":
         return {}
-    login = f"{key.values['username']}:{key.values['key']}"
-    return {"Authorization": "Basic " + base64.b64encode(login.encode()).decode("ascii")}
+    return authorization((key.values["username"], key.values["key"]))

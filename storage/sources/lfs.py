@@ -18,10 +18,10 @@ from storage import files
 from storage.errors import SourceChanged, SourceFailed, SourceMissing, SourceRefused
 from storage.hubs import GitAddress
 from storage.sources.base import Item, Stream
-from storage.sources.git_session import Session, authorization, failure, origin, reason, ssh_place
+from storage.sources.git_session import Session, failure, origin, reason, ssh_place
 from storage.sources.local import file_stream
 from storage.sources.ranges import open_range, stated_checksum, total_size
-from storage.sources.wire import Wire
+from storage.sources.wire import Wire, authorization
 
 BATCH = 100
 MAX_ANSWER_BYTES = 4 << 20
@@ -43,7 +43,13 @@ class _Action:
 
 
 class Lfs:
-    """The LFS objects of one repository; any thread may read them."""
+    """The LFS objects of one repository; any thread may read them.
+
+    `stated` is where the repository's own `.lfsconfig` says that they are. Whoever wrote that decides no more than a
+    redirect could: no login goes to another origin, and nothing leads from a public address to a private one.
+    """
+
+    stated: str | None = None
 
     def __init__(
         self, address: GitAddress, session: Session, wire: Wire, shown: str, cancelled: Callable[[], bool]
@@ -132,11 +138,14 @@ class Lfs:
                 method="POST",
                 body=body.encode(),
                 shown=f"{self._shown} (Git LFS)",
+                was_public=self.stated is not None and self._is_public(),
             )
-            public = response.public
-            self._learn(_parsed(response.read_all(MAX_ANSWER_BYTES), self._shown), dict(asked), headers, public)
+            answer = _parsed(response.read_all(MAX_ANSWER_BYTES), self._shown)
+            self._learn(answer, dict(asked), endpoint, headers, response.public)
 
-    def _learn(self, answer: object, asked: Mapping[str, int], headers: Mapping[str, str], public: bool) -> None:
+    def _learn(
+        self, answer: object, asked: Mapping[str, int], endpoint: str, headers: Mapping[str, str], public: bool
+    ) -> None:
         objects = answer.get("objects") if isinstance(answer, dict) else None
         for each in objects if isinstance(objects, list) else []:
             match each:
@@ -145,7 +154,7 @@ class Lfs:
                         f"{self._shown}: Git LFS does not have {self._paths[digest]!r}: {message[:200]!r}"
                     )
                 case {"oid": str(digest), "actions": {"download": {"href": str(href), **rest}}} if digest in asked:
-                    own = headers if origin(href) == origin(self._address.remote) else {}
+                    own = headers if origin(href) == origin(endpoint) else {}
                     seconds = rest.get("expires_in")
                     kept_s = min(float(seconds), _KEPT_S) if isinstance(seconds, int) and seconds > 0 else _KEPT_S
                     self._actions[digest] = _Action(
@@ -158,7 +167,21 @@ class Lfs:
             if digest not in self._actions:
                 raise SourceMissing(f"{self._shown}: Git LFS does not have {self._paths[digest]!r}")
 
+    def _is_public(self) -> bool:
+        if self._address.protocol == "ssh":
+            host, port = ssh_place(self._address)
+        else:
+            parts = urlsplit(self._address.remote)
+            host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+        return self._wire.is_public(host, port, self._shown)
+
     def _endpoint(self) -> tuple[str, Mapping[str, str]]:
+        if self.stated is not None:
+            href = _checked(self.stated.rstrip("/"), self._address, self._shown)
+            if "@" in urlsplit(href).netloc:
+                raise SourceRefused(f"{self._shown}: .lfsconfig has a login in its address", "it is used for nothing")
+            same = origin(href) == origin(self._address.remote)
+            return href, authorization(self._address.login) if same else {}
         if self._address.protocol == "ssh":
             return self._endpoint_by_ssh()
         remote = self._address.remote.rstrip("/")

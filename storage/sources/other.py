@@ -54,13 +54,13 @@ class OtherSource:
 
     def stat(self, uri: Uri, item: Item) -> Item:
         """Return the item with its size as it is now."""
-        with self._one(uri, _shown(uri, item)) as opened:
+        with self._one(uri, uri.shown_at(item.path)) as opened:
             opened.system.invalidate_cache()
             return replace(item, size=_size(opened.system.info(item.locator)))
 
     def open(self, uri: Uri, item: Item, *, start: int = 0, end: int | None = None) -> Stream:
         """Open the file at `start`."""
-        shown = _shown(uri, item)
+        shown = uri.shown_at(item.path)
         opened = self._take(uri, shown)
         with self._told(opened, shown):
             opened.file = opened.system.open(item.locator, "rb")
@@ -179,7 +179,3 @@ def _closed(each: Any) -> None:
 def _size(facts: Mapping[str, Any]) -> int | None:
     size = facts.get("size")
     return int(size) if isinstance(size, int) and size >= 0 else None
-
-
-def _shown(uri: Uri, item: Item) -> str:
-    return uri.shown + item.path if uri.is_tree else uri.shown

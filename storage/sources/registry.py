@@ -44,6 +44,11 @@ def open_source(uri: Uri, options: SourceOptions) -> Source:
     return SOURCES[uri.scheme](options)
 
 
+def is_still(source: Source, uri: Uri, pins: Mapping[str, str], cancelled: Callable[[], bool]) -> bool:
+    """Say whether a source is what these pins say, where asking that is less than to list it."""
+    return isinstance(source, GitSource) and "commit" in pins and source.is_at(uri, pins["commit"], cancelled)
+
+
 def server_of(source: Source) -> str:
     """Return the server that a source asks though its addresses do not name it; empty where they do."""
     return source.server if isinstance(source, AzureSource | GcsSource | HubSource | KaggleSource | S3Source) else ""

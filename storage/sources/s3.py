@@ -62,7 +62,7 @@ class S3Source:
     def stat(self, uri: Uri, item: Item) -> Item:
         """Ask for the checksums, which a listing does not hold."""
         headers = {"x-amz-checksum-mode": "ENABLED"}
-        response = self._wire.get(self._url(*_split(item)), headers, method="HEAD", shown=_shown(uri, item))
+        response = self._wire.get(self._url(*_split(item)), headers, method="HEAD", shown=uri.shown_at(item.path))
         response.close()
         return replace(
             item,
@@ -82,7 +82,7 @@ class S3Source:
             headers,
             start=start,
             end=end,
-            shown=_shown(uri, item),
+            shown=uri.shown_at(item.path),
             stated=lambda found, whole: _checksum(found, whole=whole),
         )
 
@@ -172,7 +172,3 @@ def _checksum(headers: Mapping[str, str], *, whole: bool) -> Checksum | None:
         return None
     found = _MD5_ETAG.fullmatch(headers.get("etag", ""))
     return ("md5", found[1]) if found else None
-
-
-def _shown(uri: Uri, item: Item) -> str:
-    return uri.shown + item.path if uri.is_tree else uri.shown

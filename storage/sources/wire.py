@@ -257,7 +257,7 @@ class Wire:
         host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
         proxy = proxy_for(self._options.proxies, parts.scheme, host, port)
         if proxy is not None:
-            connection = self._through(proxy, parts, shown, public=self._named(host, port, shown))
+            connection = self._through(proxy, parts, shown, public=self.is_public(host, port, shown))
         else:
             connected, ip = dial(host, port, self._options, shown)
             connection = Exchange(connected, self._options.stall_s, public=ip.is_global)
@@ -273,8 +273,8 @@ class Wire:
                 ) from error
         return connection
 
-    def _named(self, host: str, port: int, shown: str) -> bool:
-        """Say whether a host that a proxy is to reach is public, as far as this box knows; raise `SourceRefused`."""
+    def is_public(self, host: str, port: int, shown: str) -> bool:
+        """Say whether a host that others are to reach is public, as far as this box knows; raise `SourceRefused`."""
         try:
             found = [address(str(each[4][0])) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
         except (OSError, UnicodeError):
@@ -345,8 +345,13 @@ def basic_credentials(url: str) -> tuple[str, str] | None:
 
 
 def basic(user: tuple[str, str]) -> str:
-    """Return the header that signs in with a user and a password."""
+    """Return the word that signs in with a user and a password."""
     return "Basic " + base64.b64encode(":".join(user).encode()).decode("ascii")
+
+
+def authorization(user: tuple[str, str] | None) -> dict[str, str]:
+    """Return the header that signs in, none without a user."""
+    return {} if user is None else {"Authorization": basic(user)}
 
 
 def _said(response: Response, secrets: Iterable[str]) -> str:

@@ -26,7 +26,7 @@ from storage.uri import parse
 from tests.clouds import certificate
 from tests.gits import Repository, git_web
 from tests.hub import Repo, hub_server
-from tests.servers import Web, http_server, s3_server
+from tests.servers import Answer, Web, http_server, s3_server
 from tests.tls import certify
 
 QUICK = Retry(tries=2, base_s=0.0, cap_s=0.0, sleep=lambda _: None)
@@ -183,6 +183,29 @@ def test_a_proxy_is_no_way_around_the_rules_for_addresses(web: Web, tmp_path: Pa
         assert proxy.asked == []
 
 
+@pytest.mark.parametrize("system", [False, True])
+@pytest.mark.parametrize("direct", ["", "127.0.0.1"])
+def test_no_redirect_leads_from_a_public_to_a_private_address(
+    web: Web, tmp_path: Path, system: bool, direct: str
+) -> None:
+    """Whoever's runner it is, and though its host is listed; what is private from the start may be fetched."""
+    (web.root / "secret").write_bytes(b"of this machine")
+
+    def redirect(answer: Answer) -> None:
+        if answer.path == "/f":
+            answer.status, answer.headers, answer.body = 302, {"Location": f"{web.url}/secret"}, b""
+
+    web.fault = redirect
+    hosts = frozenset({"127.0.0.1"})
+    with proxy_server(to=web.url) as proxy:
+        proxies = Proxies(http=f"http://127.0.0.1:{proxy.port}", direct=direct)
+        options = SourceOptions(proxies=proxies, allow_local_addresses=not system, allow_hosts=hosts)
+        with pytest.raises(SourceRefused, match="from a public to a private address"):
+            take(tmp_path, "http://1.1.1.1/f", options)
+        assert [path for _, path, _ in web.requests] == ["/f"]
+        assert take(tmp_path, f"{web.url}/f", options).files == 1
+
+
 def test_git_goes_through_the_proxy(tmp_path: Path) -> None:
     """What git itself asks as well as what is asked before it."""
     repository, trusted = Repository(tmp_path / "repository"), certificate(tmp_path)
@@ -193,6 +216,19 @@ def test_git_goes_through_the_proxy(tmp_path: Path) -> None:
         assert take(tmp_path, place, SourceOptions(ca_file=trusted, proxies=proxies)).files == 1
         assert len(proxy.asked) > 1
         assert {method for method, _, _ in proxy.asked} == {"CONNECT"}
+
+
+def test_no_lfsconfig_leads_from_a_public_to_a_private_address(tmp_path: Path) -> None:
+    """What a public repository says of its large files reaches nothing that only this machine does."""
+    repository = Repository(tmp_path / "repository")
+    repository.track("*.bin")
+    with git_web(tmp_path / "served") as web, proxy_server(to=web.url) as proxy:
+        repository.commit(**{"a.bin": b"weights", ".lfsconfig": f"[lfs]\n\turl = {web.url}/inner/info/lfs\n"})
+        web.serve(repository, "repo.git")
+        proxies = Proxies(http=f"http://127.0.0.1:{proxy.port}", direct="127.0.0.1")
+        with pytest.raises(SourceRefused, match="from a public to a private address"):
+            take(tmp_path, "http://1.1.1.1/repo.git", SourceOptions(proxies=proxies))
+        assert not any(path.startswith("/inner") for _, path, _ in web.asked)
 
 
 def test_the_hubs_listing_goes_through_the_proxy(tmp_path: Path) -> None:

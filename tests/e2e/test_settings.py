@@ -20,6 +20,11 @@ def test_a_price_that_is_none_is_found_by_the_check(box: Box, amount: str) -> No
     assert PRICE in done.stderr
 
 
+def test_without_a_ballast_jobs_run(box: Box) -> None:
+    """`ballast = "0"` keeps nothing free, and no job is refused for it."""
+    assert box.cli("run", "--", "true", env={"STOKER_STORAGE__BALLAST": "0"}).returncode == 0
+
+
 def test_a_restart_with_a_wrong_setting_leaves_the_runner(runner: Box) -> None:
     """What the next runner would refuse is refused before this one leaves."""
     before = runner.get("/v1/runner")["pid"]

@@ -414,6 +414,14 @@ def test_what_no_route_knows(box: Box, method: str, path: str, part: dict[str, A
     assert hint in problem["hint"]
 
 
+@pytest.mark.parametrize("part", [{"digest": "0" * 64}, {"path": "a"}, {"rw": True}, {"uri": "/y"}], ids=str)
+def test_what_is_for_inputs_of_jobs_alone(box: Box, part: dict[str, Any]) -> None:
+    """An artifact is not made of something else than its request said: what would not count is refused."""
+    body = {"name": "m", "source": "/", "caller": {"cwd": "/"}, "input": part}
+    problem = refused(box, 400, "POST", "/v1/data", body)
+    assert problem["message"] == f"input.{next(iter(part))} is for the inputs of jobs alone"
+
+
 WRONG_TYPES = [
     ("/v1/jobs", {"dry_run": 1}),
     ("/v1/jobs", {"dry_run": "false"}),

@@ -6,22 +6,13 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.kit import Box, wait_until
-from tests.servers import Answer, Web, http_server, tmpfs
-
-
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[Web]:
-    """A web server over an empty directory."""
-    (tmp_path / "www").mkdir()
-    with http_server(tmp_path / "www") as server:
-        yield server
+from tests.servers import Answer, Web, tmpfs
 
 
 def tree(directory: Path, **files: str) -> Path:

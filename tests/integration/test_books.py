@@ -1,4 +1,4 @@
-"""The books on a real SQLite file: what the database itself refuses, and what `verify` finds."""
+"""The books on a real SQLite file: what the database itself refuses, and what `audit` finds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from runner.ledger.metering import NS_PER_HOUR, Billed
 from runner.ledger.pricing import Price, PriceKind
 from runner.ledger.transfers import Kind, Phase, Result, Transfer
 from runner.state import books
-from runner.state.verify import verify
+from runner.state.audit import audit
 from tests.ledgers import begin, open_books
 
 
@@ -96,7 +96,7 @@ def test_the_owners_example_survives_on_disk(path: Path, connection: sqlite3.Con
     with closing(open_books(path)) as again:
         assert books.balance(again, alice) == Balance(9_500_000, 0)
         assert books.billed_so_far(again, 1) == Billed(NS_PER_HOUR, 1_500_000)
-        assert verify(again).ok
+        assert audit(again).ok
 
 
 def test_an_account_is_opened_once(connection: sqlite3.Connection) -> None:
@@ -255,19 +255,19 @@ def test_prices_change_by_date_and_can_be_taken_back(connection: sqlite3.Connect
     assert books.list_prices(connection, 99) == [default, Price(PriceKind.GPU, "A100", 5)]
     assert books.list_prices(connection, 100) == [default, Price(PriceKind.GPU, "a 100", 6)]
     assert books.list_prices(connection, 200) == [default]
-    assert verify(connection).counts["prices"] == 4
+    assert audit(connection).counts["prices"] == 4
 
 
 def test_whole_books_are_whole(connection: sqlite3.Connection) -> None:
     """Empty, full and by the tail: all in order, with what was counted."""
-    assert verify(connection).ok
+    assert audit(connection).ok
     fill(connection, attempts=40)
     connection.row_factory = sqlite3.Row
-    verdict = verify(connection)
+    verdict = audit(connection)
     assert verdict.ok
     assert verdict.counts == {"entries": 50, "accounts": 4, "prices": 1}
-    assert verify(connection, tail=5).counts["entries"] == 5
-    assert verify(connection, tail=500).counts["entries"] == 50
+    assert audit(connection, tail=5).counts["entries"] == 5
+    assert audit(connection, tail=500).counts["entries"] == 50
 
 
 @pytest.mark.parametrize(
@@ -296,11 +296,11 @@ def test_whole_books_are_whole(connection: sqlite3.Connection) -> None:
 def test_damage_is_found_and_its_first_entry_named(
     connection: sqlite3.Connection, damage: str, first_broken: int | None
 ) -> None:
-    """Behind the triggers' back: verify says no and names the first entry that is not as written (D8)."""
+    """Behind the triggers' back: the audit says no and names the first entry that is not as written (D8)."""
     fill(connection)
     strip_triggers(connection)
     connection.execute(damage)
-    verdict = verify(connection)
+    verdict = audit(connection)
     assert not verdict.ok
     assert verdict.reason
     assert verdict.first_broken == first_broken
@@ -327,7 +327,7 @@ def test_a_forger_who_rewrites_the_chain_still_breaks_a_rule(
     strip_triggers(connection)
     connection.execute(forgery)
     rechain(connection)
-    verdict = verify(connection)
+    verdict = audit(connection)
     assert not verdict.ok
     assert verdict.first_broken == first_broken
 
@@ -338,7 +338,7 @@ def test_an_entry_made_anew_breaks_the_next_one(connection: sqlite3.Connection) 
     strip_triggers(connection)
     connection.execute("UPDATE transfers SET reason = 'a lie' WHERE seq = 20")
     rechain(connection, only=20)
-    assert verify(connection).first_broken == 21
+    assert audit(connection).first_broken == 21
 
 
 def rechain(connection: sqlite3.Connection, only: int | None = None) -> None:
@@ -360,17 +360,17 @@ def test_a_tail_check_sees_the_tail(connection: sqlite3.Connection) -> None:
     fill(connection)
     strip_triggers(connection)
     connection.execute("UPDATE transfers SET amount_micro = amount_micro + 1 WHERE seq = 3")
-    assert verify(connection, tail=10).ok
+    assert audit(connection, tail=10).ok
     connection.execute("UPDATE transfers SET amount_micro = amount_micro + 1 WHERE seq = 48")
-    assert verify(connection, tail=10).first_broken == 48
-    assert verify(connection).first_broken == 3
+    assert audit(connection, tail=10).first_broken == 48
+    assert audit(connection).first_broken == 3
 
 
 def test_a_tail_check_sees_the_sum(connection: sqlite3.Connection) -> None:
     """Accounts that do not add up to zero are found at start, whichever entry they came from."""
     fill(connection)
     connection.execute("UPDATE balances SET posted_micro = posted_micro + 1 WHERE account_id = 4")
-    assert "instead of zero" in verify(connection, tail=1).reason
+    assert "instead of zero" in audit(connection, tail=1).reason
 
 
 def strip_triggers(connection: sqlite3.Connection) -> None:
@@ -403,7 +403,7 @@ def test_flipped_bits_in_ledger_rows_are_found(path: Path, tmp_path: Path) -> No
         flipped[place] ^= 1 << chance.randrange(8)
         damaged.write_bytes(flipped)
         with closing(sqlite3.connect(damaged, isolation_level=None)) as connection:
-            if not verify(connection).ok:
+            if not audit(connection).ok:
                 found += 1
             else:
                 assert rows_of(connection) == written
@@ -480,7 +480,7 @@ def test_a_killed_writer_leaves_whole_books(path: Path) -> None:
             assert billed.upto_ns >= acknowledged_ns
             assert billed.total_micro == 3_600_000 * billed.upto_ns // NS_PER_HOUR
             assert books.balance(connection, 4).posted_micro == -billed.total_micro
-            assert verify(connection).ok
+            assert audit(connection).ok
 
 
 def test_a_copy_verifies_by_itself(path: Path, tmp_path: Path) -> None:
@@ -490,4 +490,4 @@ def test_a_copy_verifies_by_itself(path: Path, tmp_path: Path) -> None:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     shutil.copy(path, tmp_path / "copy.db")
     with closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
-        assert verify(copy).ok
+        assert audit(copy).ok

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -15,15 +14,7 @@ import pytest
 from runner.core.errors import NotFound
 from storage.files import remove_directory
 from tests.kit import Box
-from tests.servers import Web, http_server
-
-
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[Web]:
-    """A web server over an empty directory."""
-    (tmp_path / "www").mkdir()
-    with http_server(tmp_path / "www") as server:
-        yield server
+from tests.servers import Web
 
 
 def put(web: Web, **sizes: int) -> None:

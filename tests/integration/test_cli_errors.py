@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.api import Answer, FakeApi, Request, problem
 from tests.integration.cli_kit import Cli, serving
-
-
-@pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """A user of their own."""
-    return Cli(tmp_path / "state")
-
-
-@pytest.fixture
-def api(cli: Cli) -> Iterator[FakeApi]:
-    """Their runner."""
-    with serving(cli) as api:
-        yield api
 
 
 @pytest.mark.parametrize(

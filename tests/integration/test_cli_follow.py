@@ -6,27 +6,13 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.fakes.api import OUTCOME, SUBMITTED, Answer, FakeApi, Request, event, log_event
-from tests.integration.cli_kit import Cli, serving
+from tests.integration.cli_kit import Cli
 
 LOGS = "GET /v1/jobs/42/logs"
-
-
-@pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """A user of their own."""
-    return Cli(tmp_path / "state")
-
-
-@pytest.fixture
-def api(cli: Cli) -> Iterator[FakeApi]:
-    """Their runner."""
-    with serving(cli) as api:
-        yield api
 
 
 def test_run_follows_to_the_end(cli: Cli, api: FakeApi) -> None:

@@ -8,14 +8,13 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from runner.paths import Paths
 from tests.fakes.api import OUTCOME, ROW, STAMP, SUBMITTED, Answer, FakeApi, Request, problem
-from tests.integration.cli_kit import Cli, serving
+from tests.integration.cli_kit import Cli
 
 EVIL = "ev\x1b[31mil\x07\r\n\u202egpj\x9b2J"
 DEVICE = {
@@ -31,19 +30,6 @@ DEVICE = {
     "holder": "pid 812 (ollama) of eve",
     "reason": None,
 }
-
-
-@pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """A user of their own."""
-    return Cli(tmp_path / "state")
-
-
-@pytest.fixture
-def api(cli: Cli) -> Iterator[FakeApi]:
-    """Their runner."""
-    with serving(cli) as api:
-        yield api
 
 
 def test_submit_prints_the_id_alone(cli: Cli, api: FakeApi) -> None:

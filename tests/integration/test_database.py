@@ -16,6 +16,7 @@ import pytest
 
 from runner.core.errors import NoRunner, Unavailable
 from runner.state import artifacts
+from runner.state.audit import audit
 from runner.state.ballast import Ballast
 from runner.state.engine import (
     NETWORK_FILESYSTEMS,
@@ -27,7 +28,6 @@ from runner.state.engine import (
     refuse_network,
     savepoint,
 )
-from runner.state.verify import verify
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = sorted((ROOT / "tests/golden").glob("schema-*.sql"))
@@ -156,7 +156,7 @@ def test_every_released_schema_opens(tmp_path: Path, golden: Path) -> None:
     assert database.writer.execute("PRAGMA user_version").fetchone() == (len(migrations()),)
     after = {name: database.reader().execute(f"SELECT COUNT(*) FROM {name}").fetchone()[0] for name in before}
     assert after == before
-    assert verify(database.writer).ok
+    assert audit(database.writer).ok
     database.close()
     fresh.close()
 
@@ -379,6 +379,13 @@ def test_the_ballast_is_real_and_given_back(tmp_path: Path) -> None:
 def test_no_ballast_where_there_is_no_room(tmp_path: Path) -> None:
     """Where as much again is not free the ballast is not taken, and nothing is left of the attempt."""
     assert not Ballast(str(tmp_path / "ballast"), 1 << 60).take()
+    assert not (tmp_path / "ballast").exists()
+
+
+def test_a_ballast_of_nothing_is_none(tmp_path: Path) -> None:
+    """Size 0 asks for no ballast: what an earlier setting left is given back, and nothing is missing without it."""
+    (tmp_path / "ballast").write_bytes(b"x" * 10)
+    assert Ballast(str(tmp_path / "ballast"), 0).take()
     assert not (tmp_path / "ballast").exists()
 
 

@@ -29,12 +29,6 @@ SECRET = "c4nary-hubs"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """A new store."""
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
 def repository(tmp_path: Path) -> Repository:
     """A repository with one commit."""
     made = Repository(tmp_path / "repository")
@@ -65,6 +59,7 @@ def take(store: Store, text: str, options: SourceOptions | None = None, **kwargs
         progress=lambda _done, _total: None,
         cancelled=kwargs.pop("cancelled", lambda: False),  # type: ignore[arg-type]
         retry=QUICK,
+        was=kwargs.pop("was", None),  # type: ignore[arg-type]
     )
 
 
@@ -122,6 +117,37 @@ def test_a_repository_becomes_an_artifact(
             take(store, f"{place}@nope", options, kind="git")
     assert no_debris(store)
     assert not children()
+
+
+@pytest.mark.parametrize("how", ["http", "ssh"])
+def test_what_is_at_the_same_commit_is_not_fetched_again(
+    how: str, tmp_path: Path, repository: Repository, store: Store, ssh: Ssh
+) -> None:
+    """Only the names are asked for, and when that was is said; what moved, or the store has lost, is fetched."""
+    repository.git("tag", "-a", "v1", "-m", "a tag")
+    options = SourceOptions(stall_s=20)
+    with git_web(tmp_path / "served") as web:
+        place = web.serve(repository, "repo.git")
+        if how == "ssh":
+            values = {"private_key": ssh.private_key, "known_hosts": ssh.known_hosts}
+            options = SourceOptions(stall_s=20, credential=Credential("git-ssh", values))
+            place = f"{ssh.prefix}{web.root}/repo.git"
+        for ref in ("", "@main", "@v1"):
+            first = take(store, place + ref, options, kind="git")
+            web.asked.clear()
+            again = take(store, place + ref, options, kind="git", was=first)
+            assert again.pins == {**first.pins, "asked": again.pins["asked"]}
+            # `ls-remote` posts one request, a fetch at least another.
+            assert len([path for method, path, _ in web.asked if method == "POST"]) == (how == "http")
+        repository.commit(**{"train.py": "print(3)"})
+        repository.git("push", "-q", str(web.root / "repo.git"), "main")
+        moved = take(store, place, options, kind="git", was=again)
+        assert (contents(store, moved)["train.py"], "asked" in moved.pins) == (b"print(3)", False)
+        (entry, *_) = store.manifest(moved.tree_digest).entries
+        store.object_path(entry.digest).unlink()
+        whole = take(store, place, options, kind="git", was=moved)
+        assert (whole.tree_digest, "asked" in whole.pins) == (moved.tree_digest, False)
+    assert no_debris(store)
 
 
 def test_modes_and_links_are_kept(repository: Repository, store: Store) -> None:
@@ -229,6 +255,43 @@ def test_lfs_files_arrive_as_they_are(web: GitWeb, repository: Repository, store
     web.asked.clear()
     assert take(store, place).tree_digest == fetched.tree_digest
     assert not [path for _, path, _ in web.asked if path.startswith("/objects/")]
+
+
+def test_lfs_is_where_the_repository_says_and_is_told_no_login(
+    tmp_path: Path, web: GitWeb, repository: Repository, store: Store
+) -> None:
+    """The address in `.lfsconfig` is asked; name and password go to the repository's own server alone."""
+    repository.track("*.bin")
+    with git_web(tmp_path / "elsewhere") as other:
+        repository.commit(**{"a.bin": b"weights", ".lfsconfig": f"[lfs]\n\turl = {other.url}/team/info/lfs\n"})
+        repository.git("lfs", "push", "--all", other.serve(repository, "team.git"))
+        place = web.serve(repository, "repo.git").replace("://", f"://user:{SECRET}@")
+        web.login = ("user", SECRET)
+        assert contents(store, take(store, place))["a.bin"] == b"weights"
+        assert other.objects and not web.objects
+        assert {authorization for method, _, authorization in other.asked if method == "GET"} == {""}
+        assert not any(SECRET in str(each) for each in other.asked)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("file:///etc", "no HTTP address"),
+        ("ssh://git@host/x", "no HTTP address"),
+        ("http://127.0.0.1:1/", "from https to http"),
+        ("https://me:hidden@host/x", "has a login in its address"),
+    ],
+)
+def test_an_lfsconfig_leads_nowhere_a_redirect_could_not(
+    tmp_path: Path, url: str, why: str, repository: Repository, store: Store
+) -> None:
+    """It is part of what is fetched: whoever wrote it is not trusted."""
+    repository.track("*.bin")
+    repository.commit(**{"a.bin": b"weights", ".lfsconfig": f"[lfs]\n\turl = {url}\n"})
+    trusted = certificate(tmp_path)
+    with git_web(tmp_path / "served", trusted) as web, pytest.raises(SourceRefused, match=why) as refused:
+        take(store, web.serve(repository, "repo.git"), SourceOptions(stall_s=20, ca_file=trusted))
+    assert "hidden" not in refused.value.message + refused.value.hint
 
 
 def test_lfs_files_of_a_local_repository(repository: Repository, store: Store) -> None:

@@ -42,12 +42,6 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield server
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """A new store."""
-    return Store(tmp_path / "store")
-
-
 def options(hub: Hub, **values: str) -> SourceOptions:
     """Return the options that lead to the stand-in, with a key of the kind that the values make."""
     kind = "kaggle" if "username" in values else "hf"

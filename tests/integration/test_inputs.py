@@ -7,32 +7,15 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.kit import Box, wait_until
-from tests.servers import S3, Answer, Web, http_server, s3_server, tmpfs
+from tests.servers import S3, Answer, Web, tmpfs
 
 HASH_ALL = 'cd "$STOKER_INPUT_data" && find . -type f | LC_ALL=C sort | xargs -d "\\n" sha256sum'
-
-
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[Web]:
-    """A web server over an empty directory."""
-    (tmp_path / "www").mkdir()
-    with http_server(tmp_path / "www") as server:
-        yield server
-
-
-@pytest.fixture
-def s3(tmp_path: Path) -> Iterator[S3]:
-    """An S3 server with one bucket; the keys lie where the runner's user keeps them."""
-    (tmp_path / "buckets/bucket").mkdir(parents=True)
-    with s3_server(tmp_path / "buckets", tmp_path / "home/.aws") as server:
-        yield server
 
 
 def fill(directory: Path) -> Path:
@@ -253,6 +236,17 @@ def test_a_web_tree_and_file_are_staged_and_then_cost_no_request(runner: Box, we
     runner.wait_runner()
     succeeds(runner, "--input", address, "--", "true")
     assert len(web.requests) == asked
+
+
+def test_a_job_whose_inputs_are_here_never_waits_for_them(runner: Box, web: Web) -> None:
+    """Neither the answer to a submission nor a follower says that what is in the store has to be staged."""
+    (web.root / "one.bin").write_bytes(b"x" * 1000)
+    job = ("--input", f"one={web.url}/one.bin", "--", "true")
+    succeeds(runner, *job)
+    for _ in range(5):
+        done = runner.cli("run", *job)
+        assert done.returncode == 0
+        assert "stag" not in done.stderr, done.stderr
 
 
 def test_refresh_asks_the_source_again_and_moves_only_what_changed(runner: Box, web: Web) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import os
+import sqlite3
 import stat
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -265,6 +266,32 @@ def test_a_rotated_sealing_key_opens_them(runner: Box, s3: S3) -> None:
     seals = Path(runner.paths.key_file).read_text().splitlines()
     assert len([line for line in seals if line.startswith("seal ")]) == 1
     assert runner.ok("key", "test", "work").endswith("lists 1 bucket for it")
+
+
+def test_what_a_key_was_stays_masked_while_a_log_may_show_it(runner: Box) -> None:
+    """Changed, removed and sealed anew: the log shows it no more than before; nothing is kept once the log is gone."""
+    add(runner, "hf", "me", token=CANARY)
+    script = "cat $(find $STOKER_KEYS_DIR -type f)"
+    masked = ended(runner, "--key", "me", "--", "sh", "-c", script)[2]
+    assert "*" * len(CANARY) in masked and CANARY not in masked
+    runner.ok("key", "rotate", "me", "--stdin", input=json.dumps({"token": "another-of-them"}))
+    runner.ok("key", "rm", "me", "-y")
+    assert runner.ok("logs", "1") == masked
+    runner.ok("service", "rotate-key")
+    assert runner.ok("logs", "1") == masked
+    assert old_keys(runner) == 1  # the other came when the job was over
+    runner.ok("rm", "1")
+    assert old_keys(runner) == 0
+    add(runner, "hf", "me", token=CANARY)
+    runner.ok("key", "rm", "me", "-y")
+    assert old_keys(runner) == 0
+
+
+def old_keys(runner: Box) -> int:
+    """Return how many values that keys had are kept."""
+    with closing(sqlite3.connect(f"file:{runner.paths.database}?mode=ro", uri=True)) as connection:
+        count: int = connection.execute("SELECT COUNT(*) FROM old_keys").fetchone()[0]
+        return count
 
 
 def test_a_file_that_others_can_read_is_told(runner: Box) -> None:

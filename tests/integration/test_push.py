@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 import pytest
@@ -17,28 +16,9 @@ from storage.store import Store
 from storage.transfer import Retry
 from storage.upload import Pushed, push
 from storage.uri import parse
-from tests.servers import S3, s3_server
+from tests.servers import S3
 
 BIG = 20 << 20
-
-
-@pytest.fixture
-def s3(tmp_path: Path) -> Iterator[S3]:
-    """An S3 server with one bucket."""
-    (tmp_path / "buckets/bucket").mkdir(parents=True)
-    with s3_server(tmp_path / "buckets", tmp_path / "aws") as server:
-        yield server
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """An empty store."""
-    return Store(tmp_path / "store")
-
-
-def options(s3: S3, tmp_path: Path) -> SourceOptions:
-    """Return how to reach the server."""
-    return SourceOptions(s3_endpoint=s3.endpoint, aws_dir=tmp_path / "aws")
 
 
 def tree(store: Store, directory: Path, *, big: int = BIG) -> str:
@@ -61,10 +41,9 @@ def pushed(store: Store, digest: str, to: str, how: SourceOptions) -> Pushed:
     )
 
 
-def test_a_tree_is_whole_in_a_bucket_and_the_second_push_sends_nothing(s3: S3, store: Store, tmp_path: Path) -> None:
+def test_a_tree_is_whole_in_a_bucket_and_is_sent_once(how: SourceOptions, store: Store, tmp_path: Path) -> None:
     """Every byte is there under its name; the manifest says what; pushing it again costs no transfer."""
     digest = tree(store, tmp_path / "out")
-    how = options(s3, tmp_path)
     first = pushed(store, digest, "s3://bucket/deep/place/", how)
     assert first == Pushed(4, BIG + 12, BIG + 12)
     there = tmp_path / "buckets/bucket/deep/place"
@@ -74,7 +53,7 @@ def test_a_tree_is_whole_in_a_bucket_and_the_second_push_sends_nothing(s3: S3, s
     assert pushed(store, digest, "s3://bucket/deep/place/", how) == Pushed(4, BIG + 12, 0)
 
 
-def test_a_push_that_broke_off_goes_on(s3: S3, store: Store, tmp_path: Path) -> None:
+def test_a_push_that_broke_off_goes_on(how: SourceOptions, store: Store, tmp_path: Path) -> None:
     """While files are missing there is no manifest; the next push sends those alone."""
     directory = tmp_path / "out"
     directory.mkdir()
@@ -88,7 +67,6 @@ def test_a_push_that_broke_off_goes_on(s3: S3, store: Store, tmp_path: Path) -> 
 
     there = tmp_path / "buckets/bucket/p"
     uri = parse("s3://bucket/p/", PurePath("/"))
-    how = options(s3, tmp_path)
     with pytest.raises(Cancelled):
         push(store, digest, uri, how, progress=lambda done, _: sent.append(done), cancelled=cancelled)
     begun = len([each for each in there.rglob("*") if each.is_file()])
@@ -98,10 +76,9 @@ def test_a_push_that_broke_off_goes_on(s3: S3, store: Store, tmp_path: Path) -> 
     assert (there / MANIFEST_NAME).exists()
 
 
-def test_a_new_tree_in_an_old_place_has_no_manifest_on_the_way(s3: S3, store: Store, tmp_path: Path) -> None:
+def test_a_new_tree_in_an_old_place_has_no_manifest_yet(how: SourceOptions, store: Store, tmp_path: Path) -> None:
     """What described the tree of before is gone before its first file is."""
     first, second = tree(store, tmp_path / "one", big=10), tree(store, tmp_path / "two", big=20)
-    how = options(s3, tmp_path)
     pushed(store, first, "s3://bucket/p/", how)
     marker = tmp_path / "buckets/bucket/p" / MANIFEST_NAME
     seen: list[bool] = []
@@ -128,7 +105,7 @@ def test_a_directory_gets_the_tree_with_its_modes(store: Store, tmp_path: Path) 
     assert pushed(store, digest, f"{place}/", SourceOptions()).sent_bytes == 0
 
 
-def test_what_cannot_be_written_is_refused_with_a_reason(s3: S3, store: Store, tmp_path: Path) -> None:
+def test_what_cannot_be_written_says_why(s3: S3, how: SourceOptions, store: Store, tmp_path: Path) -> None:
     """Wrong keys, no such bucket, and addresses that nothing can be written to."""
     digest = tree(store, tmp_path / "out", big=10)
     with pytest.raises(BadUri, match="cannot be written to"):
@@ -140,14 +117,13 @@ def test_what_cannot_be_written_is_refused_with_a_reason(s3: S3, store: Store, t
         pushed(store, digest, "s3://bucket/p/", SourceOptions(s3_endpoint=s3.endpoint, aws_dir=wrong))
     assert "CANARY" not in f"{caught.value.message} {caught.value.hint}"
     with pytest.raises(SourceRefused, match="not there") as caught:
-        pushed(store, digest, "s3://no-such-bucket/p/", options(s3, tmp_path))
+        pushed(store, digest, "s3://no-such-bucket/p/", how)
     assert "make the bucket" in caught.value.hint
 
 
-def test_what_was_pushed_comes_back_as_the_same_artifact(s3: S3, store: Store, tmp_path: Path) -> None:
+def test_what_was_pushed_comes_back_as_the_same_artifact(how: SourceOptions, store: Store, tmp_path: Path) -> None:
     """A place with a manifest is read as the tree that was pushed: digests compared, modes kept."""
     digest = tree(store, tmp_path / "out", big=1000)
-    how = options(s3, tmp_path)
     pushed(store, digest, "s3://bucket/p/", how)
     other = Store(tmp_path / "other")
     fetched = fetch(
@@ -156,10 +132,9 @@ def test_what_was_pushed_comes_back_as_the_same_artifact(s3: S3, store: Store, t
     assert fetched.tree_digest == digest
 
 
-def test_a_place_that_lost_a_file_is_no_artifact(s3: S3, store: Store, tmp_path: Path) -> None:
+def test_a_place_that_lost_a_file_is_no_artifact(how: SourceOptions, store: Store, tmp_path: Path) -> None:
     """Its manifest says what is missing; without the manifest it is a directory like any other."""
     digest = tree(store, tmp_path / "out", big=1000)
-    how = options(s3, tmp_path)
     pushed(store, digest, "s3://bucket/p/", how)
     there = tmp_path / "buckets/bucket/p"
     (there / "run.sh").unlink()
@@ -170,10 +145,9 @@ def test_a_place_that_lost_a_file_is_no_artifact(s3: S3, store: Store, tmp_path:
     assert fetch(other, uri, how, progress=lambda *_: None, cancelled=lambda: False).files == 3
 
 
-def test_a_place_whose_file_was_changed_is_refused_naming_both_digests(s3: S3, store: Store, tmp_path: Path) -> None:
+def test_a_place_with_a_changed_file_is_refused_naming_both(how: SourceOptions, store: Store, tmp_path: Path) -> None:
     """Whoever can write to the bucket cannot slip other bytes under the manifest, of the same length or another."""
     digest = tree(store, tmp_path / "out", big=1000)
-    how = options(s3, tmp_path)
     pushed(store, digest, "s3://bucket/p/", how)
     (tmp_path / "buckets/bucket/p/a/b/big.bin").write_bytes(bytes(1000))
     wanted = {entry.path: entry.digest for entry in store.manifest(digest).entries}["a/b/big.bin"]

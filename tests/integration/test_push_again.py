@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 
@@ -16,28 +15,8 @@ from storage.sources.base import SourceOptions
 from storage.store import Store
 from storage.upload import push
 from storage.uri import parse
-from tests.servers import S3, s3_server
 
 PLACE = parse("s3://bucket/latest/", PurePath("/"))
-
-
-@pytest.fixture
-def s3(tmp_path: Path) -> Iterator[S3]:
-    """An S3 server with one bucket."""
-    (tmp_path / "buckets/bucket").mkdir(parents=True)
-    with s3_server(tmp_path / "buckets", tmp_path / "aws") as server:
-        yield server
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """An empty store."""
-    return Store(tmp_path / "store")
-
-
-def how(s3: S3, tmp_path: Path) -> SourceOptions:
-    """Return how to reach the server."""
-    return SourceOptions(s3_endpoint=s3.endpoint, aws_dir=tmp_path / "aws")
 
 
 def tree(store: Store, directory: Path, **files: str) -> str:
@@ -60,9 +39,8 @@ def brought(tmp_path: Path, name: str, options: SourceOptions) -> str:
     return fetch(Store(tmp_path / name), PLACE, options, progress=lambda *_: None, cancelled=lambda: False).tree_digest
 
 
-def test_what_another_push_wrote_over_is_written_again(s3: S3, store: Store, tmp_path: Path) -> None:
+def test_what_another_push_wrote_over_is_written_again(how: SourceOptions, store: Store, tmp_path: Path) -> None:
     """Notes of a push that broke off are worth nothing once another tree of the same names and sizes was there."""
-    options = how(s3, tmp_path)
     first = tree(store, tmp_path / "one", **{f"{number:02}": f"1{number:08}" for number in range(30)})
     second = tree(store, tmp_path / "two", **{f"{number:02}": f"2{number:08}" for number in range(30)})
     done: list[int] = []
@@ -71,47 +49,58 @@ def test_what_another_push_wrote_over_is_written_again(s3: S3, store: Store, tmp
         return bool(done) and done[-1] > 60
 
     with pytest.raises(Cancelled):
-        push(store, first, PLACE, options, progress=lambda sent, _: done.append(sent), cancelled=cancelled)
-    pushed(store, second, options)
-    pushed(store, first, options)
+        push(store, first, PLACE, how, progress=lambda sent, _: done.append(sent), cancelled=cancelled)
+    pushed(store, second, how)
+    pushed(store, first, how)
     for number in range(30):
         assert (tmp_path / f"buckets/bucket/latest/{number:02}").read_text() == f"1{number:08}"
-    assert brought(tmp_path, "other", options) == first
+    assert brought(tmp_path, "other", how) == first
 
 
-def test_a_file_that_somebody_wrote_between_is_written_again(s3: S3, store: Store, tmp_path: Path) -> None:
+def test_a_file_that_somebody_wrote_between_is_written_again(how: SourceOptions, store: Store, tmp_path: Path) -> None:
     """Only what is there as we wrote it is left alone."""
-    options = how(s3, tmp_path)
     digest = tree(store, tmp_path / "one", **{f"{number:02}": f"1{number:08}" for number in range(30)})
     done: list[int] = []
     with pytest.raises(Cancelled):
         push(
-            store, digest, PLACE, options,
+            store, digest, PLACE, how,
             progress=lambda sent, _: done.append(sent), cancelled=lambda: bool(done) and done[-1] > 60,
         )  # fmt: skip
     place = tmp_path / "buckets/bucket/latest"
     there = min(each for each in place.iterdir() if each.is_file())
     there.write_text("x" * 9)
-    pushed(store, digest, options)
-    assert brought(tmp_path, "other", options) == digest
+    pushed(store, digest, how)
+    assert brought(tmp_path, "other", how) == digest
 
 
-def test_a_smaller_tree_in_the_place_of_a_larger_comes_back_as_itself(s3: S3, store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", ["one", "other"])
+def test_notes_of_a_push_are_whose_it_was(how: SourceOptions, store: Store, tmp_path: Path, whose: str) -> None:
+    """The same address may lead another user elsewhere: what was written for one says nothing of that."""
+    digest = tree(store, tmp_path / "one", **{f"{number:02}": f"1{number:08}" for number in range(30)})
+    done: list[int] = []
+    with pytest.raises(Cancelled):
+        push(
+            store, digest, PLACE, how, identity="one",
+            progress=lambda sent, _: done.append(sent), cancelled=lambda: bool(done) and done[-1] > 60,
+        )  # fmt: skip
+    again = push(store, digest, PLACE, how, identity=whose, progress=lambda *_: None, cancelled=lambda: False)
+    assert (again.sent_bytes == again.size_bytes) == (whose == "other")
+
+
+def test_a_smaller_tree_after_a_larger_comes_back_as_itself(how: SourceOptions, store: Store, tmp_path: Path) -> None:
     """Files that the manifest does not name are not of the tree."""
-    options = how(s3, tmp_path)
-    pushed(store, tree(store, tmp_path / "one", a="1", b="2", c="3"), options)
+    pushed(store, tree(store, tmp_path / "one", a="1", b="2", c="3"), how)
     small = tree(store, tmp_path / "two", a="new")
-    pushed(store, small, options)
-    assert brought(tmp_path, "other", options) == small
+    pushed(store, small, how)
+    assert brought(tmp_path, "other", how) == small
 
 
-def test_two_pushes_to_one_place_leave_one_whole_tree(s3: S3, store: Store, tmp_path: Path) -> None:
+def test_two_pushes_to_one_place_leave_one_whole_tree(how: SourceOptions, store: Store, tmp_path: Path) -> None:
     """They take turns: whichever comes last is there, and all of it."""
-    options = how(s3, tmp_path)
     trees = [tree(store, tmp_path / str(each), a=f"a{each}", b=f"b{each}", c=f"c{each}") for each in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda digest: pushed(store, digest, options), trees))
-    assert brought(tmp_path, "other", options) in trees
+        list(pool.map(lambda digest: pushed(store, digest, how), trees))
+    assert brought(tmp_path, "other", how) in trees
 
 
 def test_a_local_directory_is_what_its_user_made_of_it(store: Store, tmp_path: Path) -> None:

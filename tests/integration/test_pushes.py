@@ -6,25 +6,14 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from storage.manifest import MANIFEST_NAME
 from tests.kit import Box, wait_until
 from tests.servers import S3, S3_KEY, S3_SECRET, free_port, s3_server
 
 CANARY = "canary-of-a-secret-key"
-
-
-@pytest.fixture
-def s3(tmp_path: Path) -> Iterator[S3]:
-    """An S3 server with one bucket; the keys lie where the runner's user keeps them."""
-    (tmp_path / "buckets/bucket").mkdir(parents=True)
-    with s3_server(tmp_path / "buckets", tmp_path / "home/.aws") as server:
-        yield server
 
 
 def box(tmp_path: Path, endpoint: str) -> Box:

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.kit import Box, wait_until
-from tests.servers import Web, http_server, tmpfs
+from tests.servers import Web, tmpfs
 
 MIB = 1 << 20
 SMALL = {"STOKER_STORAGE__MIN_FREE": "1MiB", "STOKER_STORAGE__BALLAST": "1MiB", "STOKER_BOX__CPUS": "1"}
 SIZE = "cat $STOKER_INPUT_data/* | wc -c"
-
-
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[Web]:
-    """A web server over an empty directory."""
-    (tmp_path / "www").mkdir()
-    with http_server(tmp_path / "www") as server:
-        yield server
 
 
 def queued(box: Box, web: Web, name: str, size_mib: int, *more: str, way: str = "") -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,6 @@ from tests.kit import Box, wait_until
 from tests.servers import S3, S3_KEY, S3_SECRET, free_port, s3_server
 
 MAKE = 'echo weights > "$STOKER_OUTPUT_DIR/model"'
-
-
-@pytest.fixture
-def s3(tmp_path: Path) -> Iterator[S3]:
-    """An S3 server with one bucket; the keys lie where the runner's user keeps them."""
-    (tmp_path / "buckets/bucket").mkdir(parents=True)
-    with s3_server(tmp_path / "buckets", tmp_path / "home/.aws") as server:
-        yield server
 
 
 def box(tmp_path: Path, endpoint: str, **more: str) -> Box:

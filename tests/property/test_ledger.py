@@ -16,7 +16,7 @@ from runner.ledger.accounts import GRANTS, USAGE, AccountKind, Mode
 from runner.ledger.metering import NS_PER_HOUR
 from runner.ledger.transfers import Kind, Phase, Result, Transfer
 from runner.state import books
-from runner.state.verify import verify
+from runner.state.audit import audit
 from tests.ledgers import InMemory, OnSqlite, open_books
 
 AMOUNTS = st.integers(1, 20_000_000)
@@ -145,7 +145,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """The books prove themselves."""
-        assert verify(self.connection).ok
+        assert audit(self.connection).ok
         self.connection.close()
 
     def _key(self) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from runner.service.doctor import inputs_check
-from storage.checkout import Permitted, Way, Wish, can_reflink, hand_out
+from storage.checkout import Permitted, Use, Way, can_reflink, hand_out
 from storage.errors import BadName
 from storage.manifest import Entry, build, part_of
 
-READ, WRITE, FILE = Wish(writable=False), Wish(writable=True), Wish(writable=True, is_file=True)
+READ, WRITE, FILE = Use(writable=False), Use(writable=True), Use(writable=True, is_file=True)
 # What is permitted; then what is handed out: a read-only input beside a writable one, that one, a writable file, and
 # a read-only input whose job writes to none.
 TABLE: list[tuple[str, Way, Way, Way, Way]] = [

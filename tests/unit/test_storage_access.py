@@ -9,8 +9,9 @@ from typing import cast
 
 import pytest
 
+from runner.config import load
 from runner.daemon.context import Context
-from runner.daemon.fetch import Fetcher, Wanted
+from runner.daemon.fetch import Fetcher, Wanted, source_options
 from storage.errors import Cancelled, SourceFailed, SourceRefused
 from storage.filesystems import AwsAccess, aws_access
 from storage.sources.base import SourceOptions
@@ -42,6 +43,19 @@ def test_a_home_that_a_job_states_is_read_only_by_a_runner_of_ones_own() -> None
     )
     assert own.aws_dir == Path("/nowhere/somebody/.aws")
     assert {shared.aws_dir, shared.gcloud_dir, shared.azure_dir, shared.ssh_dir} == {None}
+
+
+def test_a_system_runner_reaches_less_than_ones_own() -> None:
+    """Nothing on this machine but the hosts that the settings list; no path by its own right; nobody's home."""
+    config = load([], {"STOKER_SOURCES__ALLOW_HOSTS": '["mirror.lab"]'})
+    system, own = (source_options(config, {}, system=system) for system in (True, False))
+    assert (system.allow_local_addresses, system.allow_hosts) == (False, {"mirror.lab"})
+    assert own.allow_local_addresses
+    for text in ("/etc/shadow", "git+file:///root/repo"):
+        wanted = Wanted(parse(text, PurePath("/")), "key", home="/root")
+        with pytest.raises(SourceRefused, match="only a runner of your own"):
+            Fetcher(cast(Context, None), system).options_for(wanted)
+        assert Fetcher(cast(Context, None), own).options_for(wanted).ssh_dir == Path("/root/.ssh")
 
 
 def test_secrets_are_in_no_error_and_no_repr(tmp_path: Path) -> None:

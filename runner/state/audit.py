@@ -13,7 +13,7 @@ from runner.state.books import HASHED_FIELDS
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What `verify` found; `first_broken` is the seq of the first entry that is not what was written."""
+    """What `audit` found; `first_broken` is the seq of the first entry that is not what was written."""
 
     ok: bool
     first_broken: int | None = None
@@ -29,7 +29,7 @@ class _BrokenError(Exception):
         self.seq = seq
 
 
-def verify(connection: sqlite3.Connection, tail: int | None = None) -> Verdict:
+def audit(connection: sqlite3.Connection, tail: int | None = None) -> Verdict:
     """Check the books and say what is wrong first; the caller holds a transaction, so that nothing moves meanwhile.
 
     With `tail` only that many newest entries, the head and the sum are checked (at start); without, everything.
