@@ -420,6 +420,22 @@ def test_what_is_being_copied_out_is_not_swept(store: Store, tmp_path: Path, *, 
         assert copying.result() == len(read(dest)) == 2000
 
 
+def test_a_clock_that_is_set_back_ends_no_lease(store: Store, tmp_path: Path) -> None:
+    """What is stored after the step is younger than a lease from before it, whatever the two are stamped with."""
+    old = made(store, tmp_path / "old", o=b"old").tree_digest
+    swept(store, old)
+    with store.lease("job 1"):
+        young = made(store, tmp_path / "young", y=b"young").tree_digest
+        # As it would be written had the clock been an hour ahead until now.
+        path = next((store.root / "leases").glob("*.json"))
+        facts = json.loads(path.read_text())
+        ahead = {name: facts[name] + 3600 * 10**9 for name in ("since_ns", "ahead_ns")}
+        path.write_text(json.dumps({**facts, **ahead}))
+        assert swept(store).trees == 1
+        assert (store.has_tree(young), store.has_tree(old)) == (True, False)
+        assert store.verify(young) == []
+
+
 def test_a_dead_process_holds_no_lease(store: Store, tmp_path: Path) -> None:
     """Leases of a dead pid, of another boot, and of a pid that now is somebody else end at the next sweep."""
     tree = made(store, tmp_path / "a", x=b"x").tree_digest
