@@ -109,11 +109,15 @@ def view(store: Store, digest: str) -> Path:
     with store.lease("view"), disk_errors(store.root):
         try:
             _make_directories(temp, manifest)
+            copied = False
             for entry in manifest.entries:
-                link(store, entry, temp / entry.path)
+                copied |= link(store, entry, temp / entry.path)
             for parent, _, _ in os.walk(temp, topdown=False):
                 if parent != str(temp):
                     os.chmod(parent, 0o555)
+            # Whoever finds it after a power cut takes it for whole; the objects themselves are on the disk already.
+            if copied:
+                files.sync_filesystem(temp)
             store.on_step("view rename")
             try:
                 temp.rename(path)
@@ -132,6 +136,7 @@ def copy_out(
 ) -> bool:
     """Write a private copy of a tree to `dest`, whole or not at all; true when all of it shares the store's blocks.
 
+    What is there after a power cut is whole, too: a job that waits for its copy takes the one that it finds.
     Where it is a part of a stored tree `whole` is that one's digest: it is kept meanwhile.
     """
     temp = dest.parent / f".{dest.name[:200]}.{secrets.token_hex(6)}"
@@ -146,6 +151,8 @@ def copy_out(
                         manifest.entries,
                     )
                 )
+            if not all(shared):
+                files.sync_filesystem(temp)
             try:
                 temp.rename(dest)
             except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,11 @@ from storage.manifest import DIGEST
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A live lease as others see it: since when (the file system's clock, ns), by whom, and the trees it names."""
+    """A live lease as others see it: since when (the file system's clock, ns), by whom, and the trees it names.
+
+    Where that clock was set back meanwhile it is since when by the clock of now, so that what was stored after the
+    step is younger than the lease, too.
+    """
 
     since_ns: int
     owner: str
@@ -29,6 +34,9 @@ class Lease:
         self._path = directory / f"{name}.json"
         self._keeps: set[str] = set()
         self._temp = self._path.with_suffix(".new")
+        # The steady clock first here and last in `live`: whatever passes between the two looks makes the lease older.
+        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        ahead_ns = time.time_ns() - boot_ns
         with disk_errors(directory):
             self._temp.touch(exist_ok=False)
         self._facts = {
@@ -37,6 +45,7 @@ class Lease:
             "started": _started(os.getpid()),
             "boot": boot_id(),
             "since_ns": self._temp.stat().st_ctime_ns,
+            "ahead_ns": ahead_ns,
         }
         self._write()
 
@@ -61,11 +70,12 @@ class Lease:
 
 def live(directory: Path) -> Iterator[tuple[Path, Held | None]]:
     """Yield every lease file with what it says, None where its process is dead or the file says nothing."""
+    ahead_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     for path in sorted(directory.glob("*.json")):
         try:
             facts = json.loads(path.read_text())
             alive = facts["boot"] == boot_id() and _started(int(facts["pid"])) == facts["started"]
-            since_ns = int(facts["since_ns"])
+            since_ns = int(facts["since_ns"]) - max(0, int(facts["ahead_ns"]) - ahead_ns)
             keeps = frozenset(digest for digest in facts["keeps"] if DIGEST.fullmatch(digest))
         except (OSError, ValueError, KeyError, TypeError):
             yield path, None

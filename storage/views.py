@@ -64,19 +64,22 @@ def mend(store: Objects, manifest: Manifest) -> list[str]:
     return changed
 
 
-def link(store: Objects, entry: Entry, path: Path) -> None:
-    """Hard-link an object into a view; copy where links have run out, and where the x bit must differ."""
+def link(store: Objects, entry: Entry, path: Path) -> bool:
+    """Hard-link an object into a view; copy where links have run out, and where the x bit must differ.
+
+    True where it was copied: its bytes are then not yet on the disk.
+    """
     if entry.executable:
-        copy_object(store, entry, path, mode=0o555)
-        return
+        return not copy_object(store, entry, path, mode=0o555)
     try:
         os.link(store.object_path(entry.digest), path, follow_symlinks=False)
+        return False
     except OSError as error:
         if error.errno == errno.ENOENT:
             raise NotStored(f"{entry.path!r} is missing from the store", "verify it, then fetch it again") from error
         if error.errno not in _NO_LINK:
             raise
-        copy_object(store, entry, path, mode=0o444)
+        return not copy_object(store, entry, path, mode=0o444)
 
 
 def copy_object(
@@ -127,7 +130,8 @@ def _replace(store: Objects, entry: Entry | None, target: Path) -> None:
         files.remove_directory(target)
     temp = store.temp_path()
     try:
-        link(store, entry, temp)
+        if link(store, entry, temp):
+            files.sync_filesystem(temp.parent)
         temp.rename(target)
     finally:
         temp.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import html
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -25,6 +27,7 @@ import pytest
 
 S3_KEY, S3_SECRET = "stokertest", "stokersecret"
 START_DEADLINE_S = 30.0
+_SHUTDOWN, _KEEP_THE_JOURNAL = 0x8004587D, 1  # ext4's ioctl that ends a file system as a power cut does
 
 
 @dataclass
@@ -135,6 +138,39 @@ def tmpfs(path: Path, size: str) -> Iterator[None]:
         pytest.skip("mounting needs CAP_SYS_ADMIN")
     try:
         yield
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+@contextmanager
+def disk(path: Path) -> Iterator[Callable[[], None]]:
+    """Mount a small disk of its own; what is given cuts its power, and has it mounted again with what it kept.
+
+    That is its journal to the last record, and of the files' bytes only what was written out.
+    """
+    image = path.with_suffix(".img")
+    path.mkdir()
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-F", image], check=True)
+
+    def mount() -> int:
+        done = subprocess.run(["mount", "-o", "loop", image, path], capture_output=True, check=False)
+        return done.returncode
+
+    def cut() -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _KEEP_THE_JOURNAL))
+        finally:
+            os.close(fd)
+        subprocess.run(["umount", path], check=True)
+        assert mount() == 0
+
+    if mount() != 0:
+        pytest.skip("mounting needs CAP_SYS_ADMIN")
+    try:
+        yield cut
     finally:
         subprocess.run(["umount", "-l", path], check=True)
 

@@ -29,7 +29,7 @@ from storage.store import Store, Swept
 from storage.upkeep import restore
 from storage.uri import parse
 from storage.views import mend
-from tests.servers import tmpfs
+from tests.servers import disk, tmpfs
 
 ROOT = Path(__file__).parents[2]
 
@@ -218,6 +218,25 @@ def test_a_view_copies_where_links_have_run_out(store: Store, tmp_path: Path) ->
     view = handing.view(store, published.tree_digest)
     assert read(view) == {"a": b"data"}
     assert (view / "a").stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_what_was_handed_out_outlives_a_power_cut(tmp_path: Path, *, writable: bool) -> None:
+    """A view or a copy that is there is whole, though nothing of it was read or written since it was made."""
+    contents = {"plain": b"plain " * 1000, "deep/run": b"#!/bin/sh\n" * 1000}
+    with disk(tmp_path / "disk") as cut_the_power:
+        store = Store(tmp_path / "disk" / "store")
+        for name, data in contents.items():
+            path = tmp_path / "out" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        (tmp_path / "out/deep/run").chmod(0o755)
+        published = publish(store, tmp_path / "out")
+        assert published is not None
+        handed = checkout(store, published.tree_digest, tmp_path / "disk" / "copy", writable=writable)
+        cut_the_power()
+        assert read(handed.path) == contents
+        assert (handed.path / "deep/run").stat().st_mode & 0o111
 
 
 def test_damage_is_found_and_mended_by_fetching_again(store: Store, tmp_path: Path) -> None:
@@ -418,6 +437,22 @@ def test_what_is_being_copied_out_is_not_swept(store: Store, tmp_path: Path, *, 
             pass
         store.sweep([])
         assert copying.result() == len(read(dest)) == 2000
+
+
+def test_a_clock_that_is_set_back_ends_no_lease(store: Store, tmp_path: Path) -> None:
+    """What is stored after the step is younger than a lease from before it, whatever the two are stamped with."""
+    old = made(store, tmp_path / "old", o=b"old").tree_digest
+    swept(store, old)
+    with store.lease("job 1"):
+        young = made(store, tmp_path / "young", y=b"young").tree_digest
+        # As it would be written had the clock been an hour ahead until now.
+        path = next((store.root / "leases").glob("*.json"))
+        facts = json.loads(path.read_text())
+        ahead = {name: facts[name] + 3600 * 10**9 for name in ("since_ns", "ahead_ns")}
+        path.write_text(json.dumps({**facts, **ahead}))
+        assert swept(store).trees == 1
+        assert (store.has_tree(young), store.has_tree(old)) == (True, False)
+        assert store.verify(young) == []
 
 
 def test_a_dead_process_holds_no_lease(store: Store, tmp_path: Path) -> None:
