@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import subprocess
+import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from subprocess import PIPE
 
 import pytest
 
 from storage.errors import SourceFailed, SourceRefused
+from storage.sources import hf_list
 from storage.sources.base import SourceOptions
 from storage.sources.ftp import FtpSource
+from storage.sources.hf import HubSource
 from storage.uri import Uri, parse
+from tests.servers import START_DEADLINE_S, Answer, http_server
 
 
 def uri(text: str) -> Uri:
@@ -97,4 +105,68 @@ def test_an_ftp_listing_of_long_lines_is_refused() -> None:
         source = FtpSource(SourceOptions())
         with pytest.raises(SourceRefused, match="lists more than"):
             source.list(uri(f"ftp://127.0.0.1:{port}/set/"))
+        source.close()
+
+
+def hub_of(pages: Callable[[Answer], None]) -> Callable[[Answer], None]:
+    """Return a fault that makes the web server a hub of one repository, whose listing `pages` tells."""
+
+    def answer(answer: Answer) -> None:
+        answer.status, answer.headers, answer.body = 200, {"Content-Type": "application/json"}, b"[]"
+        if "/tree/" in answer.path:
+            pages(answer)
+        else:
+            answer.body = json.dumps({"id": "team/model", "sha": "a" * 40}).encode()
+
+    return answer
+
+
+def page(*paths: str) -> bytes:
+    """Return one page of the hub's listing."""
+    return json.dumps([{"type": "file", "path": path, "size": 1, "oid": "b" * 40} for path in paths]).encode()
+
+
+def test_a_long_listing_of_the_hub_is_told_while_it_comes(tmp_path: Path) -> None:
+    """The second page is held until the first was told: only so is a long listing not taken for silence."""
+    told, in_time = threading.Event(), list[bool]()
+    with http_server(tmp_path) as web:
+
+        def pages(answer: Answer) -> None:
+            if "cursor" in answer.query:
+                in_time.append(told.wait(START_DEADLINE_S))
+                answer.body = page("second")
+            else:
+                answer.body = page("first")
+                answer.headers["Link"] = f'<{web.url}{answer.path}?cursor=1>; rel="next"'
+
+        web.fault = hub_of(pages)
+        asked = {"endpoint": web.url, "token": None, "kind": "model", "repository": "team/model", "revision": None}
+        asked |= {"path": "", "timeout_s": START_DEADLINE_S}
+        with subprocess.Popen([sys.executable, "-I", hf_list.__file__], stdin=PIPE, stdout=PIPE) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            child.stdin.write(json.dumps(asked).encode())
+            child.stdin.close()
+            lines = [json.loads(child.stdout.readline()) for _ in range(2)]
+            told.set()
+            lines.append(json.loads(child.stdout.readline()))
+        assert in_time == [True]
+        assert lines == ["a" * 40, ["first", 1, "b" * 40, None], ["second", 1, "b" * 40, None]]
+
+
+def test_what_the_hub_lists_is_bounded_by_memory(tmp_path: Path) -> None:
+    """A small answer that unpacks to gigabytes is refused by the process that reads it."""
+    packer = zlib.compressobj(1, wbits=31)
+    packed = b"".join(packer.compress(b" " * (1 << 20)) for _ in range(320)) + packer.compress(page("f"))
+    packed += packer.flush()
+
+    def pages(answer: Answer) -> None:
+        answer.body = packed
+        answer.headers["Content-Encoding"] = "gzip"
+
+    with http_server(tmp_path) as web:
+        web.fault = hub_of(pages)
+        source = HubSource(SourceOptions(endpoint=web.url, scratch=tmp_path))
+        with pytest.raises(SourceRefused, match="too long"):
+            source.list(uri("hf://team/model"))
         source.close()
