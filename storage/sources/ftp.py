@@ -16,18 +16,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from urllib.parse import unquote, urlsplit
 
 from storage.errors import BadName, Cancelled, SourceChanged, SourceFailed, SourceMissing, SourceRefused
 from storage.files import never
 from storage.manifest import MAX_DEPTH, check_path
 from storage.sources.base import Item, Listing, SourceOptions, Stream
-from storage.sources.dial import dial, why
+from storage.sources.dial import why
+from storage.sources.ftp_client import Client, spelled
 from storage.uri import Uri
 
 MAX_LISTED = 100_000
+MAX_LISTED_BYTES = 32 << 20  # of one directory's text
 MAX_CONNECTIONS = 4  # many servers allow one address no more than five
-IMPLICIT_TLS_PORT = 990
 SETTLED_S = 2.0
 _CROWDED = frozenset({"421", "425"})  # no more connections; no more data connections
 _UNIX = re.compile(r"([-dl])\S{9,10}\s+\d+\s+\S+\s+\S+\s+(\d+)\s+\w{3}\s+\d{1,2}\s+[\d:]{4,5} (.+)")
@@ -39,7 +39,7 @@ _REFUSED = re.compile(r"denied|permi|privileg|not allowed|access|login|log in", 
 class Session:
     """One control connection, and the data connection that is open on it."""
 
-    ftp: _Client
+    ftp: Client
     data: socket.socket | None = None
 
 
@@ -157,10 +157,13 @@ class FtpSource:
 
     def _entries(self, ftp: ftplib.FTP, uri: Uri, directory: str) -> Sequence[_Entry]:
         lines: list[str] = []
+        length = 0
 
         def keep(line: str) -> None:
-            if len(lines) > self._most:
-                raise SourceRefused(f"{uri.shown} lists more than {self._most} files and directories")
+            nonlocal length
+            length += len(line)
+            if len(lines) > self._most or length > MAX_LISTED_BYTES:
+                raise SourceRefused(f"{uri.shown} lists more than {self._most} files, or all too long names")
             lines.append(line)
 
         try:
@@ -213,7 +216,7 @@ class FtpSource:
                 self._free.wait()
             if self._closed:
                 raise SourceFailed(f"{uri.shown}: the transfer was broken off")
-            session = self._idle.pop() if self._idle else Session(_Client(self._options, uri))
+            session = self._idle.pop() if self._idle else Session(Client(self._options, uri))
             self._busy.add(session)
         if session.ftp.sock is None:
             with self._told(session, uri.shown):
@@ -254,55 +257,6 @@ class _Entry:
     name: str
     is_directory: bool
     size: int | None = field(default=None)
-
-
-class _Client(ftplib.FTP):
-    """ftplib's client on connections that were checked, its data connections to the same address."""
-
-    def __init__(self, options: SourceOptions, uri: Uri) -> None:
-        # Names travel as bytes: what is no UTF-8 must come back as it was.
-        super().__init__(timeout=options.stall_s, encoding="latin-1")
-        self._options, self._uri = options, uri
-        self._tls: ssl.SSLContext | None = None
-        if uri.scheme == "ftps":
-            self._tls = ssl.create_default_context(cafile=str(options.ca_file) if options.ca_file else None)
-
-    def begin(self) -> None:
-        """Connect to the server of the address and log in there."""
-        parts = urlsplit(self._uri.text)
-        self.host, self.port = parts.hostname or "", parts.port or ftplib.FTP_PORT
-        self.sock, ip = dial(self.host, self.port, self._options, self._uri.shown)
-        self.af = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
-        implicit = self.port == IMPLICIT_TLS_PORT
-        self._listen(secured=implicit)
-        self.welcome = self.getresp()
-        if self._tls is not None and not implicit:
-            self.voidcmd("AUTH TLS")
-            self._listen(secured=True)
-        user, password = unquote(parts.username or "anonymous"), unquote(parts.password or "anonymous@")
-        self.login(_word_of(user), _word_of(password))
-        if self._tls is not None:
-            self.voidcmd("PBSZ 0")
-            self.voidcmd("PROT P")
-        self.voidcmd("TYPE I")
-
-    def ntransfercmd(self, cmd: str, rest: int | str | None = None) -> tuple[socket.socket, int | None]:
-        """Open a data connection; under TLS in the session of the control connection, as strict servers want it."""
-        connection, size = super().ntransfercmd(cmd, rest)
-        if self._tls is None:
-            return connection, size
-        try:
-            assert isinstance(self.sock, ssl.SSLSocket)
-            return self._tls.wrap_socket(connection, server_hostname=self.host, session=self.sock.session), size
-        except BaseException:
-            connection.close()
-            raise
-
-    def _listen(self, *, secured: bool) -> None:
-        assert self.sock is not None
-        if secured and self._tls is not None:
-            self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
-        self.file = self.sock.makefile("r", encoding=self.encoding)
 
 
 def machine_line(line: str) -> _Entry | None:
@@ -359,11 +313,7 @@ def settled(changed: str, now_s: float) -> bool:
 
 def word(path: str) -> str:
     """Return a URL's path as a command's word: below where the login leads; `//` begins at the root."""
-    return _word_of(path.removeprefix("/"))
-
-
-def _word_of(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("latin-1")
+    return spelled(path.removeprefix("/"))
 
 
 def _text(word: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,8 @@ class HubSource:
         """Ask for the commit and its files."""
         address = hub_address(uri.path)
         self._wire.check(self._endpoint, uri.shown)
-        found = self._ask(uri, address, cancelled)
-        self._commit = found["commit"]
-        items = tuple(_item(address, *each) for each in found["files"])
+        self._commit, *found = self._ask(uri, address, cancelled)
+        items = tuple(_item(address, *each) for each in found)
         if not items:
             raise SourceMissing(f"{uri.shown} does not exist", "check the path; a trailing / takes a directory")
         return Listing(items, is_tree=uri.is_tree, pins={"commit": self._commit})
@@ -94,8 +93,8 @@ class HubSource:
         self._closed = True
         self._wire.close()
 
-    def _ask(self, uri: Uri, address: HubAddress, cancelled: Callable[[], bool]) -> Any:
-        """Run the library and return its answer."""
+    def _ask(self, uri: Uri, address: HubAddress, cancelled: Callable[[], bool]) -> Sequence[Any]:
+        """Run the library and return what it found: the commit, and then the files."""
         options = self._options
         if options.scratch is None:
             raise SourceRefused("the hub's library needs a directory", "this is a bug: no scratch directory was given")
@@ -118,11 +117,13 @@ class HubSource:
             given=json.dumps(asked).encode(),
         )
         try:
-            found = json.loads(ended.out)
+            found = [json.loads(line) for line in ended.out.splitlines()]
         except ValueError:
-            raise SourceFailed(f"{uri.shown} cannot be listed: its library ended with {ended.code}") from None
-        if "error" in found:
-            raise _failure(uri, found, self._refused)
+            found = []
+        if found and isinstance(found[-1], dict):
+            raise _failure(uri, found[-1], self._refused)
+        if not found or ended.code:
+            raise SourceFailed(f"{uri.shown} cannot be listed: its library ended with {ended.code}")
         return found
 
     def _url(self, uri: Uri, item: Item) -> str:
@@ -170,6 +171,8 @@ def _failure(uri: Uri, found: Mapping[str, Any], refused: str) -> Exception:
         return SourceRefused(f"{uri.shown} may not be read ({status}){more}", refused)
     if name == "PermissionError":
         return SourceRefused(f"{uri.shown}: the hub leads to another server", "check the endpoint")
+    if name == "MemoryError":
+        return SourceRefused(f"{uri.shown} cannot be listed: the hub's answer is too long", "check the endpoint")
     wait = str(found.get("retry_after") or "")
     return SourceFailed(
         f"{uri.shown} cannot be listed: {f'status {status}' if status else name}{more}",
