@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from tests.bench import report
 from tests.bench.kit import Bench, machine, shown, spread
 from tests.bench.ours import Ours
 from tests.bench.rows import Limit, Row
-from tests.bench.storage import taker
+from tests.bench.storage import others, taker
 from tests.bench.storage.front import BUCKET, SETS, Front, front
 
 PAGE = Path(__file__).parents[3] / "docs" / "speed-storage.md"
@@ -61,6 +62,9 @@ _TAIL = """
 - *rclone*: `rclone {version} copy {flags}`,
   the whole process; it neither hashes nor syncs. *s3fs*: `get(recursive=True)` with its defaults, in a process that
   has started already.
+- *gcs, azure*: fake-gcs-server and Azurite, which hold the set in memory; gcsfs and adlfs with their defaults.
+- *A second model*: two of 100 files of 1 MiB on a stand-in of the Hub, which states each file's sha256, one after the
+  other. Where a source states no such thing, files of another address are fetched and then kept once.
 - Before each route its old destination is removed and the disk synced, so that nobody pays for another's writes.
 - *Memory*: the highest resident size of a runner that took all sets as inputs of jobs. *Gap*: start to start of no-op
   jobs on one slot while the runner takes 1 GiB, and without.
@@ -81,13 +85,15 @@ class Routes:
 
     def take(self, route: str, name: str, wire: str) -> float:
         """Return the seconds that a route takes."""
-        target = self.folder / "target"
-        shutil.rmtree(target, ignore_errors=True)
-        os.sync()
         if route == "rclone":
-            return self._copy(name, wire, target)
+            return self._copy(name, wire, self._cleared())
+        return self.told(route, name, self.place.endpoint(wire))
+
+    def told(self, route: str, name: str, endpoint: str) -> float:
+        """Return the seconds that a route of the helper takes from anywhere."""
+        target = self._cleared()
         assert self._taker.stdin is not None and self._taker.stdout is not None
-        told = [route, name, self.place.endpoint(wire), str(self.place.ca_file), str(target)]
+        told = [route, name, endpoint, str(self.place.ca_file), str(target)]
         self._taker.stdin.write(json.dumps(told) + "\n")
         self._taker.stdin.flush()
         seconds, count = json.loads(self._taker.stdout.readline())
@@ -100,6 +106,12 @@ class Routes:
         assert self._taker.stdin is not None
         self._taker.stdin.close()
         self._taker.wait()
+
+    def _cleared(self) -> Path:
+        target = self.folder / "target"
+        shutil.rmtree(target, ignore_errors=True)
+        os.sync()
+        return target
 
     def _copy(self, name: str, wire: str, target: Path) -> float:
         source = f":s3,provider=Other,env_auth=true,endpoint='{self.place.endpoint(wire)}':{BUCKET}/{name}"
@@ -119,10 +131,18 @@ def transfers(bench: Bench, routes: Routes, given: argparse.Namespace) -> list[R
             found: dict[str, list[float]] = {"ours": [], "rclone": [], "s3fs": []}
             for route in bench.rounds(list(found), given.rounds):
                 found[route].append(routes.take(route, name, wire))
-            rows.append(_row(name, wire, found))
-            sys.stdout.write(report.line(rows[-1]))
-            sys.stdout.flush()
+            rows += shown_rows([_row(name, wire, found)])
     return rows
+
+
+def shown_rows(rows: Iterable[Row]) -> list[Row]:
+    """Print each row as soon as it is there."""
+    found = []
+    for row in rows:
+        found.append(row)
+        sys.stdout.write(report.line(row))
+        sys.stdout.flush()
+    return found
 
 
 def _row(name: str, wire: str, found: dict[str, list[float]]) -> Row:
@@ -216,14 +236,20 @@ def write(rows: Sequence[Row], rounds: int, version: str) -> None:
     PAGE.write_text(head + "".join(report.line(row) for row in rows) + tail)
 
 
+def _words(known: Iterable[str], text: str) -> str:
+    if unknown := set(text.split(",")) - set(known):
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose from {', '.join(known)}")
+    return text
+
+
 def main() -> int:
     """Run the bench; 1 when a figure misses what it must reach."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.storage")
     parser.add_argument("--quick", action="store_true", help="a tenth of the bytes, one round; writes nothing")
-    parser.add_argument("--sets", default=",".join(SETS))
-    parser.add_argument("--wires", default="tls,plain")
+    parser.add_argument("--sets", type=partial(_words, SETS), default=",".join(SETS))
+    parser.add_argument("--wires", type=partial(_words, ("tls", "plain")), default="tls,plain")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="transfers,memory,gap")
+    parser.add_argument("--only", default="transfers,clouds,shared,memory,gap")
     parser.add_argument("--no-write", action="store_true")
     given = parser.parse_args()
     rclone = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
@@ -244,12 +270,15 @@ def main() -> int:
             try:
                 if "transfers" in given.only:
                     rows += transfers(bench, routes, given)
+                if "clouds" in given.only:
+                    rows += shown_rows(others.clouds(bench, BUCKET, given.rounds, routes.told))
             finally:
                 routes.close()
+            if "shared" in given.only:
+                rows += shown_rows(others.shared(folder))
             for name, measure in (("memory", memory), ("gap", gap)):
                 if name in given.only:
-                    rows += measure(bench, place, given)
-                    sys.stdout.write(report.line(rows[-1]))
+                    rows += shown_rows(measure(bench, place, given))
     except FileNotFoundError as error:
         sys.stderr.write(f"SKIPPED: {error} is not here: apt-get install nginx-light\n")
         return 2
