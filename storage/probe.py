@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -16,16 +15,22 @@ from urllib.parse import quote, urlencode
 from storage import credentials
 from storage.credentials import Credential
 from storage.errors import SourceFailed, SourceRefused, StorageError
+from storage.files import never
 from storage.filesystems import aws_access
+from storage.hubs import git_remote
+from storage.sources import azure, kaggle
 from storage.sources.base import SourceOptions
+from storage.sources.git_session import Session, argument
+from storage.sources.google import google_signer
 from storage.sources.registry import open_source
 from storage.sources.s3 import sign_as
-from storage.sources.wire import Response, Wire, authorization
+from storage.sources.wire import Response, Signer, Wire, authorization
 from storage.uri import Uri
 
 TIMEOUT_S = 10.0
 _ANSWER_BYTES_MAX = 1 << 20
 _REASON_MAX = 300
+_JSON = "application/json"
 _XML = re.compile(r"<(Code|Message)>([^<]{1,200})</")
 _CHALLENGE = re.compile(r'(realm|service)="([^"]*)"')
 
@@ -38,7 +43,7 @@ def probe(credential: Credential, options: SourceOptions, address: Uri | None = 
     """
     try:
         if credential.kind == "git-ssh":
-            return _git(credential, repository)
+            return _git(credential, options, repository)
         if address is not None:
             return _listed(address, options)
         return _PROBES[credential.kind](credential, options)
@@ -85,60 +90,37 @@ def _hf(credential: Credential, options: SourceOptions) -> str:
 
 
 def _kaggle(credential: Credential, options: SourceOptions) -> str:
-    headers = authorization((credential.values["username"], credential.values["key"]))
-    url = "https://www.kaggle.com/api/v1/datasets/list?user=" + quote(credential.values["username"], safe="")
-    _ask(options, url, headers)
-    return f"Kaggle knows it as {credential.values['username']}"
+    headers = {**authorization((credential.values["username"], credential.values["key"])), "Content-Type": _JSON}
+    # What Kaggle's own client asks to know who it is.
+    url = f"{kaggle.ENDPOINT}/v1/api.v1.DiagnosticsService/Hello"
+    found = _json(_ask(options, url, headers, body=b"{}"))
+    if not isinstance(found.get("userName"), str):
+        raise SourceRefused("Kaggle does not know it", "check username and key")
+    return f"Kaggle knows it as {found['userName'][:100]}"
 
 
 def _gcp(credential: Credential, options: SourceOptions) -> str:
-    account = json.loads(credential.values["service_account_json"])
     wire = Wire(options)
+    sign = google_signer(options, wire)
+    assert sign is not None, "a key of Google's signs"
     try:
-        wire.check(account["token_uri"], account["token_uri"])
+        sign("GET", "", {})
+    except SourceFailed as error:
+        if error.transient:
+            raise
+        raise SourceRefused(error.message, "check the key file") from None
     finally:
         wire.close()
-    # Heavy, and needed only for this kind of key.
-    from gcsfs.credentials import GoogleCredentials
-
-    try:
-        google = GoogleCredentials(account.get("project_id"), "read_only", account)
-        google.maybe_refresh()
-    # google-auth, requests and cryptography each raise their own; every one means that no token was given.
-    except Exception as error:
-        told = _plain(str(error.__cause__ or error))  # gcsfs says "Invalid Credentials" of whatever Google said
-        raise SourceRefused(f"Google gave no token: {told}", "check the key file") from None
-    return f"Google gave a token to {account['client_email']}"
+    return f"Google gave a token to {json.loads(credential.values['service_account_json'])['client_email']}"
 
 
 def _azure(credential: Credential, options: SourceOptions) -> str:
-    values = credential.values
-    endpoint = values.get("endpoint") or f"https://{values['account_name']}.blob.core.windows.net"
-    wire = Wire(options)
-    try:
-        wire.check(endpoint, endpoint)
-    finally:
-        wire.close()
-    from adlfs import AzureBlobFileSystem  # heavy, as above
-
-    parts = {
-        "DefaultEndpointsProtocol": endpoint.partition("://")[0],
-        "AccountName": values["account_name"],
-        **({"AccountKey": values["account_key"]} if "account_key" in values else {}),
-        **({"SharedAccessSignature": values["sas_token"].lstrip("?")} if "account_key" not in values else {}),
-        "BlobEndpoint": endpoint,
-    }
-    try:
-        found = AzureBlobFileSystem(
-            connection_string=";".join(f"{name}={value}" for name, value in parts.items()),
-            skip_instance_cache=True,
-            connection_timeout=int(TIMEOUT_S),
-            read_timeout=int(TIMEOUT_S),
-        ).ls("", detail=False)
-    # The client's errors have no common base with aiohttp's; their first line is what Azure said.
-    except Exception as error:
-        raise SourceRefused(f"Azure refused it: {_plain(str(error))}", "check account_name and the key") from None
-    return f"{endpoint} lists {len(found)} container{'' if len(found) == 1 else 's'} for it"
+    access = azure.azure_access(options)
+    endpoint = (access.endpoint or "").rstrip("/")
+    query = "comp=list" if access.key or not access.sas else f"comp=list&{access.sas}"
+    answer = _ask(options, f"{endpoint}/?{query}", {"x-ms-version": azure.VERSION}, sign=azure.sign_as(access))
+    count = answer.count("<Container>")
+    return f"{endpoint} lists {count} container{'' if count == 1 else 's'} for it"
 
 
 def _registry(credential: Credential, options: SourceOptions) -> str:
@@ -166,58 +148,36 @@ def _registry(credential: Credential, options: SourceOptions) -> str:
     return f"{server} lets {values['username']} in"
 
 
-def _git(credential: Credential, repository: str) -> str:
-    shown = re.sub(r":[^:@/]*@", ":***@", repository)
+def _git(credential: Credential, options: SourceOptions, repository: str) -> str:
+    address, shown = git_remote(repository), re.sub(r":[^:@/]*@", ":***@", repository)
+    home = os.environ.get("HOME")
+    # Which hosts a user knows is theirs to say; a runner that is not theirs asks the key alone.
+    known = Path(home, ".ssh") if home and options.allow_local_addresses else None
+    wire = Wire(options)
     with tempfile.TemporaryDirectory(prefix="stoker-key-") as directory:  # 0700
-        environ = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": os.environ.get("HOME", "/"),
-            "GIT_TERMINAL_PROMPT": "0",
-            "GIT_CONFIG_NOSYSTEM": "1",
-            "GIT_ALLOW_PROTOCOL": "ssh",
-            "GIT_SSH_COMMAND": ssh_command(credential, Path(directory)),
-            "LC_ALL": "C.UTF-8",
-        }
+        session = Session(replace(options, credential=credential, ssh_dir=known, scratch=Path(directory)), wire)
         try:
-            done = subprocess.run(
-                ["git", "ls-remote", "--heads", "--", repository],
-                env=environ, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, timeout=3 * TIMEOUT_S,
-                check=False,
-            )  # fmt: skip
-        except FileNotFoundError:
-            raise SourceFailed("git is not installed", "install git", transient=False) from None
-        except subprocess.TimeoutExpired:
-            raise SourceFailed(f"{shown} does not answer", "check host and network") from None
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-        told = next((line for line in lines if not line.startswith("Warning:")), "")
-        raise SourceRefused(
-            f"{shown}: {_plain(told)}",
-            "give the public key to the host, and its host key to known_hosts: `stoker key edit NAME`",
-        )
-    count = len(done.stdout.splitlines())
+            words = ("ls-remote", "--heads", "--", argument(address))
+            found = session.git(*words, shown=shown, cancelled=never, address=address)
+        finally:
+            session.close()
+            wire.close()
+    count = len(found.splitlines())
     return f"{shown} shows {count} branch{'' if count == 1 else 'es'} to this key"
 
 
-def ssh_command(credential: Credential, directory: Path) -> str:
-    """Write a git-ssh key into a private directory and return the command that uses it, and no other key."""
-    key = directory / "key"
-    descriptor = os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(credential.values["private_key"])
-    words = ["ssh", "-F", "none", "-i", str(key), "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none"]
-    words += ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={int(TIMEOUT_S)}"]
-    if "known_hosts" in credential.values:
-        (directory / "known_hosts").write_text(credential.values["known_hosts"], encoding="utf-8")
-        words += ["-o", f"UserKnownHostsFile={directory / 'known_hosts'}"]
-    return shlex.join([*words, "-o", "StrictHostKeyChecking=yes"])
-
-
-def _ask(options: SourceOptions, url: str, headers: Mapping[str, str] | None = None, *, sign: Any = None) -> str:
+def _ask(
+    options: SourceOptions,
+    url: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    sign: Signer | None = None,
+    body: bytes | None = None,
+) -> str:
     wire = Wire(options, sign=sign)
     shown = url.partition("?")[0]
     try:
-        return _told(wire.ask(url, headers or {}, shown=shown), shown)
+        return _told(wire.ask(url, headers or {}, shown=shown, body=body), shown)
     finally:
         wire.close()
 

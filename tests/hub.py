@@ -11,6 +11,7 @@ import io
 import json
 import re
 import socket
+import ssl
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -64,6 +65,7 @@ class Hub:
     repos: dict[str, Repo] = field(default_factory=dict)
     archives: dict[str, list[bytes]] = field(default_factory=dict)
     login: tuple[str, str] | None = None
+    token: str | None = None
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     lead: str | None = None
 
@@ -84,8 +86,8 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
 
 
 @contextmanager
-def hub_server(root: Path, port: int = 0) -> Iterator[Hub]:
-    """Run the stand-in and the server that its large files come from."""
+def hub_server(root: Path, port: int = 0, certificate: Path | None = None) -> Iterator[Hub]:
+    """Run the stand-in, with TLS where there is a certificate, and the server that its large files come from."""
     root.mkdir(parents=True)
     with http_server(root) as cdn:
         hub = Hub("", cdn)
@@ -95,7 +97,11 @@ def hub_server(root: Path, port: int = 0) -> Iterator[Hub]:
 
         server = _bound(Handler, port)
         server.daemon_threads = True
-        hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        hub.url = f"http{'' if certificate is None else 's'}://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         try:
@@ -134,8 +140,13 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(parts.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.state.asked.append((self.command, path, self.headers.get("Authorization", "")))
-        if path.startswith("/api/v1/"):
-            self._kaggle(path.removeprefix("/api/v1/"), json.loads(body))
+        if path.startswith(("/api/v1/", "/v1/")):
+            self._kaggle(path.partition("/v1/")[2], json.loads(body))
+        elif path == "/api/whoami-v2":
+            if self.headers.get("Authorization") == f"Bearer {self.state.token}":
+                self._json({"type": "user", "name": "eve"})
+            else:
+                self._error(401, None, "Invalid user token.")
         elif found := re.fullmatch(
             r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/(revision|tree|paths-info)/(.*)", path
         ):
@@ -227,6 +238,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"code": 401, "message": "Unauthenticated"}, status=401)
             return
         verb = service.rpartition("/")[2]
+        if verb == "Hello":
+            self._json({"userName": login[0] if login else None})
+            return
         name = {
             "GetDataset": lambda: f"datasets/{asked['ownerSlug']}/{asked['datasetSlug']}",
             "DownloadDataset": lambda: f"datasets/{asked['ownerSlug']}/{asked['datasetSlug']}",

@@ -70,7 +70,7 @@ class AzureSource:
         self._access = azure_access(options)
         self._stated = options.endpoint
         self.server = self._access.endpoint or ""
-        sign = _signer(self._access)
+        sign = sign_as(self._access)
         refused = CHECK if sign else "no key was used: `stoker key add azure`"
         self._wire = Wire(options, sign=sign, refused=refused, verb=verb)
         # A signature in the address is all the permission there is: a key beside it would be refused, and no redirect
@@ -236,7 +236,8 @@ def _checksum(headers: Mapping[str, str], *, whole: bool) -> Checksum | None:
     return decoded("md5", stated)
 
 
-def _signer(access: AzureAccess) -> Signer | None:
+def sign_as(access: AzureAccess) -> Signer | None:
+    """Return what signs requests with the account's key, None where there is none."""
     if access.account is None or access.key is None:
         return None
     account = access.account

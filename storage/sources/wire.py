@@ -124,10 +124,11 @@ class Wire:
                 headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
         raise SourceRefused(f"{shown} redirects too often")
 
-    def ask(self, url: str, headers: Mapping[str, str], *, shown: str) -> Response:
-        """Send one GET and return whatever the answer is, a redirect or a refusal too."""
-        sent = self._headers("GET", url, headers, own=True)
-        return self._send("GET", urlsplit(url), sent, None, shown=shown, was_public=False)[0]
+    def ask(self, url: str, headers: Mapping[str, str], *, shown: str, body: bytes | None = None) -> Response:
+        """Send one GET, a POST where there is a body, and return any answer, a redirect or a refusal too."""
+        method = "GET" if body is None else "POST"
+        sent = self._headers(method, url, headers, own=True)
+        return self._send(method, urlsplit(url), sent, body, shown=shown, was_public=False)[0]
 
     def check(self, url: str, shown: str) -> str | None:
         """Raise `SourceRefused` unless a host has an address that may be fetched from: for programs that connect.

@@ -43,7 +43,7 @@ class Proxy:
 
 @contextmanager
 def proxy_server(to: str = "") -> Iterator[Proxy]:
-    """Pass on CONNECT and plain GETs, these to the address `to` where one is given."""
+    """Pass on CONNECT and plain GETs, to the server at `to` where one is given, whatever was asked for."""
     proxy = Proxy()
 
     class Handler(BaseHTTPRequestHandler):
@@ -53,12 +53,12 @@ def proxy_server(to: str = "") -> Iterator[Proxy]:
             """Say nothing."""
 
         def do_CONNECT(self) -> None:
-            host, _, port = self.path.rpartition(":")
+            there_is = urlsplit(to or f"//{self.path}")
             proxy.asked.append(("CONNECT", self.path, self.headers["Proxy-Authorization"]))
             self.send_response(proxy.status)
             self.end_headers()
             if proxy.status == 200:
-                with socket.create_connection((host, int(port))) as there:
+                with socket.create_connection((there_is.hostname, there_is.port)) as there:
                     pump(self.connection, there)
             self.close_connection = True
 

@@ -6,37 +6,50 @@ import base64
 import getpass
 import json
 import os
+import re
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from runner.identity import ssh
+from runner.identity import ssh as pairs
 from storage.credentials import Credential, check
-from storage.errors import SourceRefused
+from storage.errors import SourceFailed, SourceRefused
 from storage.keyfiles import files_of
 from storage.probe import probe
-from storage.sources.base import SourceOptions
+from storage.sources.base import Proxies, SourceOptions
+from tests.clouds import AZURE_ACCOUNT, AZURE_KEY, azure_server, certificate
+from tests.contracts.test_proxies import proxy_server
+from tests.hub import Hub, hub_server
 from tests.servers import free_port, wait_for_port
 from tests.unit.test_credentials import ACCOUNT, CANARY, WHOLE
 
 
 @contextmanager
-def answering(handle: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """Serve one handler on loopback; give its URL."""
+def answering(handle: type[BaseHTTPRequestHandler], trusted: Path | None = None) -> Iterator[str]:
+    """Serve one handler on loopback, with TLS where there is a certificate; give its URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handle)
+    if trusted is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(trusted)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http{'' if trusted is None else 's'}://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
@@ -81,6 +94,14 @@ class Service(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+def account(**parts: str) -> dict[str, str]:
+    """Return a service account of Google's whose private key is a real one."""
+    private = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return {**ACCOUNT, "private_key": private.decode(), **parts}
+
+
 def tried(kind: str, **values: str) -> str:
     """Return what `key test` says of these values."""
     credential = check(kind, values)
@@ -100,15 +121,111 @@ def test_a_registry_lets_in_or_says_why_not() -> None:
 
 def test_google_gives_a_token_or_says_why_not() -> None:
     """A real signature by the account's key; the reason of a refusal is Google's own."""
-    private = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
     with answering(Service) as url:
-        account = ACCOUNT | {"private_key": private.decode(), "token_uri": f"{url}/token"}
-        assert tried("gcp", service_account_json=json.dumps(account)).startswith("Google gave a token to runner@lab")
+        known = account(token_uri=f"{url}/token")
+        assert tried("gcp", service_account_json=json.dumps(known)).startswith("Google gave a token to runner@lab")
         with pytest.raises(SourceRefused) as caught:
-            tried("gcp", service_account_json=json.dumps(account | {"token_uri": f"{url}/other"}))
+            tried("gcp", service_account_json=json.dumps(known | {"token_uri": f"{url}/other"}))
     assert "Invalid JWT Signature" in caught.value.message
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Iterator[tuple[Hub, SourceOptions]]:
+    """The stand-in for the hubs under their own names, and how it is reached: by a proxy and an authority of ours."""
+    trusted = certificate(tmp_path, "huggingface.co", "api.kaggle.com")
+    with hub_server(tmp_path / "cdn", certificate=trusted) as hub, proxy_server(to=hub.url) as proxy:
+        proxies = Proxies(https=f"http://127.0.0.1:{proxy.port}")
+        yield hub, SourceOptions(ca_file=trusted, proxies=proxies, stall_s=10)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "why"),
+    [
+        ("hf", "Hugging Face knows it as eve", "401: Invalid user token."),
+        ("kaggle", "Kaggle knows it as eve", "401: Unauthenticated"),
+    ],
+)
+def test_a_hub_knows_a_key_or_says_why_not(far: tuple[Hub, SourceOptions], kind: str, said: str, why: str) -> None:
+    """The real address is asked who that is; the reason of a refusal is the hub's own; an outage is no refusal."""
+    hub, options = far
+    hub.token, hub.login = CANARY, ("eve", CANARY)
+    credential = check(kind, WHOLE[kind])
+    assert probe(credential, replace(options, credential=credential)) == said
+    hub.token, hub.login = "another", ("eve", "another")
+    with pytest.raises(SourceRefused) as refused:
+        probe(credential, replace(options, credential=credential))
+    assert why in refused.value.message
+    nobody = replace(options, proxies=Proxies(https=f"http://127.0.0.1:{free_port()}"))
+    with pytest.raises(SourceFailed, match="cannot be reached: Connection refused") as failed:
+        probe(credential, replace(nobody, credential=credential))
+    assert CANARY not in str([refused.value, refused.value.hint, failed.value, failed.value.hint])
+
+
+class Sts(BaseHTTPRequestHandler):
+    """Amazon's token service: who has signed with CANARY, by botocore's own reckoning, is told who they are."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        """Answer GetCallerIdentity."""
+        found = dict(re.findall(r"(\w+)=([^, ]+)", self.headers["Authorization"]))
+        signed = {name: self.headers[name] for name in found["SignedHeaders"].split(";")}
+        request = AWSRequest("GET", f"https://sts.amazonaws.com{self.path}", headers=signed)
+        request.context["timestamp"] = self.headers["x-amz-date"]
+        key = Credentials(found["Credential"].partition("/")[0], CANARY)
+        own = SigV4Auth(key, "sts", "us-east-1")
+        good = own.signature(own.string_to_sign(request, own.canonical_request(request)), request)
+        body = "<Arn>arn:aws:iam::1:user/eve</Arn>" if good == found["Signature"] else (
+            "<Error><Code>SignatureDoesNotMatch</Code><Message>The request signature we calculated does not match"
+            "</Message></Error>"
+        )  # fmt: skip
+        self.send_response(200 if good == found["Signature"] else 403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+
+def test_amazon_knows_a_key_or_says_why_not(tmp_path: Path) -> None:
+    """Without an endpoint of its own a key is tried by asking who it is."""
+    trusted = certificate(tmp_path, "sts.amazonaws.com")
+    values = {"access_key_id": "AKIAEXAMPLE", "secret_access_key": CANARY}
+    with answering(Sts, trusted) as url, proxy_server(to=url) as proxy:
+        options = SourceOptions(ca_file=trusted, proxies=Proxies(https=f"http://127.0.0.1:{proxy.port}"), stall_s=10)
+        good, wrong = check("aws", values), check("aws", values | {"secret_access_key": "hunter2-hunter2"})
+        assert probe(good, replace(options, credential=good)) == "AWS knows it as arn:aws:iam::1:user/eve"
+        with pytest.raises(SourceRefused) as refused:
+            probe(wrong, replace(options, credential=wrong))
+    assert "SignatureDoesNotMatch: The request signature we calculated" in refused.value.message
+    assert "hunter2" not in refused.value.message + refused.value.hint
+
+
+def test_azure_lists_containers_or_says_why_not() -> None:
+    """By the account's key, at a real server of its protocol."""
+    values = {"account_name": AZURE_ACCOUNT, "account_key": AZURE_KEY}
+    with azure_server() as azure:
+        azure.make("one")
+        assert tried("azure", **values, endpoint=azure.endpoint) == f"{azure.endpoint} lists 1 container for it"
+        wrong = base64.b64encode(CANARY.encode()).decode()
+        with pytest.raises(SourceRefused) as refused:
+            tried("azure", **values | {"account_key": wrong}, endpoint=azure.endpoint)
+    assert "AuthorizationFailure" in refused.value.message
+    assert wrong not in refused.value.message + refused.value.hint
+
+
+@pytest.mark.parametrize("kind", ["gcp", "aws", "azure", "registry"])
+def test_an_outage_is_no_refusal(kind: str) -> None:
+    """Where nobody answers the key may be right: that is said at once, and nothing of the key."""
+    url = f"http://127.0.0.1:{free_port()}"
+    values = {
+        "gcp": {"service_account_json": json.dumps(account(token_uri=url))},
+        "aws": WHOLE["aws"] | {"endpoint": url},
+        "azure": {"account_name": AZURE_ACCOUNT, "account_key": AZURE_KEY, "endpoint": f"{url}/{AZURE_ACCOUNT}"},
+        "registry": WHOLE["registry"] | {"server": url},
+    }
+    with pytest.raises(SourceFailed, match="cannot be reached: Connection refused") as failed:
+        tried(kind, **values[kind])
+    assert not any(part in failed.value.message for part in (CANARY, AZURE_KEY))
 
 
 @pytest.mark.parametrize("kind", ["gcp", "aws", "azure", "registry"])
@@ -116,7 +233,7 @@ def test_no_address_of_a_key_leads_to_this_machine(kind: str) -> None:
     """Where local addresses are not fetched from, a key that names one is refused as an input would be."""
     url = f"http://127.0.0.1:{free_port()}"
     values = {
-        "gcp": {"service_account_json": json.dumps(ACCOUNT | {"token_uri": url})},
+        "gcp": {"service_account_json": json.dumps(account(token_uri=url))},
         "aws": WHOLE["aws"] | {"endpoint": url},
         "azure": WHOLE["azure"] | {"endpoint": url},
         "registry": WHOLE["registry"] | {"server": url},
@@ -147,7 +264,7 @@ def git_over_ssh(tmp_path: Path) -> Iterator[tuple[str, Credential, Path]]:
     try:
         wait_for_port(port, process)
         trusted = f"[127.0.0.1]:{port} {(tmp_path / 'host.pub').read_text()}"
-        credential = check("git-ssh", {"private_key": ssh.generate(), "known_hosts": trusted})
+        credential = check("git-ssh", {"private_key": pairs.generate(), "known_hosts": trusted})
         yield f"ssh://{getpass.getuser()}@127.0.0.1:{port}{tmp_path}/repo.git", credential, allowed
     finally:
         process.terminate()
@@ -160,12 +277,12 @@ def test_a_deploy_key_shows_a_repository(git_over_ssh: tuple[str, Credential, Pa
     with pytest.raises(SourceRefused) as caught:
         probe(credential, SourceOptions(), repository=url)
     assert "Permission denied" in caught.value.message
-    allowed.write_text(ssh.public_of(credential.values["private_key"], "stoker") + "\n")
+    allowed.write_text(pairs.public_of(credential.values["private_key"], "stoker") + "\n")
     assert probe(credential, SourceOptions(), repository=url).endswith("shows 0 branches to this key")
     other = check("git-ssh", {**credential.values, "known_hosts": "elsewhere ssh-ed25519 AAAA"})
     with pytest.raises(SourceRefused) as caught:
         probe(other, SourceOptions(), repository=url)
-    assert "Host key" in caught.value.message or "host key" in caught.value.message
+    assert "nobody says that this host is the right one" in caught.value.message
 
 
 ASK = {
@@ -193,10 +310,7 @@ ASK = {
 )
 def test_libraries_find_the_files(tmp_path: Path, kind: str, said: str) -> None:
     """Each provider's own library reads its key from where the variables point, and the second key by its name."""
-    private = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    whole = WHOLE | {"gcp": {"service_account_json": json.dumps(ACCOUNT | {"private_key": private.decode()})}}
+    whole = WHOLE | {"gcp": {"service_account_json": json.dumps(account())}}
     wasabi = {"access_key_id": "second", "secret_access_key": CANARY, "session_token": "token", "region": "eu-1"}
     keys = {"first": check(kind, whole[kind])} | ({"second": check("wasabi", wasabi)} if kind == "aws" else {})
     files, variables = files_of(keys, str(tmp_path))

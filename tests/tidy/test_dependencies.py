@@ -12,7 +12,7 @@ NOT_IMPORTED = {
     "httptools": "uvicorn's parser of that name",
 }
 # Agreed upon for the product; nothing needs them so far.
-AGREED = {"obstore", "psutil"}
+AGREED = {"adlfs", "gcsfs", "obstore", "psutil"}
 BROUGHT = {
     "starlette": "fastapi is built on it and hands out its types",
     "sqlalchemy": "sqlmodel is built on it and hands out its types",
