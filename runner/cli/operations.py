@@ -7,7 +7,7 @@ import time
 
 from runner.cli.text import counted, plain, size
 from runner.client import Lost
-from runner.core.errors import StokerError, from_document
+from runner.core.errors import NotFound, StokerError, from_document
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,8 +21,11 @@ BAD_SHOWN = 20
 PAUSE_S = 0.2
 
 
-def follow(operation: dict[str, Any], client: Client, out: Out) -> dict[str, Any]:
-    """Show how far an operation is until it is over; return its document. Raises the error that it ended with."""
+def follow(operation: dict[str, Any], client: Client, out: Out, again: str) -> dict[str, Any]:
+    """Show how far an operation is until it is over; return its document. Raises the error that it ended with.
+
+    `again` is what to do where a restart of the runner ended it.
+    """
     path = f"/v1/operations/{operation['operation']}"
     document = operation
     try:
@@ -32,9 +35,14 @@ def follow(operation: dict[str, Any], client: Client, out: Out) -> dict[str, Any
                     out.progress("", str(document["sentence"]), document)
             except Lost:
                 time.sleep(PAUSE_S)  # a runner that comes back does not know it any more, and says so
+            except NotFound:
+                raise StokerError("the runner was restarted before it was done", hint=again) from None
     except KeyboardInterrupt:
         client.close()
-        client.post(f"{path}/cancel", {})
+        try:
+            client.post(f"{path}/cancel", {})
+        except NotFound:  # a restart ended it already
+            raise KeyboardInterrupt from None
         raise
     finally:
         out.clear_status()
@@ -46,7 +54,7 @@ def follow(operation: dict[str, Any], client: Client, out: Out) -> dict[str, Any
 def verify(path: str, body: dict[str, Any], args: Args, client: Client, out: Out) -> int:
     """Have something verified, tell what was bad, mended and lost; 1 where anything is lost."""
     begun = client.post(path, body, key=args.get("idempotency_key") or "")
-    document = follow(begun, client, out)
+    document = follow(begun, client, out, "verify again: what was bad is set aside already")
     result = document["result"] or {"trees": 0, "views": [], "bad": [], "bad_count": 0, "mended": [], "lost": []}
     out.document(result | {"state": document["state"]}, _verdict)
     return 1 if result["lost"] or document["state"] != "done" else 0
@@ -60,9 +68,10 @@ def push(path: str, destination: str, args: Args, client: Client, out: Out) -> i
     }
     if args.get("key"):
         body["key"] = args.get("key")
-    document = follow(client.post(path, body, key=args.get("idempotency_key") or ""), client, out)
+    again = "push it again: what is there already is not sent again"
+    document = follow(client.post(path, body, key=args.get("idempotency_key") or ""), client, out, again)
     if document["state"] != "done":
-        raise StokerError("it was cancelled", hint="push it again: what is there already is not sent again")
+        raise StokerError("it was cancelled", hint=again)
     result = document["result"]
     out.document(result, lambda _: "\n".join(plain(each["uri"]) for each in result["pushed"]))
     for each in result["pushed"]:

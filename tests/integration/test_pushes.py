@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from storage.manifest import MANIFEST_NAME
 from tests.kit import Box, wait_until
 from tests.servers import S3, S3_KEY, S3_SECRET, free_port, s3_server
@@ -153,6 +155,27 @@ def test_ctrl_c_ends_a_push(tmp_path: Path) -> None:
         os.close(master)
         begun = begin(runner, "k")
         wait_until(lambda: operation(runner, begun)["state"] == "cancelled")
+
+
+@pytest.mark.parametrize("how", ["killed", "restarted"])
+def test_who_waits_for_a_push_is_told_of_a_restart(tmp_path: Path, how: str) -> None:
+    """What happened and what to do, once the runner is back: the push ended with it."""
+    with box(tmp_path, f"http://127.0.0.1:{free_port()}") as runner:
+        aws(runner)
+        named(runner, tmp_path)
+        watching = runner.spawn("model", "push", "net", "s3://bucket/out/", "--idempotency-key", "k")
+        begun = begin(runner, "k")
+        wait_until(lambda: "tried again in" in operation(runner, begun)["sentence"])
+        if how == "killed":
+            runner.kill_runner()
+        else:
+            runner.ok("service", "restart")
+        _, told = watching.communicate(timeout=60)
+        assert told.decode().endswith(
+            "error: the runner was restarted before it was done\n"
+            "  hint: push it again: what is there already is not sent again\n"
+        )
+        assert watching.returncode == 1
 
 
 def aws(runner: Box) -> None:
