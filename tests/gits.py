@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.servers import START_DEADLINE_S, free_port, wait_for_port
+from tests.servers import START_DEADLINE_S, free_port, serving, wait_for_port
 
 
 class Repository:
@@ -111,21 +110,8 @@ def git_web(root: Path, certificate: Path | None = None) -> Iterator[GitWeb]:
     class Handler(_Handler):
         state = web
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    if certificate is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-    web.url = f"http{'s' if certificate else ''}://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler), certificate) as web.url:
         yield web
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -11,7 +11,6 @@ import io
 import json
 import re
 import socket
-import ssl
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from tests.kit import wait_until
-from tests.servers import Answer, Web, http_server
+from tests.servers import Answer, Web, http_server, serving
 
 LFS_BYTES = 1000
 PAGE = 50
@@ -95,21 +94,8 @@ def hub_server(root: Path, port: int = 0, certificate: Path | None = None) -> It
         class Handler(_Handler):
             state = hub
 
-        server = _bound(Handler, port)
-        server.daemon_threads = True
-        if certificate is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-        hub.url = f"http{'' if certificate is None else 's'}://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        try:
+        with serving(_bound(Handler, port), certificate) as hub.url:
             yield hub
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
 
 
 def _bound(handler: type[BaseHTTPRequestHandler], port: int) -> ThreadingHTTPServer:

@@ -64,6 +64,25 @@ class Web:
 
 
 @contextmanager
+def serving(server: ThreadingHTTPServer, tls: ssl.SSLContext | Path | None = None) -> Iterator[str]:
+    """Have a server answer, with TLS by a context or by the file of a certificate and its key; give its URL."""
+    server.daemon_threads = True
+    if isinstance(tls, Path):
+        certificate, tls = tls, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http{'' if tls is None else 's'}://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
 def http_server(root: Path, *, tls: ssl.SSLContext | None = None) -> Iterator[Web]:
     """Serve a directory with ranges, strong tags, If-Match and directory listings."""
     web = Web("", root)
@@ -71,19 +90,8 @@ def http_server(root: Path, *, tls: ssl.SSLContext | None = None) -> Iterator[We
     class Handler(_Handler):
         state = web
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    if tls is not None:
-        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    web.url = f"http{'' if tls is None else 's'}://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler), tls) as web.url:
         yield web
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @dataclass(frozen=True)

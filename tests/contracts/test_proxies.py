@@ -6,7 +6,6 @@ import base64
 import select
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from storage.uri import parse
 from tests.clouds import certificate
 from tests.gits import Repository, git_web
 from tests.hub import Repo, hub_server
-from tests.servers import Answer, Web, http_server, s3_server
+from tests.servers import Answer, Web, http_server, s3_server, serving
 from tests.tls import certify
 
 QUICK = Retry(tries=2, base_s=0.0, cap_s=0.0, sleep=lambda _: None)
@@ -79,16 +78,9 @@ def proxy_server(to: str = "") -> Iterator[Proxy]:
         do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
     proxy.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
+    with serving(server):
         yield proxy
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def pump(one: socket.socket, other: socket.socket) -> None:

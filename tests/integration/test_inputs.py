@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.gits import Repository, git_web
 from tests.kit import Box, wait_until
 from tests.servers import S3, Answer, Web, tmpfs
 
@@ -263,6 +264,23 @@ def test_refresh_asks_the_source_again_and_moves_only_what_changed(runner: Box, 
     # An empty file has no first byte, so the server tells nothing that it could be known by.
     assert {path for path in moved if not path.endswith("/")} == {"/set/added", "/set/empty"}
     assert succeeds(runner, "--input", address, "--", "sh", "-c", HASH_ALL) == after
+
+
+def test_refresh_of_a_repository_asks_for_its_commit_alone(runner: Box, tmp_path: Path) -> None:
+    """What is at the same commit is not fetched again, and when that was asked is recorded; what moved is fetched."""
+    repository = Repository(tmp_path / "repository")
+    repository.commit(f="one")
+    with git_web(tmp_path / "served") as web:
+        address = f"data={web.serve(repository, 'repo.git')},refresh"
+        assert succeeds(runner, "--input", address, "--", "sh", "-c", "cat $STOKER_INPUT_data/f") == "one"
+        web.asked.clear()
+        assert succeeds(runner, "--input", address, "--", "sh", "-c", "cat $STOKER_INPUT_data/f") == "one"
+        assert [path for method, path, _ in web.asked if method == "POST"] == ["/repo.git/git-upload-pack"]
+        first, second = (runner.get(f"/v1/jobs/{job}")["inputs"][0]["pins"] for job in (1, 2))
+        assert (first["commit"], "asked" in first, "asked" in second) == (second["commit"], False, True)
+        repository.commit(f="two")
+        repository.git("push", "-q", str(web.root / "repo.git"), "main")
+        assert succeeds(runner, "--input", address, "--", "sh", "-c", "cat $STOKER_INPUT_data/f") == "two"
 
 
 def test_two_jobs_that_ask_for_one_address_fetch_it_once(runner: Box, web: Web) -> None:

@@ -8,12 +8,9 @@ import json
 import os
 import re
 import shutil
-import ssl
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -34,26 +31,8 @@ from storage.sources.base import Proxies, SourceOptions
 from tests.clouds import AZURE_ACCOUNT, AZURE_KEY, azure_server, certificate
 from tests.contracts.test_proxies import proxy_server
 from tests.hub import Hub, hub_server
-from tests.servers import free_port, wait_for_port
+from tests.servers import free_port, serving, wait_for_port
 from tests.unit.test_credentials import ACCOUNT, CANARY, WHOLE
-
-
-@contextmanager
-def answering(handle: type[BaseHTTPRequestHandler], trusted: Path | None = None) -> Iterator[str]:
-    """Serve one handler on loopback, with TLS where there is a certificate; give its URL."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handle)
-    if trusted is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(trusted)
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"http{'' if trusted is None else 's'}://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class Service(BaseHTTPRequestHandler):
@@ -110,7 +89,7 @@ def tried(kind: str, **values: str) -> str:
 
 def test_a_registry_lets_in_or_says_why_not() -> None:
     """Through the token server that it names; its reason is shown without the secret in it."""
-    with answering(Service) as url:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Service)) as url:
         good = {"server": url, "username": "eve", "password": CANARY}
         assert tried("registry", **good).endswith("lets eve in")
         with pytest.raises(SourceRefused) as caught:
@@ -121,7 +100,7 @@ def test_a_registry_lets_in_or_says_why_not() -> None:
 
 def test_google_gives_a_token_or_says_why_not() -> None:
     """A real signature by the account's key; the reason of a refusal is Google's own."""
-    with answering(Service) as url:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Service)) as url:
         known = account(token_uri=f"{url}/token")
         assert tried("gcp", service_account_json=json.dumps(known)).startswith("Google gave a token to runner@lab")
         with pytest.raises(SourceRefused) as caught:
@@ -190,7 +169,7 @@ def test_amazon_knows_a_key_or_says_why_not(tmp_path: Path) -> None:
     """Without an endpoint of its own a key is tried by asking who it is."""
     trusted = certificate(tmp_path, "sts.amazonaws.com")
     values = {"access_key_id": "AKIAEXAMPLE", "secret_access_key": CANARY}
-    with answering(Sts, trusted) as url, proxy_server(to=url) as proxy:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Sts), trusted) as url, proxy_server(to=url) as proxy:
         options = SourceOptions(ca_file=trusted, proxies=Proxies(https=f"http://127.0.0.1:{proxy.port}"), stall_s=10)
         good, wrong = check("aws", values), check("aws", values | {"secret_access_key": "hunter2-hunter2"})
         assert probe(good, replace(options, credential=good)) == "AWS knows it as arn:aws:iam::1:user/eve"
