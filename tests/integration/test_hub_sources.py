@@ -85,8 +85,8 @@ def child(script: str, env: Mapping[str, str]) -> str:
 
 
 def test_the_stand_in_satisfies_the_real_huggingface_hub(tmp_path: Path, hub: Hub) -> None:
-    """`snapshot_download` gets every byte from it, a private repository with its token too."""
-    hub.repos["datasets/team/set"] = Repo([FILES], token=SECRET)
+    """`snapshot_download` gets every byte from it, a private repository with its token too; it says whose that is."""
+    hub.repos["datasets/team/set"], hub.token = Repo([FILES], token=SECRET), SECRET
     env = {
         "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1",
         "HF_TOKEN": SECRET, "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -95,6 +95,7 @@ def test_the_stand_in_satisfies_the_real_huggingface_hub(tmp_path: Path, hub: Hu
         script = f"import huggingface_hub as h; print(h.snapshot_download({name!r}, repo_type={kind!r}))"
         found = Path(child(script, env))
         assert {path: (found / path).read_bytes() for path in FILES} == FILES
+    assert child("import huggingface_hub as h; print(h.whoami()['name'])", env) == "eve"
 
 
 @pytest.mark.parametrize("kind", ["models/", "datasets/", "spaces/", ""])
@@ -240,7 +241,7 @@ def test_without_its_package_the_hub_says_how_to_get_it(
 
 
 def test_the_stand_in_satisfies_the_real_kagglehub(tmp_path: Path) -> None:
-    """Its client fetches a data set, a version of it, a competition and a kernel's output from there."""
+    """Its client fetches a data set, a version of it, a competition and a kernel's output, and knows who it is."""
     with hub_server(tmp_path / "cdn", KAGGLE_PORT) as hub:
         hub.login = ("me", SECRET)
         hub.archives["datasets/o/d"] = [zipped({"a.csv": b"1"}), zipped({"a.csv": b"2"})]
@@ -258,6 +259,7 @@ def test_the_stand_in_satisfies_the_real_kagglehub(tmp_path: Path) -> None:
         ):
             found = Path(child(f"import kagglehub; print(kagglehub.{call})", env))
             assert (found / "a.csv").read_bytes() == data
+        assert child("import kagglehub; print(kagglehub.whoami()['username'])", env).endswith("me")
 
 
 @pytest.mark.parametrize(
