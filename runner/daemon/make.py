@@ -14,10 +14,10 @@ from runner.daemon import cache
 from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, NoRoom, Wanted
 from runner.daemon.guard import safely
-from runner.daemon.shelf import NotReady, once_made, pins_text, take
+from runner.daemon.shelf import NotReady, once_made, pins_text, remember, take
 from runner.service.create import SOURCE
 from runner.service.desk import Change, Work
-from runner.state import artifacts, staged, variables
+from runner.state import artifacts, variables
 from runner.state.artifacts import Artifact
 from storage.download import Fetched
 from storage.errors import Cancelled, DiskFull, SourceFailed, StorageError
@@ -143,21 +143,16 @@ class Maker:
         self.context.shelf.changed({making.artifact_id})
 
     def _made(self, change: Change, making: Making, key: str | None, fetched: Fetched) -> None:
-        pins = pins_text(fetched)
-        digest, size_bytes, files = fetched.tree_digest, fetched.size_bytes, fetched.files
         artifacts.become_ready(
-            change.connection, making.artifact_id, digest=digest, size_bytes=size_bytes, files=files, pins=pins
+            change.connection,
+            making.artifact_id,
+            digest=fetched.tree_digest,
+            size_bytes=fetched.size_bytes,
+            files=fetched.files,
+            pins=pins_text(fetched),
         )
         if key is not None:
-            staged.set_source(
-                change.connection,
-                key,
-                digest=digest,
-                size_bytes=size_bytes,
-                files=files,
-                pins=pins,
-                now_us=change.now_us,
-            )
+            remember(change, key, fetched)
             cache.trim(change)
 
     def _failed(self, change: Change, making: Making, fault: str) -> None:

@@ -7,7 +7,6 @@ time, as `queueing` decides; of those that lack the same thing one works and the
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from runner.daemon.handout import may_copy
 from runner.daemon.launch import COPIED, JobFacts, attempt_dir
 from runner.daemon.loop import Loop
 from runner.daemon.queueing import Chosen, StagingQueue
-from runner.daemon.shelf import NotReady, once_made
+from runner.daemon.shelf import NotReady, once_made, pins_text, remember
 from runner.daemon.stage import Failed, Preparation, PutOff, Staged, Stager
 from runner.executors.environments import BuildCancelled
 from runner.service.desk import Change, Enqueue, Salvage
@@ -328,32 +327,20 @@ class Preparer:
         if self._jobs.get(job_id) is not preparation:
             return
         for name, each in inputs.items():
-            fetched, key = each.fetched, each.key
-            digest, size_bytes, files = fetched.tree_digest, fetched.size_bytes, fetched.files
-            pins = json.dumps(dict(fetched.pins))
+            fetched = each.fetched
             jobs.set_input(
                 change.connection,
                 job_id,
                 name,
-                tree_digest=digest,
-                size_bytes=size_bytes,
-                files=files,
-                pins=pins,
+                tree_digest=fetched.tree_digest,
+                size_bytes=fetched.size_bytes,
+                files=fetched.files,
+                pins=pins_text(fetched),
                 way=each.way,
                 notice=each.notice,
             )
-            if key is None:
-                continue
-            staged.set_source(
-                change.connection,
-                key,
-                digest=digest,
-                size_bytes=size_bytes,
-                files=files,
-                pins=pins,
-                now_us=change.now_us,
-                fresh=each.fresh,
-            )
+            if each.key is not None:
+                remember(change, each.key, fetched, fresh=each.fresh)
         if directory is not None:
             jobs.set_environment(change.connection, job_id, directory)
         cache.trim(change)

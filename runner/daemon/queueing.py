@@ -13,7 +13,7 @@ from runner.core.staging import Decision, Evict, InLine, Stage, TakeBack, Wait, 
 from runner.core.units import format_size
 from runner.daemon import cache
 from runner.daemon.context import Context
-from runner.daemon.stage import Preparation, Stager
+from runner.daemon.stage import LOOKING, Preparation, Stager
 from runner.state import staged
 from storage.journal import set_aside
 
@@ -57,7 +57,7 @@ class StagingQueue:
         with self._lock:
             if preparation not in self._waiting:
                 bisect.insort(self._waiting, preparation, key=lambda each: each.order)
-        if preparation.reason is None:
+        if preparation.reason is LOOKING:
             self._tell(preparation, WaitReason(Waiting.STAGING, "waiting for its turn to be staged"))
 
     def put_back(self, preparation: Preparation, reason: WaitReason) -> None:

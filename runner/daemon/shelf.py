@@ -9,7 +9,8 @@ from collections.abc import Callable
 from runner.core.references import parse
 from runner.daemon.context import Context
 from runner.daemon.fetch import Wanted
-from runner.state import artifacts
+from runner.service.desk import Change
+from runner.state import artifacts, staged
 from storage.download import Fetched
 from storage.errors import BadName, NotStored, SourceMissing
 from storage.manifest import part_of
@@ -77,3 +78,17 @@ def once_made(context: Context, artifact_id: int, then: Callable[[], object]) ->
 def pins_text(fetched: Fetched) -> str:
     """Return what pins a source, as a row keeps it."""
     return json.dumps(dict(fetched.pins))
+
+
+def remember(change: Change, key: str, fetched: Fetched, *, fresh: bool = True) -> None:
+    """Write down what an address is, and that it is in use now; what it only once was takes no newer's place."""
+    staged.set_source(
+        change.connection,
+        key,
+        digest=fetched.tree_digest,
+        size_bytes=fetched.size_bytes,
+        files=fetched.files,
+        pins=pins_text(fetched),
+        now_us=change.now_us,
+        fresh=fresh,
+    )

@@ -30,22 +30,24 @@ from storage.download import Fetched
 from storage.errors import BadName, Cancelled, DiskFull, NotStored, SourceFailed, StorageError, WrongBytes
 from storage.leases import Lease
 
+# Until it is known whether a job lacks anything: it may start at once.
+LOOKING = WaitReason(Waiting.STAGING, "looking at what it needs")
+
 
 @dataclass(slots=True)
 class Preparation:
     """One job being prepared.
 
     `waiting` and `attempts` (elements and how often each was tried) are the turn's; `needs`, what it has to fetch or
-    build, and the rest are its worker's and only shown by others: why it waits, once it is known to lack anything,
-    the bytes that it has still to fetch as far as is known, the trees of those inputs that are here, and since when it
-    may be tried again after it found no room.
+    build, and the rest are its worker's and only shown by others: the bytes that it has still to fetch as far as is
+    known, the trees of those inputs that are here, and since when it may be tried again after it found no room.
     """
 
     enqueue: Enqueue
     waiting: set[int]
     attempts: dict[int, int] = field(default_factory=dict)
     needs: frozenset[str] = frozenset()
-    reason: WaitReason | None = None
+    reason: WaitReason = LOOKING
     need_bytes: int | None = None
     trees: frozenset[str] = frozenset()
     staging: bool = False
