@@ -544,6 +544,19 @@ def test_a_listing_cannot_lead_outside(web: Web, store: Store) -> None:
         take(store, parse(f"{web.url}/d/", PurePath("/")))
 
 
+@pytest.mark.parametrize("page", [b"<![x y]>", b'<a href="f"><![x y]>'])
+def test_a_page_that_is_no_html_is_no_listing(web: Web, store: Store, page: bytes) -> None:
+    """Declarations that the parser does not know are an answer to the user, not a failure of ours."""
+    (web.root / "d").mkdir()
+
+    def odd(answer: Answer) -> None:
+        answer.body = page
+
+    web.fault = odd
+    with pytest.raises(SourceRefused, match="not a directory listing"):
+        take(store, parse(f"{web.url}/d/", PurePath("/")))
+
+
 def test_a_listing_without_an_end_is_refused_and_can_be_cancelled(web: Web, store: Store) -> None:
     """A server that makes up directories is asked a bounded number of times, and not once more after a cancel."""
 
