@@ -137,9 +137,7 @@ def _fetch(
         return _fetched(manifest, _pins(uri, source, listing), packed)
     if unpack is not None and meter.total is not None:
         meter.total += unpack.item.size or 0
-    entries = {
-        item.path: Entry(item.path, _size(store, digest), digest, item.executable) for item, digest in plan.reuse
-    }
+    entries = _reused(store, plan)
     learned = {item.path: known[item.path] for item, _ in plan.reuse if item.path in known}
 
     def interrupt() -> None:
@@ -152,7 +150,9 @@ def _fetch(
             take = _local_taker(uri, batch, meter, cancelled) if isinstance(source, LocalSource) else carrier.carry
 
             def keep(item: Item) -> None:
+                nonlocal listing
                 digest, size, seen = take(item)
+                listing = _as_read(listing, item, seen)
                 check(uri, item, digest)
                 entries[item.path] = Entry(item.path, size, digest, item.executable)
                 learned[item.path] = Known(seen.etag or "", size, digest)
@@ -168,6 +168,17 @@ def _fetch(
     manifest = build(entries.values())
     store.put_tree(manifest)
     return _fetched(manifest, _pins(uri, source, listing))
+
+
+def _as_read(listing: Listing, item: Item, seen: Item) -> Listing:
+    """Return a listing whose one file, where it was replaced meanwhile, is the one that was read: the pins are its."""
+    if listing.is_tree or item.etag in (None, seen.etag):
+        return listing
+    return replace(listing, items=(seen,))
+
+
+def _reused(store: Store, plan: Plan) -> dict[str, Entry]:
+    return {item.path: Entry(item.path, _size(store, digest), digest, item.executable) for item, digest in plan.reuse}
 
 
 def _planned(uri: Uri, plan: Plan) -> Plan:

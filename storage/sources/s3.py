@@ -23,6 +23,7 @@ from storage.sources.wire import Wire
 from storage.uri import Uri
 
 MAX_PAGE_BYTES = 16 << 20
+MAX_VERSION_BYTES = 1024
 _MD5_ETAG = re.compile(r'"([0-9a-f]{32})"')
 
 
@@ -70,6 +71,7 @@ class S3Source:
             size=total_size(response),
             etag=strong_etag(response.headers),
             checksum=_checksum(response.headers, whole=True),
+            version=_version(response.headers),
         )
 
     def open(self, uri: Uri, item: Item, *, start: int = 0, end: int | None = None) -> Stream:
@@ -172,3 +174,12 @@ def _checksum(headers: Mapping[str, str], *, whole: bool) -> Checksum | None:
         return None
     found = _MD5_ETAG.fullmatch(headers.get("etag", ""))
     return ("md5", found[1]) if found else None
+
+
+def _version(headers: Mapping[str, str]) -> str | None:
+    """Return the name of this version; None where versions are not kept, and the next takes the same name.
+
+    It is written down only. Reads are bound to the tag: asking for a version by name needs a permission of its own.
+    """
+    found = headers.get("x-amz-version-id", "null")
+    return found if found != "null" and 0 < len(found) <= MAX_VERSION_BYTES else None
