@@ -213,7 +213,7 @@ def _listed(uri: Uri, source: Source, retry: Retry, cancelled: Callable[[], bool
 def _asked(ask: Callable[[], _T], source: Source, retry: Retry, cancelled: Callable[[], bool]) -> _T:
     """Ask the source; one that waits for a silent server is broken off when the caller cancels."""
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(retry.run, ask, cancelled)
+        future = pool.submit(retry.run, ask, cancelled, first=True)
         while not wait([future], timeout=_CANCEL_POLL_S).done:
             if cancelled():
                 source.close()

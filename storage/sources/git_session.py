@@ -50,6 +50,7 @@ _BROKEN = re.compile(
     r"|temporary failure|invalid index-pack output|recv failure|send failure|gnutls|empty reply",
     re.IGNORECASE,
 )
+_UNREACHED = re.compile(r"could not resolve|connection refused|failed to connect|no route to host", re.IGNORECASE)
 _NOISE = re.compile(
     r"warning|hint|remote: (?:counting|compressing|enumerating|total)|receiving|resolving"
     r"|fatal: could not read from remote|please make sure you have|and the repository exists",
@@ -282,7 +283,11 @@ def failure(ended: Ended, shown: str) -> StorageError:
         return SourceRefused(f"{shown} may not be read: {denied}", hint)
     if _MISSING.search(everything):
         return SourceMissing(f"{shown} does not exist: {why}", "check the address and the @REF")
-    return SourceFailed(f"{shown} cannot be fetched: {why}", transient=bool(_BROKEN.search(everything)))
+    return SourceFailed(
+        f"{shown} cannot be fetched: {why}",
+        transient=bool(_BROKEN.search(everything)),
+        unreached=bool(_UNREACHED.search(everything)),
+    )
 
 
 def _quoted(path: Path) -> str:
