@@ -17,6 +17,7 @@ from storage.files import never
 from storage.filesystems import AwsAccess
 from storage.manifest import MAX_FILES, check_path
 from storage.sources.base import Item, Listing, SourceOptions, Stream
+from storage.sources.pages import Pages
 from storage.sources.ranges import Checksum, decoded, open_range, strong_etag, total_size
 from storage.sources.sigv4 import Signer
 from storage.sources.wire import Wire
@@ -103,7 +104,7 @@ class S3Source:
 
     def _pages(self, uri: Uri, bucket: str, prefix: str, cancelled: Callable[[], bool]) -> Iterator[Mapping[str, str]]:
         """Yield what ListObjectsV2 says of each object."""
-        token, seen = "", set[str]()
+        token, pages = "", Pages(uri.shown)
         while True:
             if cancelled():
                 raise Cancelled
@@ -120,12 +121,9 @@ class S3Source:
                 if not facts["Key"].startswith(prefix) or not facts.get("Size", "").isdecimal():
                     raise SourceFailed(f"{uri.shown}: the server lists what was not asked for", transient=False)
                 yield facts
-            token = page.findtext("NextContinuationToken") or ""
             if page.findtext("IsTruncated") != "true":
                 return
-            if not token or token in seen:
-                raise SourceFailed(f"{uri.shown}: the server's listing does not go on", transient=False)
-            seen.add(token)
+            token = pages.after(page.findtext("NextContinuationToken") or "")
 
     def _url(self, bucket: str, key: str) -> str:
         # '+' and others must travel as %XX, because the signature is over this very spelling.
