@@ -75,11 +75,13 @@ def fetch(
     what he got before: where the source can say that it is that still, nothing travels and the pins say when it did.
 
     With `extract` an archive becomes the tree that is inside, within these limits; its own digest is pinned.
-    `progress(done, total)` counts bytes and may be called from any thread. Raise any `StorageError`; a later call
-    goes on with whatever this one completed.
+    `progress(done, total)` counts bytes and may be called from any thread; without a total while a listing brings
+    everything, after which it begins anew. Raise any `StorageError`; a later call goes on with whatever this one
+    completed.
     """
     retry = retry or Retry()
-    source = open_source(uri, replace(options, scratch=store.root / "tmp"))
+    reached = replace(options, scratch=store.root / "tmp", brought=lambda done: progress(done, None))
+    source = open_source(uri, reached)
     memory = _Memory(store, f"{uri.kind} {server_of(source)} {uri.text}", identity)
     try:
         with store.lease(f"fetch {os.getpid()}"), single_flight(memory.lock_path, retry, cancelled):
