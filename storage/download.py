@@ -75,11 +75,13 @@ def fetch(
     what he got before: where the source can say that it is that still, nothing travels and the pins say when it did.
 
     With `extract` an archive becomes the tree that is inside, within these limits; its own digest is pinned.
-    `progress(done, total)` counts bytes and may be called from any thread. Raise any `StorageError`; a later call
-    goes on with whatever this one completed.
+    `progress(done, total)` counts bytes and may be called from any thread; without a total while a listing brings
+    everything, after which it begins anew. Raise any `StorageError`; a later call goes on with whatever this one
+    completed.
     """
     retry = retry or Retry()
-    source = open_source(uri, replace(options, scratch=store.root / "tmp"))
+    reached = replace(options, scratch=store.root / "tmp", brought=lambda done: progress(done, None))
+    source = open_source(uri, reached)
     memory = _Memory(store, f"{uri.kind} {server_of(source)} {uri.text}", identity)
     try:
         with store.lease(f"fetch {os.getpid()}"), single_flight(memory.lock_path, retry, cancelled):
@@ -137,9 +139,7 @@ def _fetch(
         return _fetched(manifest, _pins(uri, source, listing), packed)
     if unpack is not None and meter.total is not None:
         meter.total += unpack.item.size or 0
-    entries = {
-        item.path: Entry(item.path, _size(store, digest), digest, item.executable) for item, digest in plan.reuse
-    }
+    entries = _reused(store, plan)
     learned = {item.path: known[item.path] for item, _ in plan.reuse if item.path in known}
 
     def interrupt() -> None:
@@ -152,7 +152,9 @@ def _fetch(
             take = _local_taker(uri, batch, meter, cancelled) if isinstance(source, LocalSource) else carrier.carry
 
             def keep(item: Item) -> None:
+                nonlocal listing
                 digest, size, seen = take(item)
+                listing = _as_read(listing, item, seen)
                 check(uri, item, digest)
                 entries[item.path] = Entry(item.path, size, digest, item.executable)
                 learned[item.path] = Known(seen.etag or "", size, digest)
@@ -168,6 +170,17 @@ def _fetch(
     manifest = build(entries.values())
     store.put_tree(manifest)
     return _fetched(manifest, _pins(uri, source, listing))
+
+
+def _as_read(listing: Listing, item: Item, seen: Item) -> Listing:
+    """Return a listing whose one file, where it was replaced meanwhile, is the one that was read: the pins are its."""
+    if listing.is_tree or item.etag in (None, seen.etag):
+        return listing
+    return replace(listing, items=(seen,))
+
+
+def _reused(store: Store, plan: Plan) -> dict[str, Entry]:
+    return {item.path: Entry(item.path, _size(store, digest), digest, item.executable) for item, digest in plan.reuse}
 
 
 def _planned(uri: Uri, plan: Plan) -> Plan:
@@ -202,7 +215,7 @@ def _listed(uri: Uri, source: Source, retry: Retry, cancelled: Callable[[], bool
 def _asked(ask: Callable[[], _T], source: Source, retry: Retry, cancelled: Callable[[], bool]) -> _T:
     """Ask the source; one that waits for a silent server is broken off when the caller cancels."""
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(retry.run, ask, cancelled)
+        future = pool.submit(retry.run, ask, cancelled, first=True)
         while not wait([future], timeout=_CANCEL_POLL_S).done:
             if cancelled():
                 source.close()

@@ -58,14 +58,24 @@ class SourceRefused(StorageError):
 
 
 class SourceFailed(StorageError):
-    """The transfer broke; `transient` says whether another try may help, `retry_after_s` when the server wants it."""
+    """The transfer broke; `transient` says whether another try may help, `retry_after_s` when the server wants it.
+
+    `unreached`: there was nobody to ask, the name being unknown or nobody at the address answering.
+    """
 
     def __init__(
-        self, message: str, hint: str = "", *, transient: bool = True, retry_after_s: float | None = None
+        self,
+        message: str,
+        hint: str = "",
+        *,
+        transient: bool = True,
+        retry_after_s: float | None = None,
+        unreached: bool = False,
     ) -> None:
         super().__init__(message, hint)
         self.transient = transient
         self.retry_after_s = retry_after_s
+        self.unreached = unreached
 
 
 class SourceChanged(StorageError):

@@ -51,10 +51,12 @@ def _buffer() -> memoryview:
 class Retry:
     """How often to try, and how long to wait between: exponential with full jitter.
 
+    Whoever could never be reached is tried `first_tries` times: that is rather a wrong address than an outage.
     `failed` is told of each failure and of the seconds until the next try, from any thread.
     """
 
     tries: int = 6
+    first_tries: int = 4
     base_s: float = 0.5
     cap_s: float = 20.0
     sleep: Callable[[float], None] = time.sleep
@@ -73,15 +75,16 @@ class Retry:
             left -= _SLICE_S
         raise Cancelled
 
-    def run(self, work: Callable[[], _T], cancelled: Callable[[], bool]) -> _T:
-        """Do idempotent work until it works, or fails for good."""
+    def run(self, work: Callable[[], _T], cancelled: Callable[[], bool], *, first: bool = False) -> _T:
+        """Do idempotent work until it works, or fails for good; `first` says that nobody was reached before."""
         failure = 0
         while True:
             try:
                 return work()
             except SourceFailed as error:
                 failure += 1
-                if not error.transient or failure >= self.tries:
+                first = first and error.unreached
+                if not error.transient or failure >= (min(self.first_tries, self.tries) if first else self.tries):
                     raise
                 self.wait(failure - 1, error, cancelled)
 

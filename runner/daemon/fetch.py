@@ -183,18 +183,17 @@ class Fetcher:
 
         `progress(done, total)` is called a few times a second at most, from any thread; `failed` before each retry.
         """
-        begun, short, missing = False, False, 0
+        sized, short, missing = False, False, 0
 
         def look(done: int, total: int | None) -> None:
-            nonlocal begun, missing, short
-            if not begun and total is not None:
-                missing = total - done
+            nonlocal sized, missing, short
+            if not sized and total is not None:
+                sized, missing = True, total - done
                 # A download that goes on needs the room that it holds only once.
                 held = set_aside(self.context.store.root / "partial")
                 short = cache.room_on_disk(self.context) + held < missing + self.min_free_bytes
             else:
                 short = cache.room_on_disk(self.context) < self.min_free_bytes
-            begun = True
             progress(done, total)
 
         try:

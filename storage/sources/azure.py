@@ -20,6 +20,7 @@ from storage.files import never
 from storage.filesystems import section_of, values_of
 from storage.manifest import MAX_FILES, check_path
 from storage.sources.base import Item, Listing, SourceOptions, Stream
+from storage.sources.pages import Pages
 from storage.sources.ranges import Checksum, decoded, open_range, strong_etag, total_size
 from storage.sources.wire import CHECK, Signer, Wire
 from storage.uri import Uri
@@ -173,7 +174,7 @@ class AzureSource:
 
     def _pages(self, uri: Uri, container: str, prefix: str, *, most: int = 0) -> Iterator[_Page]:
         query = {"restype": "container", "comp": "list", "include": "metadata", "maxresults": str(most or self._page)}
-        marker = ""
+        marker, pages = "", Pages(uri.shown)
         while True:
             stated = query | {name: text for name, text in (("prefix", prefix), ("marker", marker)) if text}
             wire, url = self.at(uri, container, stated)
@@ -182,7 +183,7 @@ class AzureSource:
             yield page
             if not page.next:
                 return
-            marker = page.next
+            marker = pages.after(page.next)
 
 
 @dataclass(frozen=True, slots=True)

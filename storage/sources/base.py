@@ -34,7 +34,7 @@ class SourceOptions:
     fetched whole before it can be read. With `allow_local_addresses` false link-local addresses are refused and
     loopback is, unless the host is in `allow_hosts`. A transfer that moves nothing for `stall_s` seconds is broken off;
     all that share a `throttle` together keep to its rate. A body whose length nobody states is refused past
-    `unsized_bytes`.
+    `unsized_bytes`. `brought` is told, from any thread, how many bytes came for a listing that first brings everything.
     """
 
     credential: Credential | None = None
@@ -56,6 +56,7 @@ class SourceOptions:
     threads: int = 8
     part_bytes: int = 16 * MIB
     unsized_bytes: int = 4096 * MIB
+    brought: Callable[[int], None] = lambda _done: None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,9 @@ def dial(
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise SourceFailed(f"{shown}: the host {host} has no address", "check the name and the network") from error
+        raise SourceFailed(
+            f"{shown}: the host {host} has no address", "check the name and the network", unreached=True
+        ) from error
     last: OSError | None = None
     for family, kind, protocol, _, place in found:
         ip = address(str(place[0]))
@@ -49,7 +51,9 @@ def dial(
         raise SourceRefused(f"{shown} is at a local address, which this runner does not fetch from", "see allow_hosts")
     certificate = isinstance(last, ssl.SSLCertVerificationError)
     hint = "is its authority one that this box trusts?" if certificate else ""
-    raise SourceFailed(f"{shown} cannot be reached: {why(last)}", hint, transient=not certificate) from last
+    raise SourceFailed(
+        f"{shown} cannot be reached: {why(last)}", hint, transient=not certificate, unreached=True
+    ) from last
 
 
 def address(text: str) -> Address:

@@ -15,6 +15,7 @@ from storage.files import never
 from storage.manifest import MAX_FILES, check_path
 from storage.sources.base import Item, Listing, SourceOptions, Stream
 from storage.sources.google import google_signer
+from storage.sources.pages import Pages
 from storage.sources.ranges import Checksum, decoded, open_range
 from storage.sources.wire import CHECK, Wire
 from storage.uri import Uri
@@ -106,12 +107,13 @@ class GcsSource:
 
     def _pages(self, uri: Uri, bucket: str, prefix: str, *, most: int = 0) -> Iterator[Mapping[str, Any]]:
         query = {"prefix": prefix, "maxResults": str(most or self._page), "fields": f"nextPageToken,items({_FACTS})"}
+        pages = Pages(uri.shown)
         while True:
             page = self._json(f"{self.base}/storage/v1/b/{quote(bucket)}/o?{urlencode(query)}", uri.shown)
             yield page
             if not page.get("nextPageToken"):
                 return
-            query["pageToken"] = str(page["nextPageToken"])
+            query["pageToken"] = pages.after(str(page["nextPageToken"]))
 
     def _url(self, locator: str, query: Mapping[str, str]) -> str:
         bucket, _, key = locator.partition("/")

@@ -10,6 +10,7 @@ import re
 import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -50,6 +51,7 @@ _BROKEN = re.compile(
     r"|temporary failure|invalid index-pack output|recv failure|send failure|gnutls|empty reply",
     re.IGNORECASE,
 )
+_UNREACHED = re.compile(r"could not resolve|connection refused|failed to connect|no route to host", re.IGNORECASE)
 _NOISE = re.compile(
     r"warning|hint|remote: (?:counting|compressing|enumerating|total)|receiving|resolving"
     r"|fatal: could not read from remote|please make sure you have|and the repository exists",
@@ -120,8 +122,9 @@ class Session:
         settings: Mapping[str, str] | None = None,
     ) -> bytes:
         """Run git in the repository and return what it wrote; with an address it may use that one's protocol."""
+        looking = self._watched(address, shown, cancelled) if address is not None else cancelled
         ended = self.run(
-            ["git", *arguments], self.environment(address, settings or {}, shown), shown=shown, cancelled=cancelled
+            ["git", *arguments], self.environment(address, settings or {}, shown), shown=shown, cancelled=looking
         )
         if ended.code != 0:
             raise failure(ended, shown)
@@ -140,6 +143,25 @@ class Session:
             cancelled=lambda: self._closed or cancelled(),
         )
 
+    def _watched(self, address: GitAddress, shown: str, cancelled: Callable[[], bool]) -> Callable[[], bool]:
+        """Return `cancelled`, which looks at the packs that arrive each time that it is asked, and tells their size."""
+        limit = self._options.unsized_bytes
+
+        def look() -> bool:
+            with suppress(FileNotFoundError):  # one that is whole gets another name
+                packs = (self.root / "repository/objects/pack").glob("*pack*")
+                size = sum(each.stat().st_size for each in packs if each.suffix in {"", ".pack"})
+                if size > limit and address.protocol != "file":
+                    raise SourceRefused(
+                        f"{shown} sends more than {limit} bytes without saying how many there are",
+                        "see [sources] unsized_limit",
+                    )
+                if size:
+                    self._options.brought(size)
+            return cancelled()
+
+        return look
+
     def environment(self, address: GitAddress | None, settings: Mapping[str, str], shown: str) -> Mapping[str, str]:
         """Return all that git, and what git starts, may know."""
         fixed = {
@@ -147,6 +169,7 @@ class Session:
             "core.fsmonitor": "false",
             "credential.helper": "",
             "fetch.recurseSubmodules": "false",
+            "fetch.unpackLimit": "1",
             "gc.auto": "0",
             "maintenance.auto": "false",
             "protocol.allow": "never",
@@ -282,7 +305,11 @@ def failure(ended: Ended, shown: str) -> StorageError:
         return SourceRefused(f"{shown} may not be read: {denied}", hint)
     if _MISSING.search(everything):
         return SourceMissing(f"{shown} does not exist: {why}", "check the address and the @REF")
-    return SourceFailed(f"{shown} cannot be fetched: {why}", transient=bool(_BROKEN.search(everything)))
+    return SourceFailed(
+        f"{shown} cannot be fetched: {why}",
+        transient=bool(_BROKEN.search(everything)),
+        unreached=bool(_UNREACHED.search(everything)),
+    )
 
 
 def _quoted(path: Path) -> str:

@@ -104,12 +104,18 @@ class HttpSource:
         return items
 
     def _links(self, uri: Uri, url: str) -> Sequence[str]:
+        stranger = SourceRefused(
+            f"{uri.shown} is not a directory listing", "leave out the trailing / to fetch one file"
+        )
         response = self._wire.get(url, authorization(basic_credentials(uri.text)), shown=uri.shown)
         if not response.headers.get("content-type", "").lower().startswith("text/html"):
             response.close()
-            raise SourceRefused(f"{uri.shown} is not a directory listing", "leave out the trailing / to fetch one file")
+            raise stranger
         parser = _Links()
-        parser.feed(response.read_all(MAX_PAGE_BYTES).decode("utf-8", "replace"))
+        try:
+            parser.feed(response.read_all(MAX_PAGE_BYTES).decode("utf-8", "replace"))
+        except AssertionError:  # how the parser refuses a declaration that it does not know
+            raise stranger from None
         return [link for link in (_joined(url, link) for link in parser.links) if link is not None]
 
 

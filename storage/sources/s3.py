@@ -17,12 +17,14 @@ from storage.files import never
 from storage.filesystems import AwsAccess
 from storage.manifest import MAX_FILES, check_path
 from storage.sources.base import Item, Listing, SourceOptions, Stream
+from storage.sources.pages import Pages
 from storage.sources.ranges import Checksum, decoded, open_range, strong_etag, total_size
 from storage.sources.sigv4 import Signer
 from storage.sources.wire import Wire
 from storage.uri import Uri
 
 MAX_PAGE_BYTES = 16 << 20
+MAX_VERSION_BYTES = 1024
 _MD5_ETAG = re.compile(r'"([0-9a-f]{32})"')
 
 
@@ -70,6 +72,7 @@ class S3Source:
             size=total_size(response),
             etag=strong_etag(response.headers),
             checksum=_checksum(response.headers, whole=True),
+            version=_version(response.headers),
         )
 
     def open(self, uri: Uri, item: Item, *, start: int = 0, end: int | None = None) -> Stream:
@@ -101,7 +104,7 @@ class S3Source:
 
     def _pages(self, uri: Uri, bucket: str, prefix: str, cancelled: Callable[[], bool]) -> Iterator[Mapping[str, str]]:
         """Yield what ListObjectsV2 says of each object."""
-        token, seen = "", set[str]()
+        token, pages = "", Pages(uri.shown)
         while True:
             if cancelled():
                 raise Cancelled
@@ -118,12 +121,9 @@ class S3Source:
                 if not facts["Key"].startswith(prefix) or not facts.get("Size", "").isdecimal():
                     raise SourceFailed(f"{uri.shown}: the server lists what was not asked for", transient=False)
                 yield facts
-            token = page.findtext("NextContinuationToken") or ""
             if page.findtext("IsTruncated") != "true":
                 return
-            if not token or token in seen:
-                raise SourceFailed(f"{uri.shown}: the server's listing does not go on", transient=False)
-            seen.add(token)
+            token = pages.after(page.findtext("NextContinuationToken") or "")
 
     def _url(self, bucket: str, key: str) -> str:
         # '+' and others must travel as %XX, because the signature is over this very spelling.
@@ -172,3 +172,12 @@ def _checksum(headers: Mapping[str, str], *, whole: bool) -> Checksum | None:
         return None
     found = _MD5_ETAG.fullmatch(headers.get("etag", ""))
     return ("md5", found[1]) if found else None
+
+
+def _version(headers: Mapping[str, str]) -> str | None:
+    """Return the name of this version; None where versions are not kept, and the next takes the same name.
+
+    It is written down only. Reads are bound to the tag: asking for a version by name needs a permission of its own.
+    """
+    found = headers.get("x-amz-version-id", "null")
+    return found if found != "null" and 0 < len(found) <= MAX_VERSION_BYTES else None

@@ -284,6 +284,29 @@ def test_the_state_of_one_object_is_recorded(gcs: Gcs, store: Store) -> None:
     assert (pins["uri"], pins["endpoint"]) == ("gs://pinned/f", gcs.endpoint)
 
 
+@pytest.mark.parametrize("address", ["s3://bucket/d/", "gs://bucket/d/", "az://container/d/"])
+@pytest.mark.parametrize("changing", [False, True])
+def test_a_listing_that_never_ends_is_given_up(
+    address: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, changing: bool
+) -> None:
+    """Whether the next page is always the same one, or always another that holds nothing either."""
+    monkeypatch.setattr("storage.sources.pages.MAX_PAGES", 40)
+    (tmp_path / "web").mkdir()
+    with http_server(tmp_path / "web") as web:
+
+        def more(answer: Answer) -> None:
+            mark = len(web.requests) if changing else 1
+            s3 = f"<L><IsTruncated>true</IsTruncated><NextContinuationToken>{mark}</NextContinuationToken></L>"
+            azure = f"<EnumerationResults><Blobs/><NextMarker>{mark}</NextMarker></EnumerationResults>"
+            google = json.dumps({"nextPageToken": f"{mark}", "items": []})
+            answer.status, answer.body = 200, {"s3": s3, "gs": google, "az": azure}[address[:2]].encode()
+
+        web.fault = more
+        with pytest.raises(SourceFailed, match="does not end"):
+            take(store, uri(address), SourceOptions(endpoint=web.url), cancelled=lambda: len(web.requests) > 100)
+        assert len(web.requests) < 50
+
+
 @pytest.mark.parametrize("address", ["gs://bucket/f", "gs://bucket/", "az://container/f", "az://container/"])
 def test_a_server_of_another_kind_is_told_apart(address: str, store: Store, tmp_path: Path) -> None:
     """A web server at the endpoint gives a plain failure, quickly."""

@@ -544,6 +544,19 @@ def test_a_listing_cannot_lead_outside(web: Web, store: Store) -> None:
         take(store, parse(f"{web.url}/d/", PurePath("/")))
 
 
+@pytest.mark.parametrize("page", [b"<![x y]>", b'<a href="f"><![x y]>'])
+def test_a_page_that_is_no_html_is_no_listing(web: Web, store: Store, page: bytes) -> None:
+    """Declarations that the parser does not know are an answer to the user, not a failure of ours."""
+    (web.root / "d").mkdir()
+
+    def odd(answer: Answer) -> None:
+        answer.body = page
+
+    web.fault = odd
+    with pytest.raises(SourceRefused, match="not a directory listing"):
+        take(store, parse(f"{web.url}/d/", PurePath("/")))
+
+
 def test_a_listing_without_an_end_is_refused_and_can_be_cancelled(web: Web, store: Store) -> None:
     """A server that makes up directories is asked a bounded number of times, and not once more after a cancel."""
 
@@ -627,6 +640,30 @@ def test_s3_ignores_the_process_environment(
     with pytest.raises((SourceRefused, SourceFailed)):
         take(store, uri, SourceOptions(s3_endpoint=s3.endpoint, aws_dir=tmp_path))
     assert take(store, uri, SourceOptions(s3_endpoint=s3.endpoint, aws_dir=s3.aws_dir)).files == 1
+
+
+def test_the_state_that_was_read_is_the_one_recorded(web: Web, store: Store) -> None:
+    """Of an object of S3 that is replaced between the listing and the reading: the tag and version of its bytes."""
+    (web.root / "bucket").mkdir()
+    (web.root / "bucket/f").write_bytes(b"old")
+    versions = {b"old": "v1", b"new": "v2", b"unversioned": "null"}
+
+    def replaced(answer: Answer) -> None:
+        if answer.status == 200:
+            answer.headers["x-amz-version-id"] = versions[answer.body]
+            answer.send_bytes = 0 if web.requests[-1][0] == "HEAD" else None
+            if answer.body == b"old":
+                (web.root / "bucket/f").write_bytes(b"new")
+
+    web.fault = replaced
+    uri, options = parse("s3://bucket/f", PurePath("/")), SourceOptions(s3_endpoint=web.url)
+    fetched = take(store, uri, options)
+    assert contents(store, fetched) == {"f": b"new"}
+    assert (fetched.pins["version"], fetched.pins["etag"]) == ("v2", f'"{hashlib.sha256(b"new").hexdigest()[:16]}"')
+    again = take(store, uri, options)
+    assert again.pins == fetched.pins
+    (web.root / "bucket/f").write_bytes(b"unversioned")
+    assert "version" not in take(store, uri, options).pins
 
 
 KILLED = """

@@ -18,7 +18,7 @@ from storage.throttle import Throttle
 from storage.transfer import Retry
 from storage.uri import parse
 from tests.contracts.test_proxies import proxy_server
-from tests.servers import Answer, Web, http_server
+from tests.servers import Answer, Web, free_port, http_server
 
 PART = 64 << 10
 
@@ -92,6 +92,32 @@ def test_a_server_that_names_a_time_is_not_asked_before(web: Web, tmp_path: Path
     assert take(tmp_path, f"{web.url}/f", SourceOptions(), retry).files == 1
     assert told == [7.0 if wait == "7" else 60.0]
     assert sleeper.now_s == pytest.approx(told[0])
+
+
+@pytest.mark.parametrize(
+    "address", ["http://{}/f", "http://{}/d/", "s3://bucket/f", "ftp://{}/f", "http://no-such-host.invalid/f",
+                "git+ssh://git@{}/x.git"],
+)  # fmt: skip
+def test_a_wrong_address_is_told_within_seconds(tmp_path: Path, address: str) -> None:
+    """Where nobody answers at all it is rather mistyped than down: even by the longest waits less than five seconds."""
+    sleeper, place = Sleeper(), f"127.0.0.1:{free_port()}"
+    options = SourceOptions(s3_endpoint=f"http://{place}")
+    with pytest.raises(SourceFailed):
+        take(tmp_path, address.format(place), options, Retry(sleep=sleeper.sleep, random=lambda: 1.0))
+    assert 0 < sleeper.now_s < 5
+
+
+def test_a_server_that_answers_is_waited_for_longer(web: Web, tmp_path: Path) -> None:
+    """It may come back from what ails it, and so may one that was there a moment ago."""
+    sleeper = Sleeper()
+
+    def broken(answer: Answer) -> None:
+        answer.status, answer.body = 503, b""
+
+    web.fault = broken
+    with pytest.raises(SourceFailed):
+        take(tmp_path, f"{web.url}/f", SourceOptions(), Retry(sleep=sleeper.sleep, random=lambda: 1.0))
+    assert sleeper.now_s > 10
 
 
 def test_all_parts_together_keep_to_the_limit(web: Web, tmp_path: Path) -> None:

@@ -457,6 +457,35 @@ def test_cancelling_ends_the_children(answers: int, web: GitWeb, repository: Rep
     silence.set()
 
 
+def test_a_pack_is_counted_while_it_arrives(web: GitWeb, repository: Repository, store: Store) -> None:
+    """Who watches the disk, or the user, hears of it before it is all there, and can put an end to it."""
+    (repository.path / "big").write_bytes(os.urandom(4 << 20))
+    repository.commit()
+    told: list[tuple[int, int | None]] = []
+    place = web.serve(repository, "repo.git")
+    with pytest.raises(Cancelled):
+        fetch(
+            store,
+            parse(place, PurePath("/")),
+            SourceOptions(stall_s=20),
+            progress=lambda done, total: told.append((done, total)),
+            cancelled=lambda: any(done > 1 << 20 for done, _ in told),
+            retry=QUICK,
+        )
+    assert {total for _, total in told} == {None}
+    assert no_debris(store)
+
+
+def test_a_pack_without_an_end_is_refused(web: GitWeb, repository: Repository, store: Store) -> None:
+    """Nobody says how long it is, so it may be as long as other things are of which nobody does."""
+    (repository.path / "big").write_bytes(os.urandom(4 << 20))
+    repository.commit()
+    place = web.serve(repository, "repo.git")
+    with pytest.raises(SourceRefused, match="without saying how many"):
+        take(store, place, SourceOptions(stall_s=20, unsized_bytes=1 << 20))
+    assert no_debris(store)
+
+
 def test_a_killed_fetch_leaves_what_the_sweep_takes(web: GitWeb, repository: Repository, store: Store) -> None:
     """What was fetched when the process died is in the store's own tmp, and goes with the next sweep."""
     place = web.serve(repository, "repo.git")
