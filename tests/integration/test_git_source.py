@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
@@ -163,6 +164,16 @@ def test_modes_and_links_are_kept(repository: Repository, store: Store) -> None:
     assert found["again/up.py"] == found["lib/up.py"] == found["train.py"]
     executable = {entry.path for entry in store.manifest(fetched.tree_digest).entries if entry.executable}
     assert executable == {"run.sh"}
+
+
+def test_the_ways_of_all_links_together_are_bounded(repository: Repository, store: Store) -> None:
+    """A few links, each of which leads through all before it by a long way, cannot keep the runner busy."""
+    names = ["train.py", *(f"l{number:02}" for number in range(36))]
+    for to, name in itertools.pairwise(names):
+        (repository.path / name).symlink_to("lib/../" * 500 + to)
+    repository.commit()
+    with pytest.raises(SourceRefused, match="the links lead over too many names"):
+        take(store, f"git+file://{repository.path}")
 
 
 @pytest.mark.parametrize(
