@@ -44,8 +44,8 @@ def extract(
     thread. Raise `BadArchive`, naming `shown` and the member, `SourceMissing` where it holds no file, `DiskFull`,
     `Cancelled`; then no object of it is left but those that a sweep will take.
     """
-    tree = Tree(limits)
     gauge = Gauge(limits, progress, cancelled)
+    tree = Tree(limits, gauge.check)
     try:
         with store.batch() as batch:
             unpack = _unzip if name.lower().endswith(".zip") else _untar

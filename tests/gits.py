@@ -89,6 +89,7 @@ class GitWeb:
     moved: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
+    objects_at: str = ""
     silent_after: int | None = None
     silence: threading.Event = field(default_factory=threading.Event)
 
@@ -157,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = asked["objects"]
         assert isinstance(wanted, list)
         for each in wanted:
-            href = f"{self.state.url}/objects/{each['oid']}"
+            href = f"{self.state.objects_at or self.state.url}/objects/{each['oid']}"
             if asked["operation"] == "download" and each["oid"] not in self.state.objects:
                 found.append({**each, "error": {"code": 404, "message": "Object does not exist"}})
             else:

@@ -215,7 +215,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def do_GET(self) -> None:
-        """Answer from the directory."""
+        """Answer from the directory; what is sent is read, and kept nowhere."""
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
         asked = {name.lower(): value for name, value in self.headers.items()}
         path = urlsplit(self.path).path
         self.state.requests.append((self.command, path, asked))
@@ -241,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
         if len(sent) < len(answer.body):
             self.close_connection = True
 
-    do_HEAD = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
     def _answer(self, path: str, asked: dict[str, str]) -> Answer:
         target = self.state.root / unquote(path, errors="surrogateescape").lstrip("/")

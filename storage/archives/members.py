@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from storage.errors import BadArchive, BadName
@@ -19,6 +19,9 @@ ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".
 # No archive that unpacks to less than this is a bomb, whatever its ratio.
 FREE_BYTES = 64 << 20
 MAX_HOPS = 40
+MAX_LINK_BYTES = 4096
+# All links of an archive together may lead over this many names, and so many more for each member.
+FREE_STEPS, STEPS_A_MEMBER = 100_000, 20
 _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
 _SHOWN_CHARACTERS = 80
 
@@ -82,13 +85,16 @@ def clean(name: str) -> str:
 
 @dataclass
 class Tree:
-    """The members of one archive, as far as they are known."""
+    """The members of one archive, as far as they are known; `check` raises where nobody waits for them any more."""
 
     limits: Limits
+    check: Callable[[], None] = lambda: None
     files: dict[str, Entry | None] = field(default_factory=dict)
     _links: dict[str, str] = field(default_factory=dict)
     _directories: set[str] = field(default_factory=set)
     _odd: dict[str, str] = field(default_factory=dict)
+    _ends: dict[str, str] = field(default_factory=dict)
+    _steps: int = 0
     _members: int = 0
     _size_bytes: int = 0
 
@@ -130,6 +136,8 @@ class Tree:
         """Say where a link that was added leads."""
         if target.startswith("/"):
             raise BadArchive(f"member {printable(path)} is a link to {printable(target)}, outside the archive")
+        if len(target) > MAX_LINK_BYTES:
+            raise BadArchive(f"member {printable(path)} is a link of more than {MAX_LINK_BYTES} bytes")
         self._links[path] = target
 
     def add_hard_link(self, path: str, target: str) -> None:
@@ -185,6 +193,7 @@ class Tree:
         seen = 0
         while waiting:
             path, real, chain = waiting.pop()
+            self.check()
             if real in chain:
                 raise BadArchive(f"member {printable(path)} is a link that runs in a circle")
             for name in children.get(real, ()):
@@ -202,10 +211,16 @@ class Tree:
 
     def _resolve(self, link: str) -> str:
         """Return the file or directory that a link ends at, the empty path for the root."""
+        if link in self._ends:
+            return self._ends[link]
+        self.check()
         real: list[str] = []
         left, hops = deque(link.split("/")), 0
         while left:
             part = left.popleft()
+            self._steps += 1
+            if self._steps > FREE_STEPS + STEPS_A_MEMBER * self._members:
+                raise BadArchive(f"member {printable(link)}: the links lead over too many names")
             if part in {"", "."}:
                 continue
             if part == "..":
@@ -224,7 +239,8 @@ class Tree:
                 real.append(part)
             else:
                 raise BadArchive(f"member {printable(link)} is a link that leads nowhere")
-        return "/".join(real)
+        end = self._ends[link] = "/".join(real)
+        return end
 
 
 def _join(parent: str, name: str) -> str:

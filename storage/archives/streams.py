@@ -119,10 +119,14 @@ class Gauge:
     cancelled: Callable[[], bool]
     read_bytes: int = 0
 
-    def read(self, count: int) -> None:
-        """Count bytes of the archive; raise `Cancelled`."""
+    def check(self) -> None:
+        """Raise `Cancelled` where that is so."""
         if self.cancelled():
             raise Cancelled
+
+    def read(self, count: int) -> None:
+        """Count bytes of the archive; raise `Cancelled`."""
+        self.check()
         self.read_bytes += count
         self.progress(count)
 

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 import zstandard
 from isal import igzip_lib, isal_zlib
 
-from storage.archives.members import Tree, clean, printable
+from storage.archives.members import MAX_LINK_BYTES, Tree, clean, printable
 from storage.archives.streams import ISAL_ERROR, READ_BYTES, STEP_BYTES, Decoder, Gauge, Reader, ZstdDecoder
 from storage.errors import BadArchive
 
 # A member up to this size is read, unpacked and hashed at once.
 SMALL_BYTES = 1 << 20
-MAX_LINK_BYTES = 4096
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")

@@ -21,12 +21,12 @@ from storage.filesystems import section_of, values_of
 from storage.manifest import MAX_FILES, check_path
 from storage.sources.base import Item, Listing, SourceOptions, Stream
 from storage.sources.pages import Pages
+from storage.sources.parsed import MAX_PAGE_BYTES, NAMES, xml_of
 from storage.sources.ranges import Checksum, decoded, open_range, strong_etag, total_size
 from storage.sources.wire import CHECK, Signer, Wire
 from storage.uri import Uri
 
 VERSION = "2023-11-03"
-MAX_PAGE_BYTES = 64 << 20
 _SIGNED = ("content-encoding", "content-language", "content-length", "content-md5", "content-type", "date",
            "if-modified-since", "if-match", "if-none-match", "if-unmodified-since", "range")  # fmt: skip
 
@@ -65,7 +65,7 @@ def azure_access(options: SourceOptions) -> AzureAccess:
 class AzureSource:
     """Azure's object store, or a server that speaks its protocol."""
 
-    def __init__(self, options: SourceOptions, *, page: int = 5000, verb: str = "read") -> None:
+    def __init__(self, options: SourceOptions, *, page: int = NAMES, verb: str = "read") -> None:
         """Read the credentials; connect lazily. A listing asks for so many names at a time; things are `verb`."""
         self._page = page
         self._access = azure_access(options)
@@ -193,13 +193,9 @@ class _Page:
 
 
 def _page(data: bytes, container: str, prefix: str, shown: str) -> _Page:
-    """Read one page of a listing; one that brings a document type of its own is none of Azure's."""
-    try:
-        if b"<!DOCTYPE" in data:
-            raise ET.ParseError
-        root = ET.fromstring(data)  # noqa: S314 - without a document type there are no entities to expand
-    except ET.ParseError:
-        raise _stranger(shown) from None
+    root = xml_of(data)
+    if root is None:
+        raise _stranger(shown)
     items = []
     for blob in root.iterfind("Blobs/Blob"):
         name = blob.findtext("Name") or ""

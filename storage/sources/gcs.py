@@ -5,7 +5,6 @@ gcsfs would bring gRPC and 50 MiB into the runner, and asks emulators a question
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -16,19 +15,19 @@ from storage.manifest import MAX_FILES, check_path
 from storage.sources.base import Item, Listing, SourceOptions, Stream
 from storage.sources.google import google_signer
 from storage.sources.pages import Pages
+from storage.sources.parsed import MAX_PAGE_BYTES, NAMES, json_of
 from storage.sources.ranges import Checksum, decoded, open_range
 from storage.sources.wire import CHECK, Wire
 from storage.uri import Uri
 
 GOOGLE = "https://storage.googleapis.com"
-MAX_PAGE_BYTES = 32 << 20
 _FACTS = "name,size,md5Hash,crc32c,generation"
 
 
 class GcsSource:
     """Google's object store, or a server that speaks its JSON API."""
 
-    def __init__(self, options: SourceOptions, *, page: int = 1000, verb: str = "read") -> None:
+    def __init__(self, options: SourceOptions, *, page: int = NAMES, verb: str = "read") -> None:
         """Read the credentials; connect lazily. A listing asks for so many names at a time; things are `verb`."""
         self._page = page
         self._tokens = Wire(options)
@@ -120,12 +119,9 @@ class GcsSource:
         return f"{self.base}/storage/v1/b/{quote(bucket)}/o/{quote(key, safe='')}?{urlencode(query)}"
 
     def _json(self, url: str, shown: str) -> dict[str, Any]:
-        data = self.wire.get(url, {}, shown=shown).read_all(MAX_PAGE_BYTES)
-        try:
-            found = json.loads(data)
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.get("items", [])):
+        found = json_of(self.wire.get(url, {}, shown=shown).read_all(MAX_PAGE_BYTES))
+        items = found.get("items", []) if found is not None else None
+        if found is None or not isinstance(items, list) or not all(isinstance(each, dict) for each in items):
             raise SourceFailed(f"{shown}: the answer is not Google's", "check the endpoint", transient=False)
         return found
 

@@ -14,6 +14,8 @@ from storage.manifest import MAX_DEPTH, MAX_FILES, check_path
 
 MAX_LINKS = 40
 MAX_POINTER_BYTES = 1024
+# All links of a commit together may lead over this many names, and so many more for each file and link.
+FREE_STEPS, STEPS_A_FILE = 100_000, 20
 
 # What `git ls-remote` puts behind a tag's name where it says what the tag is of.
 _PEELED = "^{}"
@@ -121,6 +123,7 @@ def follow(files: Mapping[str, Blob], links: Mapping[str, str], shown: str) -> d
         folder[name] = leaf
     found: dict[str, Blob] = {}
     waiting: list[tuple[str, str, tuple[str, ...]]] = [("", "", ())]
+    steps = iter(range(FREE_STEPS + STEPS_A_FILE * (len(files) + len(links))))
     while waiting:
         path, real, chain = waiting.pop()
         if real in chain or len(chain) >= MAX_DEPTH:
@@ -129,7 +132,7 @@ def follow(files: Mapping[str, Blob], links: Mapping[str, str], shown: str) -> d
         for name, leaf in folder.items():
             inner, target = _join(path, name), _join(real, name)
             if isinstance(leaf, str):
-                target, leaf = _resolve(root, target, shown, inner)
+                target, leaf = _resolve(root, target, shown, inner, steps)
             if isinstance(leaf, dict):
                 waiting.append((inner, target, (*chain, real)))
             else:
@@ -149,14 +152,16 @@ def _at(root: dict[str, object], real: str) -> dict[str, object]:
     return folder
 
 
-def _resolve(root: dict[str, object], link: str, shown: str, path: str) -> tuple[str, object]:
-    """Return the link-free path that a link ends at, and what is there."""
+def _resolve(root: dict[str, object], link: str, shown: str, path: str, steps: Iterator[int]) -> tuple[str, object]:
+    """Return the link-free path that a link ends at, and what is there; each name on the way takes one of `steps`."""
     parts = list(reversed(link.split("/")))
     at: list[str] = []
     leaf: object = root
     budget = MAX_LINKS
     while parts:
         part = parts.pop()
+        if next(steps, None) is None:
+            raise _refused(shown, path, "the links lead over too many names")
         if part in {"", "."}:
             continue
         if part == "..":

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from urllib.parse import quote, unquote_plus
-from xml.etree import ElementTree as ET
 
 from storage import filesystems
 from storage.errors import BadName, Cancelled, SourceFailed, SourceMissing, SourceRefused
@@ -18,12 +17,12 @@ from storage.filesystems import AwsAccess
 from storage.manifest import MAX_FILES, check_path
 from storage.sources.base import Item, Listing, SourceOptions, Stream
 from storage.sources.pages import Pages
+from storage.sources.parsed import MAX_PAGE_BYTES, xml_of
 from storage.sources.ranges import Checksum, decoded, open_range, strong_etag, total_size
 from storage.sources.sigv4 import Signer
 from storage.sources.wire import Wire
 from storage.uri import Uri
 
-MAX_PAGE_BYTES = 16 << 20
 MAX_VERSION_BYTES = 1024
 _MD5_ETAG = re.compile(r'"([0-9a-f]{32})"')
 
@@ -113,7 +112,9 @@ class S3Source:
                 query["continuation-token"] = token
             words = "&".join(f"{name}={quote(query[name], safe='-_.~')}" for name in sorted(query))
             response = self._wire.get(f"{self._url(bucket, '')}?{words}", {}, shown=uri.shown)
-            page = _parse(response.read_all(MAX_PAGE_BYTES), uri.shown)
+            page = xml_of(response.read_all(MAX_PAGE_BYTES))
+            if page is None:
+                raise SourceFailed(f"{uri.shown}: the server's answer is no listing", "check the endpoint")
             spelled = page.findtext("EncodingType") == "url"
             for each in page.iterfind("Contents"):
                 facts = {child.tag: child.text or "" for child in each}
@@ -145,20 +146,6 @@ def sign_as(access: AwsAccess, service: str, region: str) -> Signer | None:
 def _split(item: Item) -> tuple[str, str]:
     bucket, _, key = item.locator.partition("/")
     return bucket, key
-
-
-def _parse(data: bytes, shown: str) -> ET.Element:
-    """Return a page of a listing, its names without their namespace."""
-    # A listing has no document type, and whoever sends one means harm.
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-        raise SourceRefused(f"{shown}: the server's listing is not XML that can be trusted")
-    try:
-        page = ET.fromstring(data)  # noqa: S314  without a document type it has no entities
-    except ET.ParseError as error:
-        raise SourceFailed(f"{shown}: the server's answer is no listing", "check the endpoint") from error
-    for each in page.iter():
-        each.tag = each.tag.rpartition("}")[2]
-    return page
 
 
 def _checksum(headers: Mapping[str, str], *, whole: bool) -> Checksum | None:

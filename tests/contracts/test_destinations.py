@@ -15,7 +15,7 @@ import pytest
 from storage.credentials import Credential
 from storage.destinations import Destination, open_destination
 from storage.download import fetch
-from storage.errors import Cancelled, SourceFailed, StorageError
+from storage.errors import Cancelled, SourceFailed, SourceRefused, StorageError
 from storage.manifest import MANIFEST_NAME
 from storage.publish import publish
 from storage.sinks.base import PIECE_BYTES
@@ -33,7 +33,7 @@ from tests.clouds import (
     gcs_server,
     sftp_server,
 )
-from tests.servers import http_server
+from tests.servers import Answer, http_server
 
 REMOTE = ["gcs", "azure", "ftp", "ftps", "sftp"]
 QUICK = Retry(tries=4, base_s=0.0, cap_s=0.0, sleep=lambda _: None, random=random.Random(1).random)
@@ -312,8 +312,29 @@ def test_nothing_is_written_where_a_confined_runner_may_not_connect(remote: Spot
 def test_googles_upload_goes_to_no_other_server(store: Store, tmp_path: Path) -> None:
     """The server that is asked says where the bytes go: only to itself."""
     digest = tree(store, tmp_path / "out", big=BIG)
-    (tmp_path / "web").mkdir()
-    with http_server(tmp_path / "web") as web:
+    with http_server(tmp_path / "out") as web, http_server(tmp_path / "out") as other:
+
+        def away(answer: Answer) -> None:
+            if "uploadType=" in answer.query:
+                answer.status, answer.headers, answer.body = 200, {"Location": f"{other.url}/session"}, b"{}"
+
+        web.fault = away
         place = Spot("gcs", "gs:/", SourceOptions(endpoint=web.url), str, None)
-        with pytest.raises(StorageError):
+        with pytest.raises(SourceRefused, match="is to go to another server"):
             pushed(store, digest, place, "bucket/x")
+        assert not other.requests
+
+
+def test_two_that_push_to_one_place_at_once_do_not_mix(store: Store, tmp_path: Path) -> None:
+    """Who is overtaken by another's manifest says so, and leaves it there."""
+    digest = tree(store, tmp_path / "out", big=10)
+    (tmp_path / "there").mkdir()
+    with ftp_server(tmp_path) as server:
+
+        def overtake(_done: int, _total: int | None) -> None:
+            (tmp_path / "there" / MANIFEST_NAME).write_bytes(b"another's")
+
+        with pytest.raises(SourceFailed, match="somebody else has written there"):
+            push(store, digest, parse(f"{server.url}/there/", PurePath("/")), SourceOptions(), progress=overtake,
+                 cancelled=lambda: False, retry=QUICK)  # fmt: skip
+    assert (tmp_path / "there" / MANIFEST_NAME).read_bytes() == b"another's"

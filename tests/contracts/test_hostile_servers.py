@@ -17,9 +17,12 @@ import pytest
 
 from storage.errors import SourceFailed, SourceRefused
 from storage.sources import hf_list
-from storage.sources.base import SourceOptions
+from storage.sources.azure import AzureSource
+from storage.sources.base import Source, SourceOptions
 from storage.sources.ftp import FtpSource
+from storage.sources.gcs import GcsSource
 from storage.sources.hf import HubSource
+from storage.sources.s3 import S3Source
 from storage.uri import Uri, parse
 from tests.servers import START_DEADLINE_S, Answer, http_server
 
@@ -169,4 +172,69 @@ def test_what_the_hub_lists_is_bounded_by_memory(tmp_path: Path) -> None:
         source = HubSource(SourceOptions(endpoint=web.url, scratch=tmp_path))
         with pytest.raises(SourceRefused, match="too long"):
             source.list(uri("hf://team/model"))
+        source.close()
+
+
+def s3(url: str) -> Source:
+    """Return a source that asks a server as S3."""
+    return S3Source(SourceOptions(endpoint=url))
+
+
+def gs(url: str) -> Source:
+    """Return a source that asks a server as Google's."""
+    return GcsSource(SourceOptions(endpoint=url))
+
+
+def az(url: str) -> Source:
+    """Return a source that asks a server as Azure's."""
+    return AzureSource(SourceOptions(endpoint=f"{url}/account"))
+
+
+ENTITY = '<?xml version="1.0" encoding="{code}"?><!DOCTYPE r [<!ENTITY n "false">]>'
+S3_PAGE = "<ListBucketResult><IsTruncated>{no}</IsTruncated></ListBucketResult>"
+AZURE_PAGE = "<EnumerationResults><Blobs/><NextMarker>{no}</NextMarker></EnumerationResults>"
+PAGES = {
+    "s3: an entity": (s3, (ENTITY + S3_PAGE).format(code="utf-8", no="&n;").encode()),
+    "s3: an entity in UTF-16": (s3, (ENTITY + S3_PAGE).format(code="utf-16", no="&n;").encode("utf-16")),
+    "s3: a million elements": (s3, b"<ListBucketResult>" + b"<a/>" * 1_000_000 + b"</ListBucketResult>"),
+    "s3: a million attributes": (s3, b"<r %b/>" % b" ".join(b'a%d=""' % number for number in range(300_000))),
+    "s3: a long page": (s3, b"<r>" + b"x" * (5 << 20) + b"</r>"),
+    "az: an entity in UTF-16": (az, (ENTITY + AZURE_PAGE).format(code="utf-16", no="&n;").encode("utf-16")),
+    "az: a million elements": (az, b"<EnumerationResults>" + b"<a/>" * 1_000_000 + b"</EnumerationResults>"),
+    "az: a long page": (az, b"<r>" + b"x" * (5 << 20) + b"</r>"),
+    "gs: a million objects": (gs, b'{"items":[' + b"{}," * 1_000_000 + b"{}]}"),
+    "gs: a million numbers": (gs, b'{"items":[],"more":[' + b"1e9," * 1_000_000 + b"0]}"),
+    "gs: a long page": (gs, b'{"items":[],"more":"%b"}' % (b"x" * (5 << 20))),
+    "gs: items that are none": (gs, b'{"items":7}'),
+}
+
+
+@pytest.mark.parametrize("case", PAGES)
+def test_a_page_that_would_cost_much_memory_is_refused(case: str, tmp_path: Path) -> None:
+    """A listing whose few bytes stand for much is taken for none, before it is made into anything."""
+    made, body = PAGES[case]
+
+    def answer(answer: Answer) -> None:
+        answer.status, answer.headers, answer.body = 200, {}, body
+
+    with http_server(tmp_path) as web:
+        web.fault = answer
+        source = made(web.url)
+        with pytest.raises((SourceFailed, SourceRefused), match=r"is no listing|is not Azure|is not Google|is longer"):
+            source.list(uri(f"{case[:2]}://bucket/set/"))
+        source.close()
+
+
+def test_a_page_in_utf_8_may_say_so_by_a_mark(tmp_path: Path) -> None:
+    """As Azure's own pages do."""
+
+    def answer(answer: Answer) -> None:
+        blob = "<Blob><Name>set/größe</Name><Properties><Content-Length>1</Content-Length></Properties></Blob>"
+        page = f'<?xml version="1.0" encoding="utf-8"?><R><Blobs>{blob}</Blobs><NextMarker/></R>'
+        answer.status, answer.headers, answer.body = 200, {}, page.encode("utf-8-sig")
+
+    with http_server(tmp_path) as web:
+        web.fault = answer
+        source = az(web.url)
+        assert [item.path for item in source.list(uri("az://bucket/set/")).items] == ["größe"]
         source.close()

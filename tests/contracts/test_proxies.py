@@ -253,3 +253,16 @@ def test_a_push_goes_through_the_proxy_that_is_set(
         push(store, digest, to, options, progress=lambda *_: None, cancelled=lambda: False, retry=QUICK)
         assert any(method == "PUT" for method, _, _ in proxy.asked) == given
     assert (tmp_path / "buckets/bucket/p/f").read_text() == "x"
+
+
+def test_a_redirect_from_https_to_http_is_refused(web: Web, secure: tuple[Web, Path], tmp_path: Path) -> None:
+    """What was asked for over TLS is not taken from whoever sits on the line."""
+    there, ca_file = secure
+
+    def away(answer: Answer) -> None:
+        answer.status, answer.headers, answer.body = 302, {"Location": f"{web.url}/f"}, b""
+
+    there.fault = away
+    with pytest.raises(SourceRefused, match="from https to http"):
+        take(tmp_path, f"{there.url}/f", SourceOptions(ca_file=ca_file))
+    assert not web.requests

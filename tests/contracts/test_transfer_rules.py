@@ -193,3 +193,19 @@ def test_a_redirect_from_a_public_to_a_private_address_is_refused(web: Web, tmp_
         with pytest.raises(SourceRefused, match="public to a private"):
             take(tmp_path, "http://93.184.216.34/f", options)
     assert asked == ["/f"]
+
+
+def test_a_sweep_takes_no_lock_from_under_a_fetch(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that is older than the fetch which holds it now stays: else a second fetch would not wait for it."""
+    monkeypatch.setattr("storage.store.MEMORY_KEPT_S", 0)
+    store = Store(tmp_path / "store")
+    take(tmp_path, f"{web.url}/f", SourceOptions())
+    (lock,) = (store.root / "locks").iterdir()
+    held = lock.stat().st_ino
+
+    def sweep(_answer: Answer) -> None:
+        store.sweep([])
+
+    web.fault = sweep
+    take(tmp_path, f"{web.url}/f", SourceOptions())
+    assert lock.stat().st_ino == held

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -165,6 +167,16 @@ def test_modes_and_links_are_kept(repository: Repository, store: Store) -> None:
     assert executable == {"run.sh"}
 
 
+def test_the_ways_of_all_links_together_are_bounded(repository: Repository, store: Store) -> None:
+    """A few links, each of which leads through all before it by a long way, cannot keep the runner busy."""
+    names = ["train.py", *(f"l{number:02}" for number in range(36))]
+    for to, name in itertools.pairwise(names):
+        (repository.path / name).symlink_to("lib/../" * 500 + to)
+    repository.commit()
+    with pytest.raises(SourceRefused, match="the links lead over too many names"):
+        take(store, f"git+file://{repository.path}")
+
+
 @pytest.mark.parametrize(
     ("link", "why"),
     [
@@ -213,20 +225,22 @@ def test_submodules_come_with_it(tmp_path: Path, web: GitWeb, repository: Reposi
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "why"),
     [
-        "ext::sh -c 'touch /tmp/stoker-was-here'",
-        "--upload-pack=touch /tmp/stoker-was-here",
-        "-u/x:y",
-        "file:///etc",
-        "/etc",
-        "ssh://-oProxyCommand=touch/x",
-        "git@-oProxyCommand=x:y",
-        "http://localhost/x",
-        "../../../../../../etc",
+        ("ext::sh -c 'touch /tmp/stoker-was-here'", "git does not fetch from"),
+        ("--upload-pack=touch /tmp/stoker-was-here", "git does not fetch from"),
+        ("-u/x:y", "git does not fetch from"),
+        ("file:///etc", "is on a local disk"),
+        ("/etc", "is on a local disk"),
+        ("ssh://-oProxyCommand=touch/x", "names no Git repository"),
+        ("git@-oProxyCommand=x:y", "git does not fetch from"),
+        ("http://localhost/x", "leads from https to http"),
+        ("../../../../../../etc", "does not exist"),
     ],
 )
-def test_a_submodule_cannot_lead_anywhere(url: str, tmp_path: Path, repository: Repository, store: Store) -> None:
+def test_a_submodule_cannot_lead_anywhere(
+    url: str, why: str, tmp_path: Path, repository: Repository, store: Store
+) -> None:
     """What a repository says about its submodules is another's word: no program, no local file, no way out of https."""
     repository.git("submodule", "add", "-q", str(repository.path), "sub")
     repository.git("config", "-f", ".gitmodules", "submodule.sub.url", url)
@@ -234,7 +248,7 @@ def test_a_submodule_cannot_lead_anywhere(url: str, tmp_path: Path, repository: 
     trusted = certificate(tmp_path)
     with git_web(tmp_path / "served", trusted) as web:
         place = web.serve(repository, "team/repo.git")
-        with pytest.raises(StorageError):
+        with pytest.raises(StorageError, match=why):
             take(store, place, SourceOptions(stall_s=20, ca_file=trusted))
     assert not Path("/tmp/stoker-was-here").exists()
     assert store.usage().trees == 0
@@ -271,6 +285,22 @@ def test_lfs_is_where_the_repository_says_and_is_told_no_login(
         assert other.objects and not web.objects
         assert {authorization for method, _, authorization in other.asked if method == "GET"} == {""}
         assert not any(SECRET in str(each) for each in other.asked)
+
+
+def test_lfs_objects_on_another_server_are_asked_for_without_the_login(
+    tmp_path: Path, web: GitWeb, repository: Repository, store: Store
+) -> None:
+    """The repository's own server says where they are, and is alone told name and password."""
+    repository.track("*.bin")
+    repository.commit(**{"a.bin": b"weights"})
+    place = web.serve(repository, "repo.git")
+    repository.git("lfs", "push", "--all", place)
+    web.login = ("user", SECRET)
+    with git_web(tmp_path / "elsewhere") as other:
+        other.objects, web.objects_at = web.objects, other.url
+        found = contents(store, take(store, place.replace("://", f"://user:{SECRET}@")))
+        assert found["a.bin"] == b"weights"
+        assert {authorization for _, _, authorization in other.asked} == {""}
 
 
 @pytest.mark.parametrize(
@@ -542,6 +572,21 @@ def test_a_confined_runner_fetches_from_no_local_address(
     )
     for each in (place, f"{ssh.prefix}{repository.path}"):
         assert len(contents(store, take(store, each, allowed, kind="git"))) == 2
+
+
+def test_git_connects_to_the_address_that_was_checked(
+    web: GitWeb, repository: Repository, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that only our look knows: git, a process of its own, cannot find another address for it."""
+    look = socket.getaddrinfo
+
+    def ours(host: str, port: int, **more: int) -> object:
+        return look("127.0.0.1" if host == "once.invalid" else host, port, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", ours)
+    place = web.serve(repository, "repo.git").replace("127.0.0.1", "once.invalid")
+    confined = SourceOptions(allow_local_addresses=False, allow_hosts=frozenset({"once.invalid"}), stall_s=20)
+    assert len(contents(store, take(store, place, confined))) == 2
 
 
 def test_nothing_of_the_user_or_the_repository_is_obeyed(

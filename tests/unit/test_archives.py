@@ -443,6 +443,33 @@ def test_links_cannot_multiply_a_tree_without_end(store: Store, tmp_path: Path) 
     assert "links repeat the archive's own files" in said
 
 
+def chained(target: str) -> tuple[tarfile.TarInfo | tuple[str, bytes], ...]:
+    """Return links of which each leads through all before it, by a way that is long by itself."""
+    names = ["d/f", *(f"l{number:02}" for number in range(36))]
+    return (("d/f", b"x"), *(info(name, type=LINK, linkname=target + to) for to, name in itertools.pairwise(names)))
+
+
+def test_the_ways_of_all_links_together_are_bounded(store: Store, tmp_path: Path) -> None:
+    """A few bytes of an archive cannot keep the runner busy."""
+    for target, why in (("d/../" * 800, "the links lead over too many names"), ("./" * 3000, "a link of more than")):
+        assert why in refusal(store, written(tmp_path, "x.tar", tarred(*chained(target))))
+
+
+def test_following_links_can_be_cancelled(store: Store, tmp_path: Path) -> None:
+    """Also once all of the archive is read."""
+    path, read = written(tmp_path, "x.tar", tarred(*chained(""))), list[int]()
+    with path.open("rb") as file, pytest.raises(Cancelled):
+        extract(
+            store,
+            file.fileno(),
+            name="x.tar",
+            shown="x.tar",
+            limits=Limits(),
+            progress=read.append,
+            cancelled=lambda: sum(read) == path.stat().st_size,
+        )
+
+
 def test_a_decoder_gets_no_more_memory_than_its_tools_take(store: Store, tmp_path: Path) -> None:
     """A header that asks for a dictionary of 4 GiB is refused."""
     data = bytearray(lzma.compress(tarred(("a", b"1"))))
