@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from runner.daemon.keys import mark
+from runner.state.engine import open_database
 from tests.kit import Box, kill_and_wait, parent_of, wait_until
 from tests.servers import S3, S3_KEY, S3_SECRET, free_port, s3_server
 from tests.unit.test_credentials import CANARY, WHOLE
@@ -127,6 +129,14 @@ def test_a_key_removed_before_it_was_needed_fails_the_input(runner: Box) -> None
     ended = runner.wait(job)
     assert (ended["state"], ended["reason"]["ending"]) == ("failed", "input_failed")
     assert "key work was removed" in ended["reason"]["sentence"]
+
+
+def test_what_a_removed_key_opens_is_found_by_nobody(tmp_path: Path) -> None:
+    """A key may go, and come again, while a job is being prepared: no other user is given what that fetches."""
+    database = open_database(str(tmp_path / "db"), backup_dir=str(tmp_path), allow_network_filesystem=True)
+    marks = {mark(database.reader(), (uid, "k")) for uid in (1001, 1002, 1001)}
+    database.close()
+    assert len(marks) == 3
 
 
 def test_removing_a_key_names_what_is_written_and_fetched_with_it(runner: Box) -> None:
