@@ -118,17 +118,11 @@ class Wire:
             response.close()
             if self._sign is not None:
                 raise SourceRefused(f"{shown} answers with a redirect", "check the endpoint and the region")
-            url = _following(parts, target, shown)
+            url = following(parts, target, shown)
             if body is not None:
                 method, body = "GET", None
                 headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
         raise SourceRefused(f"{shown} redirects too often")
-
-    def ask(self, url: str, headers: Mapping[str, str], *, shown: str, body: bytes | None = None) -> Response:
-        """Send one GET, a POST where there is a body, and return any answer, a redirect or a refusal too."""
-        method = "GET" if body is None else "POST"
-        sent = self._headers(method, url, headers, own=True)
-        return self._send(method, urlsplit(url), sent, body, shown=shown, was_public=False)[0]
 
     def check(self, url: str, shown: str) -> str | None:
         """Raise `SourceRefused` unless a host has an address that may be fetched from: for programs that connect.
@@ -325,7 +319,7 @@ def _origin(parts: SplitResult) -> tuple[str, str]:
     return parts.scheme, parts.netloc.rpartition("@")[2].lower()
 
 
-def _following(parts: SplitResult, target: str, shown: str) -> str:
+def following(parts: SplitResult, target: str, shown: str) -> str:
     """Return where a redirect leads, if that is somewhere we go."""
     try:
         there = urlsplit(urljoin(parts.geturl(), target))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -267,6 +268,24 @@ def test_a_key_is_tried(runner: Box, s3: S3) -> None:
     assert done.returncode == 4
     assert "SignatureDoesNotMatch" in done.stderr
     assert CANARY not in done.stderr
+
+
+def test_a_kill_leaves_no_key_that_was_tried(tmp_path: Path) -> None:
+    """While a deploy key is tried it lies where the runner looks after a kill, and nowhere else."""
+    (tmp_path / "temporary").mkdir()
+    with Box(tmp_path, TMPDIR=str(tmp_path / "temporary")) as box, socket.create_server(("127.0.0.1", 0)) as silent:
+        box.ok("key", "add", "git-ssh", "deploy", "--generate")
+        port = silent.getsockname()[1]
+        trying = box.spawn("key", "test", "deploy", f"ssh://git@127.0.0.1:{port}/x.git")
+        with silent.accept()[0]:
+            secret = [b"OPENSSH PRIVATE KEY"]
+            assert [path.parent.parent for path in holding(box, secret)] == [box.state_dir / "store/tmp"]
+            assert not list((tmp_path / "temporary").rglob("key"))
+            box.kill_runner()
+        trying.communicate()
+        box.wait_runner()
+        box.ok("cache", "prune")
+        assert holding(box, secret) == []
 
 
 def test_a_rotated_sealing_key_opens_them(runner: Box, s3: S3) -> None:
