@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
+from storage.credentials import secrets
 from storage.errors import SourceChanged, SourceFailed, SourceMissing, SourceRefused
 from storage.sources.base import SourceOptions
 from storage.sources.dial import address, allowed, dial, why
 from storage.sources.http1 import Exchange, Malformed
 from storage.sources.proxies import proxy_for
-from storage.sources.reasons import reason, secrets_of
+from storage.sources.reasons import reason
 
 MAX_REDIRECTS = 5
 CHECK = "check the credentials and their permissions"
@@ -83,7 +84,7 @@ class Wire:
         self._tls: ssl.SSLContext | None = None
         self._refused, self._verb = refused, verb
         self._closed = False
-        self._secrets = secrets_of(options.credential)
+        self._secrets = tuple(secrets(options.credential)) if options.credential is not None else ()
 
     def get(
         self,

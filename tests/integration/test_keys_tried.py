@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,6 +30,7 @@ from storage.errors import SourceFailed, SourceRefused
 from storage.keyfiles import files_of
 from storage.probe import probe
 from storage.sources.base import Proxies, SourceOptions
+from storage.sources.wire import Wire
 from tests.clouds import AZURE_ACCOUNT, AZURE_KEY, azure_server, certificate
 from tests.contracts.test_proxies import proxy_server
 from tests.hub import Hub, hub_server
@@ -277,6 +279,34 @@ def test_a_service_of_a_key_leads_nowhere_else(kind: str) -> None:
                 probe(credential, options)
     assert Inner.asked == []
     assert "InstanceSecret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["azure", "gcp"])
+def test_no_part_of_a_key_is_told(kind: str) -> None:
+    """What a service says is shown without the parts of a value that are secret by themselves, too."""
+    values = {"azure": {"account_name": "lab", "sas_token": f"?sv=2024&sig={CANARY}"}}
+    values["gcp"] = {"service_account_json": json.dumps(ACCOUNT | {"private_key_id": CANARY})}
+    credential = check(kind, values[kind])
+
+    class Tells(Inner):
+        """Repeats what it was told."""
+
+        def do_GET(self) -> None:
+            """Refuse."""
+            body = json.dumps({"message": f"no such thing as {CANARY} here"}).encode()
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    options, refused = SourceOptions(credential=credential), pytest.raises(SourceRefused)
+    with (
+        serving(ThreadingHTTPServer(("127.0.0.1", 0), Tells)) as url,
+        closing(Wire(options)) as wire,
+        refused as caught,
+    ):
+        wire.get(url, {}, shown="it")
+    assert "no such thing as *** here" in caught.value.message
 
 
 @pytest.mark.parametrize("realm", ["httpx://h/", "http://[::1", "ftp://127.0.0.1/t", "//", "http://127.0.0.2:1/t", ""])
