@@ -39,7 +39,6 @@ from runner.daemon.measure import Measurer
 from runner.daemon.meter import Meter
 from runner.daemon.prepare import Preparer
 from runner.daemon.push import Pusher
-from runner.daemon.record import Recorder
 from runner.daemon.recover import recover
 from runner.daemon.save import Saver
 from runner.daemon.stage import Stager
@@ -146,7 +145,6 @@ def _serve(paths: Paths) -> int:
         expirer=Expirer(context, loop, saver),
         measurer=measurer,
         maker=maker,
-        recorder=Recorder(context),
     )
     watch = Watch(context, loop, starter)
     watch.open()
@@ -171,6 +169,7 @@ def _serve(paths: Paths) -> int:
         verify=Verifier(context, fetcher, stager=stager, maker=maker).verify,
         push=Pusher(fetcher).push,
         sources=fetcher.options,
+        lookout=context.lookout,
     )
     listener = http.bind(paths.api_socket)
     server, serving = http.serve(make_app(room, Report(Path(paths.reports_dir), context.clock.now_us)), listener)

@@ -11,6 +11,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from storage.errors import BadCredential
 from storage.uri import Uri
@@ -188,11 +189,23 @@ def check(kind: str, values: Mapping[str, str]) -> Credential:
         kept[name] = _clean(part, kept[name])
     if kind == "azure" and not kept.keys() & {"account_key", "sas_token"}:
         raise BadCredential("account_key or sas_token is missing", "one of the two opens the account")
-    if kind == "gcp":
-        _service_account(kept["service_account_json"])
-    if "endpoint" in kept and not kept["endpoint"].startswith(("http://", "https://")):
+    if kind == "gcp" and not _is_url(_service_account(kept["service_account_json"])["token_uri"]):
+        raise BadCredential("token_uri is no URL", "download the key file again")
+    if "endpoint" in kept and not _is_url(kept["endpoint"]):
         raise BadCredential("endpoint is no URL", "write it as https://host or https://host:port")
+    if "server" in kept and not _is_url(kept["server"] if "://" in kept["server"] else f"https://{kept['server']}"):
+        raise BadCredential("server is no host", "write it as host or host:port")
     return Credential(kind, kept)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return (
+            parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and " " not in parts.netloc
+        )
+    except ValueError:
+        return False
 
 
 def _clean(part: Part, value: str) -> str:

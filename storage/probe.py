@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from storage import credentials
 from storage.credentials import Credential
-from storage.errors import SourceFailed, SourceRefused, StorageError
+from storage.errors import SourceFailed, SourceMissing, SourceRefused, StorageError
 from storage.files import never
 from storage.filesystems import aws_access
 from storage.hubs import git_remote
@@ -24,14 +24,13 @@ from storage.sources.git_session import Session, argument
 from storage.sources.google import google_signer
 from storage.sources.registry import open_source
 from storage.sources.s3 import sign_as
-from storage.sources.wire import Response, Signer, Wire, authorization
+from storage.sources.wire import Signer, Wire, authorization, following
 from storage.uri import Uri
 
 TIMEOUT_S = 10.0
 _ANSWER_BYTES_MAX = 1 << 20
-_REASON_MAX = 300
 _JSON = "application/json"
-_XML = re.compile(r"<(Code|Message)>([^<]{1,200})</")
+_HINT = "check its values with `stoker key edit`, or test it with an address it may open"
 _CHALLENGE = re.compile(r'(realm|service)="([^"]*)"')
 
 
@@ -39,7 +38,7 @@ def probe(credential: Credential, options: SourceOptions, address: Uri | None = 
     """Return a sentence that says what the credential opens; raise a `StorageError` with the provider's reason.
 
     With an address, that is listed through its source; without, the service is asked who calls. A git-ssh key is tried
-    against the repository.
+    against the repository, from `options.scratch`.
     """
     try:
         if credential.kind == "git-ssh":
@@ -63,11 +62,8 @@ def without(text: str, credential: Credential) -> str:
 
 
 def _listed(address: Uri, options: SourceOptions) -> str:
-    source = open_source(address, options)
-    try:
+    with closing(open_source(address, options)) as source:
         items = source.list(address).items
-    finally:
-        source.close()
     return f"{address.shown} has {len(items)} file{'' if len(items) == 1 else 's'} for this key"
 
 
@@ -100,17 +96,10 @@ def _kaggle(credential: Credential, options: SourceOptions) -> str:
 
 
 def _gcp(credential: Credential, options: SourceOptions) -> str:
-    wire = Wire(options)
-    sign = google_signer(options, wire)
-    assert sign is not None, "a key of Google's signs"
-    try:
+    with _asking(options) as wire:
+        sign = google_signer(options, wire)
+        assert sign is not None, "a key of Google's signs"
         sign("GET", "", {})
-    except SourceFailed as error:
-        if error.transient:
-            raise
-        raise SourceRefused(error.message, "check the key file") from None
-    finally:
-        wire.close()
     return f"Google gave a token to {json.loads(credential.values['service_account_json'])['client_email']}"
 
 
@@ -126,25 +115,18 @@ def _azure(credential: Credential, options: SourceOptions) -> str:
 def _registry(credential: Credential, options: SourceOptions) -> str:
     values = credential.values
     server = values["server"].removeprefix("https://").rstrip("/")
-    url = values["server"] if values["server"].startswith("http://") else f"https://{server}"
+    url = (server if server.startswith("http://") else f"https://{server}") + "/v2/"
     basic = authorization((values["username"], values["password"]))
-    wire = Wire(options)
-    try:
-        answer = wire.ask(url.rstrip("/") + "/v2/", {}, shown=server)
-        challenge = answer.headers.get("www-authenticate", "")
+    with _asking(options) as wire:
+        answer = wire.get(url, {}, shown=server, redirects=0, also=frozenset({401}))
         answer.close()
+        challenge = answer.headers.get("www-authenticate", "")
         if challenge.lower().startswith("bearer"):
-            # The token server must be told by the registry over the same kind of connection that it was asked over.
             asked = dict(_CHALLENGE.findall(challenge))
             query = urlencode({"service": asked.get("service", ""), "account": values["username"]})
-            realm = asked.get("realm", "")
-            if not realm.startswith("https://" if url.startswith("https://") else "http"):
-                raise SourceRefused(f"{server} names no token server that may be asked")
-            _told(wire.ask(f"{realm}?{query}", basic, shown=server), server)
-        else:
-            _told(wire.ask(url.rstrip("/") + "/v2/", basic, shown=server), server)
-    finally:
-        wire.close()
+            # Who hands out tokens is asked only where a redirect from the registry could lead.
+            url = f"{following(urlsplit(url), asked.get('realm', ''), server)}?{query}"
+        wire.get(url, basic, shown=server, redirects=0, was_public=answer.public).close()
     return f"{server} lets {values['username']} in"
 
 
@@ -153,16 +135,9 @@ def _git(credential: Credential, options: SourceOptions, repository: str) -> str
     home = os.environ.get("HOME")
     # Which hosts a user knows is theirs to say; a runner that is not theirs asks the key alone.
     known = Path(home, ".ssh") if home and options.allow_local_addresses else None
-    wire = Wire(options)
-    with tempfile.TemporaryDirectory(prefix="stoker-key-") as directory:  # 0700
-        session = Session(replace(options, credential=credential, ssh_dir=known, scratch=Path(directory)), wire)
-        try:
-            words = ("ls-remote", "--heads", "--", argument(address))
-            found = session.git(*words, shown=shown, cancelled=never, address=address)
-        finally:
-            session.close()
-            wire.close()
-    count = len(found.splitlines())
+    with closing(Wire(options)) as wire, closing(Session(replace(options, ssh_dir=known), wire)) as session:
+        words = ("ls-remote", "--heads", "--", argument(address))
+        count = len(session.git(*words, shown=shown, cancelled=never, address=address).splitlines())
     return f"{shown} shows {count} branch{'' if count == 1 else 'es'} to this key"
 
 
@@ -174,33 +149,22 @@ def _ask(
     sign: Signer | None = None,
     body: bytes | None = None,
 ) -> str:
-    wire = Wire(options, sign=sign)
-    shown = url.partition("?")[0]
-    try:
-        return _told(wire.ask(url, headers or {}, shown=shown, body=body), shown)
-    finally:
-        wire.close()
+    method, shown = "GET" if body is None else "POST", url.partition("?")[0]
+    with _asking(options, sign) as wire:
+        answer = wire.get(url, headers or {}, method=method, body=body, shown=shown, redirects=0)
+        return answer.read_all(_ANSWER_BYTES_MAX).decode("utf-8", "replace")
 
 
-def _told(answer: Response, shown: str) -> str:
-    """Return the body of a good answer; raise the reason that a bad one gives."""
-    text = answer.read_all(_ANSWER_BYTES_MAX).decode("utf-8", "replace")
-    if 200 <= answer.status < 300:
-        return text
-    reason = _reason(text)
-    message = f"{shown} refused it ({answer.status}" + (f": {reason})" if reason else ")")
-    if answer.status >= 500 or answer.status == 429:
-        raise SourceFailed(message, "try again later")
-    raise SourceRefused(message, "check its values with `stoker key edit`, or test it with an address it may open")
-
-
-def _reason(text: str) -> str:
-    found = ": ".join(value for _, value in _XML.findall(text)[:2])
-    if not found:
-        document = _json(text)
-        values = (document.get(name) for name in ("error_description", "message", "error", "code"))
-        found = next((value for value in values if isinstance(value, str)), "")
-    return _plain(found)
+@contextmanager
+def _asking(options: SourceOptions, sign: Signer | None = None) -> Iterator[Wire]:
+    """Give a wire to a service: whatever it says that is neither an answer nor an outage is a refusal."""
+    with closing(Wire(options, sign=sign, refused=_HINT, verb="asked with this key")) as wire:
+        try:
+            yield wire
+        except (SourceMissing, SourceFailed) as error:
+            if isinstance(error, SourceFailed) and error.transient:
+                raise
+            raise SourceRefused(error.message, error.hint or _HINT) from None
 
 
 def _json(text: str) -> dict[str, Any]:
@@ -209,11 +173,6 @@ def _json(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _plain(text: str) -> str:
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return "".join(character if character.isprintable() else "?" for character in line)[:_REASON_MAX]
 
 
 _PROBES: Mapping[str, Callable[[Credential, SourceOptions], str]] = {

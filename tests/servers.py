@@ -75,7 +75,7 @@ def serving(server: ThreadingHTTPServer, tls: ssl.SSLContext | Path | None = Non
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
-        yield f"http{'' if tls is None else 's'}://127.0.0.1:{server.server_address[1]}"
+        yield f"http{'' if tls is None else 's'}://{server.server_address[0]!s}:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()

@@ -19,6 +19,7 @@ from runner.service.desk import Desk, Hub
 from runner.service.facts import LiveFacts
 from runner.service.intake import Caller, read_caller
 from runner.service.keep import Sweep, Verify
+from runner.service.lookout import Lookout
 from runner.service.operations import Operations
 from runner.service.push import Write
 from runner.service.refs import Target, resolve
@@ -52,6 +53,7 @@ class Room:
     sources: SourceOptions = field(default_factory=SourceOptions)
     nearby: Nearby = field(default_factory=Nearby)
     operations: Operations = field(default_factory=Operations)
+    lookout: Lookout = field(default_factory=Lookout)
 
     def now_us(self) -> int:
         """Return wall microseconds."""

@@ -23,6 +23,7 @@ from runner.service import intake, remove, rerun, start, stop, submit, views
 from runner.service.code import Snapshots
 from runner.service.desk import Change, Work
 from runner.service.intake import Caller
+from runner.service.lookout import Looks
 from runner.service.refs import Target
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute)
@@ -52,9 +53,11 @@ async def submit_job(request: Request) -> JSONResponse:
         if document.get("dry_run"):
             return JSONResponse(await ask(room.desk, lambda change: submit.dry_run(change, prepared, uid)))
         number = room.random()
-        with Snapshots(room.store) as snapshots:
+        with Snapshots(room.store) as snapshots, Looks(room.store, room.lookout) as looks:
             if prepared.spec.snapshot:
                 prepared = await run_in_threadpool(snapshots.take, prepared)
+            elif prepared.code is not None and prepared.code.to_look:
+                prepared = await run_in_threadpool(looks.take, prepared)
             answer = await once.ask(lambda change: submit.accept(change, prepared, caller, number))
     return JSONResponse(answer, status_code=201)
 
@@ -67,8 +70,9 @@ async def submit_batch(request: Request) -> JSONResponse:
     once = Once(request, body)
     answer = once.known()
     if answer is None:
-        with Snapshots(room.store) as snapshots:
-            prepared, caller = await run_in_threadpool(_read_batch, room, uid, body, snapshots)
+        with Snapshots(room.store) as snapshots, Looks(room.store, room.lookout) as looks:
+            jobs, caller = await run_in_threadpool(_read_batch, room, uid, body)
+            prepared = await run_in_threadpool(lambda: [looks.take(snapshots.take(each)) for each in jobs])
             answer = await once.ask(partial(_accept_all, prepared, caller, room.random()))
     return JSONResponse(answer, status_code=201)
 
@@ -143,8 +147,9 @@ async def rerun_job(request: Request, ref: str) -> JSONResponse:
     answer = once.known()
     if answer is None:
         target = await run_in_threadpool(room.target, ref, uid)
-        with Snapshots(room.store) as snapshots:
+        with Snapshots(room.store) as snapshots, Looks(room.store, room.lookout) as looks:
             caller, prepared = await run_in_threadpool(_read_rerun, room, uid, target, document, snapshots)
+            prepared = await run_in_threadpool(looks.take, prepared)
             number = room.random()
             answer = await once.ask(lambda change: submit.accept(change, prepared, caller, number))
     return JSONResponse(answer, status_code=201)
@@ -179,11 +184,11 @@ def _prepare(room: Room, caller: Caller, merged: dict[str, Any], origins: dict[s
     return prepared
 
 
-def _read_batch(room: Room, uid: int, body: bytes, snapshots: Snapshots) -> tuple[list[submit.Prepared], Caller]:
+def _read_batch(room: Room, uid: int, body: bytes) -> tuple[list[submit.Prepared], Caller]:
     head, documents = intake.read_batch(body)
     check(bodies.BATCH_HEAD, head)
     caller = room.caller(head.get("caller"), uid)
-    return list(map(snapshots.take, submit.prepare_batch(head, documents, room.envelope(caller)))), caller
+    return submit.prepare_batch(head, documents, room.envelope(caller)), caller
 
 
 def _accept_all(prepared: list[submit.Prepared], caller: Caller, base: int, change: Change) -> dict[str, Any]:

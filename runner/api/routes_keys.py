@@ -72,7 +72,7 @@ async def test_key(request: Request, name: str) -> JSONResponse:
     room, uid = room_of(request), uid_of(request)
     body = await body_of(request, SMALL_MAX)
     uri = read_body(bodies.KEY_TEST, body).get("uri")
-    action = partial(keytest.tried, room.database, room.sealer, room.sources, uid=uid, name=name, uri=uri)
+    action = partial(keytest.tried, room.database, room.sealer, room.store, room.sources, uid=uid, name=name, uri=uri)
     return JSONResponse(await Once(request, body).outside(action))
 
 

@@ -68,8 +68,20 @@ def code_line(code: dict[str, Any]) -> str:
         f"{code['changed']} changed" if code.get("changed") else "",
         f"{code['untracked']} untracked" if code.get("untracked") else "",
         f"tree {str(code['digest'])[:12]}" if code.get("digest") else "",
+        _seen(code) if code.get("way") == "recorded" else "",
+        str(code.get("trouble") or ""),
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _seen(code: dict[str, Any]) -> str:
+    """Return when a work tree was looked at: what it was when the job was submitted is not known later."""
+    late_s = code.get("late_s")
+    if late_s is None:
+        return "not looked at: which code it is is not known"
+    if late_s == 0:
+        return "as it was at submit"
+    return f"as it was {duration(max(1, late_s))} after submit: it may differ from what was submitted"
 
 
 def facts_text(

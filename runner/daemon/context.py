@@ -24,6 +24,7 @@ from runner.identity.sealing import Sealer
 from runner.ledger.pricing import Price
 from runner.paths import Paths
 from runner.service.desk import Change, Desk, Hub
+from runner.service.lookout import Lookout
 from runner.service.submit import request_from, secret_sources, split_environment
 from runner.state import codes, jobs
 from runner.state.ballast import Ballast
@@ -75,6 +76,7 @@ class Context:
     stalled: str = ""  # why nothing can be launched now, though all else goes on
     step: Callable[[Step], None] = pass_by
     system: bool = False  # root's, for everyone on the box: what it may reach is not what its users may
+    lookout: Lookout = field(default_factory=Lookout)
     shelf: Hub = field(default_factory=Hub)  # tells of artifacts, by their ids, as `hub` does of jobs
     _environments: dict[tuple[int, bytes], Unsealed] = field(default_factory=dict)
     _facts: OrderedDict[int, JobFacts] = field(default_factory=OrderedDict)

@@ -122,7 +122,7 @@ class Fetcher:
     def _identity(self, address: Uri, opened_by: tuple[int, str] | None, owner_uid: int) -> str:
         """Return for whom an address is read: for a key, for a user, for who knows a secret of it, or for all."""
         if opened_by is not None:
-            return keys.mark(self.context, opened_by)
+            return keys.mark(self.context.database.reader(), opened_by)
         if address.kind not in OPEN_TO_ALL or address.is_local:
             return f"for={owner_uid}"
         secret = address.text != address.shown
@@ -151,7 +151,7 @@ class Fetcher:
         if endpoint is not None:
             name += f" endpoint={endpoint}"
         if opened_by is not None:
-            name += f" {keys.mark(self.context, opened_by)}"
+            name += f" {keys.mark(self.context.database.reader(), opened_by)}"
         elif owner_uid is not None and address.kind not in OPEN_TO_ALL:
             name += f" for={owner_uid}"
         return f"{name} unpacked" if extract and not address.is_tree and is_archive(address.name) else name

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
+import sqlite3
+
 from runner.core.errors import NotFound
 from runner.daemon.context import Context
 from runner.service import keys as service
@@ -19,7 +22,10 @@ def opened(context: Context, owner_uid: int, name: str) -> Credential:
     return credential
 
 
-def mark(context: Context, opened_by: tuple[int, str]) -> str:
-    """Return what sets apart, among things remembered, those that a key opened; no other key is given them."""
-    row = keys.find(context.database.reader(), *opened_by)
-    return service.identity(row) if row is not None else "key=gone"
+def mark(reader: sqlite3.Connection, opened_by: tuple[int, str]) -> str:
+    """Return what sets apart, among things remembered, those that a key opened; no other key is given them.
+
+    Of a key that was removed it is another each time: whatever comes under it, nobody ever finds it again.
+    """
+    row = keys.find(reader, *opened_by)
+    return service.identity(row) if row is not None else f"key=gone:{secrets.token_hex(16)}"

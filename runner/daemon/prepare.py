@@ -27,6 +27,7 @@ from runner.daemon.handout import may_copy
 from runner.daemon.launch import COPIED, JobFacts, attempt_dir
 from runner.daemon.loop import Loop
 from runner.daemon.queueing import Chosen, StagingQueue
+from runner.daemon.record import Recorder
 from runner.daemon.shelf import NotReady, once_made, pins_text, remember
 from runner.daemon.stage import Failed, Preparation, PutOff, Staged, Stager
 from runner.executors.environments import BuildCancelled
@@ -51,6 +52,7 @@ class Preparer:
         self.context = context
         self.loop = loop
         self.stager = stager
+        self.recorder = Recorder(context)
         self._jobs: dict[int, Preparation] = {}
         self._new: list[Preparation] = []
         self._given_up: list[Path] = []
@@ -66,7 +68,7 @@ class Preparer:
         if delay_us > 0:
             self.loop.after(delay_us / 1e6, lambda: self.context.desk.put(lambda change: self._due(change, effect)))
             return
-        if not effect.prepares:
+        if not effect.prepares and not self.recorder.waits(effect.job_id):
             self._ready(effect, effect.indices)
             return
         preparation = self._jobs.get(effect.job_id)
@@ -109,7 +111,7 @@ class Preparer:
                 self._aside.append(copies.rename(copies.with_name(GIVEN_UP)))
         self._go_on()
         for preparation in new:
-            self._lookers.submit(safely, f"look at what job {preparation.job_id} needs", self._look, preparation)
+            self._begin(preparation)
 
     def rolled_back(self) -> None:
         """Forget what a refused turn queued and take up everything that waits again."""
@@ -152,8 +154,14 @@ class Preparer:
             )
         )
 
+    def _begin(self, preparation: Preparation) -> None:
+        self._lookers.submit(safely, f"look at what job {preparation.job_id} needs", self._look, preparation)
+
     def _look(self, preparation: Preparation) -> None:
         """Let a job through that lacks nothing; let the others queue up for what they lack."""
+        if self.recorder.awaits(preparation.job_id, partial(self._begin, preparation)):
+            self.stager.tell(preparation, WaitReason(Waiting.STAGING, "looking at its work tree"))
+            return
         if self._attempt(preparation, self._let_through):
             self._queue.add(preparation)
         self._queue.release(preparation)

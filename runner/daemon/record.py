@@ -1,72 +1,75 @@
-"""Writes down which code a job was submitted with: a look at its work tree, beside everything else.
-
-Jobs of one work tree that come while it waits for its turn share the look.
-"""
+"""Writes down what was seen in work trees for jobs whose submit did not wait for that; they start after it."""
 
 from __future__ import annotations
 
-import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 
+from runner.core.job import PLAIN, Ref
 from runner.daemon.context import Context
 from runner.daemon.guard import safely
 from runner.service.desk import Change
+from runner.service.lookout import Sight
 from runner.state import codes
-from runner.state.codes import RECORDED, Code
-from storage.errors import StorageError
+from runner.state.codes import Code
 
-log = logging.getLogger("stoker.record")
+_Then = Callable[[], object]
 
 
 class Recorder:
-    """Looks at work trees, one at a time. `look` belongs to the turn's thread and waits for nothing."""
+    """For any thread; none of them waits here for a look."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self._lock = threading.Lock()
-        self._waiting: dict[str, list[int]] = {}
+        self._jobs: dict[Future[Sight], list[int]] = {}
+        self._then: dict[int, list[_Then]] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="record")
 
-    def look(self, job_id: int, top: str) -> None:
-        """Have the work tree of a job looked at."""
-        with self._lock:
-            waiting = self._waiting.get(top)
-            if waiting is not None:
-                waiting.append(job_id)
-                return
-            self._waiting[top] = [job_id]
-        self._pool.submit(safely, f"look at the work tree {top}", self._record, top)
+    def load(self) -> None:
+        """Look at what an earlier runner did not come to look at."""
+        for job_id, top in codes.to_look(self.context.database.writer):
+            self.follow(job_id, self.context.lookout.begin(top))
 
-    def _record(self, top: str) -> None:
+    def follow(self, job_id: int, look: Future[Sight]) -> None:
+        """Write down for a job what a look sees, once it does."""
         with self._lock:
-            job_ids = self._waiting.pop(top)
-        from storage import worktree  # with `pathspec`, which a runner whose jobs have no work tree never loads
+            self._then[job_id] = []
+            job_ids = self._jobs.setdefault(look, [])
+            job_ids.append(job_id)
+        if len(job_ids) == 1:
+            look.add_done_callback(lambda _: self._pool.submit(safely, "record code", self._record, look))
 
-        root = Path(top)
+    def waits(self, job_id: int) -> bool:
+        """Say whether the code of a job is still to be written down."""
+        return job_id in self._then
+
+    def awaits(self, job_id: int, then: _Then) -> bool:
+        """Call `then` once the code of a job is written down; False where nothing is waited for."""
+        with self._lock:
+            if job_id not in self._then:
+                return False
+            self._then[job_id].append(then)
+            return True
+
+    def _record(self, look: Future[Sight]) -> None:
+        with self._lock:
+            job_ids = self._jobs.pop(look)
         try:
-            # The lease keeps what was stored until the rows that lead to it are committed.
-            with self.context.store.lease("code"):
-                known = worktree.described(root)
-                found = worktree.differences(root, known.commit) if known.commit is not None else None
-                digest = worktree.keep(self.context.store, found) if found is not None else None
-                code = Code(
-                    RECORDED,
-                    top,
-                    "",
-                    known.commit,
-                    known.branch,
-                    known.remote,
-                    found.changed if found is not None else None,
-                    len(found.untracked) if found is not None else None,
-                    digest,
-                )
+            # What is kept in the store is held until the rows that lead to it are committed.
+            with ExitStack() as held:
+                code = look.result().kept(self.context.store, held)
                 self.context.desk.insist(lambda change: _write(change, job_ids, code))
-        except (StorageError, OSError) as error:
-            log.info("the work tree %s could not be looked at: %s", top, error)
+        finally:
+            with self._lock:
+                waiting = [then for job_id in job_ids for then in self._then.pop(job_id)]
+            for then in waiting:
+                then()
 
 
 def _write(change: Change, job_ids: list[int], code: Code) -> None:
     for job_id in job_ids:
         codes.describe(change.connection, job_id, code)
+        change.touched.add(Ref(job_id, PLAIN))

@@ -26,6 +26,7 @@ def recover(context: Context, loop: Loop, *, starter: Starter, preparer: Prepare
     saved are saved, devices that nothing holds any more are emptied.
     """
     starter.reload()
+    preparer.recorder.load()
     preparer.load()
     open_ids = set(context.board.running)
     for attempt_id in open_ids:

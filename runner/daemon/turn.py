@@ -22,7 +22,6 @@ from runner.daemon.make import Maker
 from runner.daemon.measure import Measurer
 from runner.daemon.meter import Meter
 from runner.daemon.prepare import Preparer
-from runner.daemon.record import Recorder
 from runner.daemon.save import Saver
 from runner.daemon.start import Starter
 from runner.daemon.steps import Step
@@ -78,7 +77,6 @@ class Turn:
         expirer: Expirer,
         measurer: Measurer,
         maker: Maker,
-        recorder: Recorder,
     ) -> None:
         self.context = context
         self.loop = loop
@@ -91,7 +89,6 @@ class Turn:
         self.expirer = expirer
         self.measurer = measurer
         self.maker = maker
-        self.recorder = recorder
         self.leaving: Leave | None = None
         self._looks_for_room = False
         self._put_off: dict[int, int] = {}
@@ -247,7 +244,7 @@ class Turn:
             case Abandon():
                 self.maker.abandon(effect.artifact_id)
             case Look():
-                self.recorder.look(effect.job_id, effect.top)
+                self.preparer.recorder.follow(effect.job_id, effect.look)
             case Leave():
                 self._leave(effect)
 

@@ -113,6 +113,8 @@ def document(connection: sqlite3.Connection, job_id: int) -> dict[str, Any] | No
         "changed": code.changed,
         "untracked": code.untracked,
         "digest": code.tree_digest,
+        "late_s": codes.late_s(connection, job_id),
+        "trouble": code.trouble,
     }
 
 

@@ -8,12 +8,16 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner.config import Config
 from runner.core.job import Ref
 from schedulers.resources import Inventory, ResourceRequest
+
+if TYPE_CHECKING:
+    from runner.service.lookout import Sight
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +87,10 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Look at the work tree that a job was submitted in, and write down what is there."""
+    """Write down for a job what a look at its work tree sees, which was still under way when the job was accepted."""
 
     job_id: int
-    top: str
+    look: Future[Sight]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,12 @@ from storage import probe
 from storage.credentials import fits, is_ssh, kind_for
 from storage.errors import BadUri, SourceRefused, StorageError
 from storage.sources.base import SourceOptions
+from storage.store import Store
 from storage.uri import Uri, parse
 
 
 def tried(
-    database: Database, sealer: Sealer, options: SourceOptions, *, uid: int, name: str, uri: str | None
+    database: Database, sealer: Sealer, store: Store, options: SourceOptions, *, uid: int, name: str, uri: str | None
 ) -> dict[str, Any]:
     """Try a key against its service, or against an address; raise with the provider's reason."""
     row = keys.found(database.reader(), uid, name)
@@ -29,9 +30,11 @@ def tried(
         )
     address = _address(uri, row.kind) if uri is not None and not repository else None
     credential = keys.open_key(sealer, row)
-    own = replace(options, credential=credential, aws_dir=None, stall_s=probe.TIMEOUT_S)
+    scratch = store.root / "tmp"  # where a sweep finds what a kill leaves
+    own = replace(options, credential=credential, aws_dir=None, stall_s=probe.TIMEOUT_S, scratch=scratch)
     try:
-        said = probe.probe(credential, own, address, repository=repository)
+        with store.lease("key test"):
+            said = probe.probe(credential, own, address, repository=repository)
     except StorageError as error:
         if isinstance(error, SourceRefused):
             raise Refused(f"key {name}: {error.message}", hint=error.hint) from None

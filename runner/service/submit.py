@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from runner.service import keys, places
 from runner.service.code import code_of, recorded
 from runner.service.desk import Change, Enqueue, Look
 from runner.service.intake import Caller, flags_of
+from runner.service.lookout import Sight
 from runner.service.references import Meant, meant, tie
 from runner.service.sources import below, checked_part, destination_of, requirements_of, source_of
 from runner.state import codes, jobs, listing
 from runner.state.books import list_prices
-from runner.state.codes import RECORDED, Code
+from runner.state.codes import Code
 from runner.telemetry.metrics import compile_patterns
 from schedulers.decide import explain
 from schedulers.decision import Start, Wait
@@ -42,7 +44,7 @@ UPLOAD = "=upload"
 class Prepared:
     """A job read, checked and sealed, ready to be written; `key_kinds` says what key each address asks for.
 
-    `code` is what it runs from, where that is a copy of its own, with its (bytes, files) once it is in the store.
+    `code` is what it runs from, `code_size` the (bytes, files) of its own copy, `look` one at a tree under way.
     """
 
     spec: JobSpec
@@ -56,6 +58,7 @@ class Prepared:
     code: Code | None = None
     code_size: tuple[int, int] = (0, 0)
     warnings: tuple[str, ...] = ()
+    look: Future[Sight] | None = None
 
 
 class Envelope:
@@ -201,10 +204,9 @@ def dry_run(change: Change, prepared: Prepared, uid: int) -> dict[str, Any]:
     entry = Entry(prepared.spec.priority, request, (Candidate(0, change.now_us),))
     decision = explain(Snapshot(change.now_us, change.inventory, (entry,)), 0)
     devices = decision.allocation.devices if isinstance(decision, Start) else ()
-    prices = list_prices(change.connection, change.now_us)
     models = [each.model for each in change.inventory.devices if each.uuid in devices]
     models = models or [each.model for each in change.inventory.known[: request.gpus]]
-    rate = rate_for(models, request.cpu_milli, prices)
+    rate = rate_for(models, request.cpu_milli, list_prices(change.connection, change.now_us))
     document = prepared.spec.document()
     document["env"] = sorted(prepared.spec.env)
     return {
@@ -295,9 +297,8 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         )
     _write_inputs(change.connection, job_id, prepared, key_names, pinned)
     jobs.note(change.connection, change.now_us, "submitted", Ref(job_id, PLAIN), {"name": name})
-    if prepared.code is not None and prepared.code.way == RECORDED:
-        change.effects.append(Look(job_id, prepared.code.place))
-    prepares = bool(prepared.input_uris or spec.requirements)
+    change.effects += [Look(job_id, prepared.look)] if prepared.look is not None else []
+    prepares = bool(prepared.input_uris or spec.requirements or prepared.look)
     change.effects.append(Enqueue(job_id, indices, request, spec.priority, change.now_us, limit, prepares))
     change.touched.add(Ref(job_id, indices[0]))
     return {

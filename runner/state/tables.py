@@ -240,6 +240,7 @@ class Code(SQLModel, table=True):
     __tablename__: ClassVar[str] = "codes"
     __table_args__: ClassVar[tuple[object, ...]] = (
         CheckConstraint("way IN ('recorded', 'snapshot', 'git')"),
+        Index("codes_to_look", "job_id", sqlite_where=text("way = 'recorded' AND looked_us IS NULL")),
         {"sqlite_strict": True},
     )
 
@@ -253,6 +254,8 @@ class Code(SQLModel, table=True):
     changed: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
     untracked: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
     tree_digest: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    looked_us: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
+    trouble: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
 
 
 class Input(SQLModel, table=True):

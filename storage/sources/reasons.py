@@ -7,8 +7,6 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-from storage.credentials import KINDS, Credential
-
 MOST_CHARACTERS = 200
 _XML = {name: re.compile(rf"<{name}>([^<]{{1,2000}})</{name}>") for name in ("Code", "Message")}
 _SECRET = re.compile(r"(?i)\b(sig|signature|token|key|secret|password)=[^&\s]+")
@@ -28,14 +26,6 @@ def reason(headers: Mapping[str, str], body: bytes, secrets: Iterable[str] = ())
         line = line.replace(secret, "***")
     line = _SECRET.sub(r"\1=***", line)
     return line if len(line) <= MOST_CHARACTERS else line[: MOST_CHARACTERS - 1] + "…"
-
-
-def secrets_of(credential: Credential | None) -> tuple[str, ...]:
-    """Return the values of a key that nobody may be shown."""
-    if credential is None:
-        return ()
-    hidden = {part.name for part in KINDS[credential.kind] if part.secret}
-    return tuple(value for name, value in credential.values.items() if name in hidden and value)
 
 
 def _of_json(text: str) -> str:

@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
+from storage.credentials import secrets
 from storage.errors import SourceChanged, SourceFailed, SourceMissing, SourceRefused
 from storage.sources.base import SourceOptions
 from storage.sources.dial import address, allowed, dial, why
 from storage.sources.http1 import Exchange, Malformed
 from storage.sources.proxies import proxy_for
-from storage.sources.reasons import reason, secrets_of
+from storage.sources.reasons import reason
 
 MAX_REDIRECTS = 5
 CHECK = "check the credentials and their permissions"
@@ -83,7 +84,7 @@ class Wire:
         self._tls: ssl.SSLContext | None = None
         self._refused, self._verb = refused, verb
         self._closed = False
-        self._secrets = secrets_of(options.credential)
+        self._secrets = tuple(secrets(options.credential)) if options.credential is not None else ()
 
     def get(
         self,
@@ -118,17 +119,11 @@ class Wire:
             response.close()
             if self._sign is not None:
                 raise SourceRefused(f"{shown} answers with a redirect", "check the endpoint and the region")
-            url = _following(parts, target, shown)
+            url = following(parts, target, shown)
             if body is not None:
                 method, body = "GET", None
                 headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
         raise SourceRefused(f"{shown} redirects too often")
-
-    def ask(self, url: str, headers: Mapping[str, str], *, shown: str, body: bytes | None = None) -> Response:
-        """Send one GET, a POST where there is a body, and return any answer, a redirect or a refusal too."""
-        method = "GET" if body is None else "POST"
-        sent = self._headers(method, url, headers, own=True)
-        return self._send(method, urlsplit(url), sent, body, shown=shown, was_public=False)[0]
 
     def check(self, url: str, shown: str) -> str | None:
         """Raise `SourceRefused` unless a host has an address that may be fetched from: for programs that connect.
@@ -325,7 +320,7 @@ def _origin(parts: SplitResult) -> tuple[str, str]:
     return parts.scheme, parts.netloc.rpartition("@")[2].lower()
 
 
-def _following(parts: SplitResult, target: str, shown: str) -> str:
+def following(parts: SplitResult, target: str, shown: str) -> str:
     """Return where a redirect leads, if that is somewhere we go."""
     try:
         there = urlsplit(urljoin(parts.geturl(), target))

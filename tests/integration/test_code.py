@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -294,12 +297,90 @@ def test_the_code_of_a_job_is_recorded(runner: Box, repository: Repository) -> N
     assert refused.returncode == 5 and f"commit {code['commit']}" in refused.stderr and "--snapshot" in refused.stderr
 
 
+@contextmanager
+def slow_to_look_at(repository: Repository) -> Iterator[Callable[[], None]]:
+    """Have git wait in a work tree until what is yielded is called: its list of exclusions is a pipe until then."""
+    pipe = repository.path / ".git/info/exclude"
+    pipe.parent.mkdir(exist_ok=True)
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    both = os.open(pipe, os.O_RDWR)  # nobody is kept waiting once it is closed
+
+    def release() -> None:
+        gone = pipe.rename(pipe.with_name("pipe"))
+        os.close(os.open(gone, os.O_RDWR))
+
+    os.close(both)
+    try:
+        yield release
+    finally:
+        if pipe.exists():
+            release()
+
+
+def patch_of(box: Box, code: dict[str, object]) -> str:
+    """Return what was kept of what differs from the commit."""
+    lines = (box.state_dir / "store/trees" / f"{code['digest']}.json").read_text().splitlines()[1:]
+    digest = next(entry[3] for entry in map(json.loads, lines) if entry[0] == "changes.patch")
+    return (box.state_dir / "store/objects" / digest[:2] / digest).read_text()
+
+
+def test_recorded_code_is_that_of_the_submit(runner: Box, repository: Repository) -> None:
+    """What is edited once `submit` has returned is not taken for what the job was submitted with."""
+
+    def in_time() -> bool:
+        """A submit waits a moment for the look at its tree; here it may take longer, and is said to have been late."""
+        (repository.path / "lib.txt").write_text("submitted\n")
+        job = runner.submit("--cwd", str(repository.path), "--", "true")
+        (repository.path / "lib.txt").write_text("edited later\n")
+        runner.wait(job)
+        code = recorded(runner, job)
+        assert code["trouble"] is None
+        if code["late_s"]:
+            return False
+        assert "+submitted" in patch_of(runner, code)
+        assert "as it was at submit" in runner.ok("show", job)
+        return True
+
+    wait_until(in_time)
+
+
+def test_a_job_starts_once_its_code_is_recorded(runner: Box, repository: Repository) -> None:
+    """A tree that takes long to look at keeps only its own jobs waiting; `show` says that it was looked at later."""
+    with slow_to_look_at(repository) as release:
+        jobs = [runner.submit("--cwd", str(repository.path), "--", "true") for _ in range(2)]
+        done(runner, "--", "true", cwd=Path("/"))
+        shown = runner.show(jobs[0])
+        assert (shown["state"], shown["code"]["late_s"]) == ("pending", None)
+        assert "work tree" in shown["reason"]["sentence"] and "not looked at" in runner.ok("show", jobs[0])
+        runner.ok("stop", jobs[1])
+        release()
+        assert runner.wait(jobs[0])["state"] == "succeeded"
+    code = code_of(runner, jobs[0])
+    assert code["commit"] == repository.git("rev-parse", "HEAD") and float(str(code["late_s"])) > 0
+    assert "it may differ from what was submitted" in runner.ok("show", jobs[0])
+    assert runner.show(jobs[1])["state"] == "stopped"
+
+
+def test_recorded_code_outlives_a_kill(runner: Box, repository: Repository) -> None:
+    """A runner that is killed before it looked has the next one look: no job starts whose code nobody looked at."""
+    with slow_to_look_at(repository) as release:
+        job = runner.submit("--cwd", str(repository.path), "--", "true")
+        runner.kill_runner()
+        runner.wait_runner()
+        assert runner.show(job)["state"] == "pending"
+        release()
+        assert runner.wait(job)["state"] == "succeeded"
+    assert code_of(runner, job)["commit"] == repository.git("rev-parse", "HEAD")
+
+
 def test_a_repository_without_a_commit_is_no_trouble(runner: Box, tmp_path: Path) -> None:
-    """What looks like a repository and is none, or has no commit, says nothing; a job elsewhere has no code."""
+    """What looks like a repository and is none, or has no commit, is said to be so; a job elsewhere has no code."""
     (tmp_path / "false").mkdir()
     (tmp_path / "false/.git").write_text("nonsense")
     Repository(tmp_path / "fresh")
     for name in ("false", "fresh"):
         job = done(runner, "--", "true", cwd=tmp_path / name)
         assert code_of(runner, job)["commit"] is None
+        assert "git finds no commit there" in runner.ok("show", job)
     assert runner.show(done(runner, "--", "true", cwd=Path("/")))["code"] is None

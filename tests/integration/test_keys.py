@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from runner.daemon.keys import mark
+from runner.state.engine import open_database
 from tests.kit import Box, kill_and_wait, parent_of, wait_until
 from tests.servers import S3, S3_KEY, S3_SECRET, free_port, s3_server
 from tests.unit.test_credentials import CANARY, WHOLE
@@ -127,6 +130,14 @@ def test_a_key_removed_before_it_was_needed_fails_the_input(runner: Box) -> None
     ended = runner.wait(job)
     assert (ended["state"], ended["reason"]["ending"]) == ("failed", "input_failed")
     assert "key work was removed" in ended["reason"]["sentence"]
+
+
+def test_what_a_removed_key_opens_is_found_by_nobody(tmp_path: Path) -> None:
+    """A key may go, and come again, while a job is being prepared: no other user is given what that fetches."""
+    database = open_database(str(tmp_path / "db"), backup_dir=str(tmp_path), allow_network_filesystem=True)
+    marks = {mark(database.reader(), (uid, "k")) for uid in (1001, 1002, 1001)}
+    database.close()
+    assert len(marks) == 3
 
 
 def test_removing_a_key_names_what_is_written_and_fetched_with_it(runner: Box) -> None:
@@ -257,6 +268,24 @@ def test_a_key_is_tried(runner: Box, s3: S3) -> None:
     assert done.returncode == 4
     assert "SignatureDoesNotMatch" in done.stderr
     assert CANARY not in done.stderr
+
+
+def test_a_kill_leaves_no_key_that_was_tried(tmp_path: Path) -> None:
+    """While a deploy key is tried it lies where the runner looks after a kill, and nowhere else."""
+    (tmp_path / "temporary").mkdir()
+    with Box(tmp_path, TMPDIR=str(tmp_path / "temporary")) as box, socket.create_server(("127.0.0.1", 0)) as silent:
+        box.ok("key", "add", "git-ssh", "deploy", "--generate")
+        port = silent.getsockname()[1]
+        trying = box.spawn("key", "test", "deploy", f"ssh://git@127.0.0.1:{port}/x.git")
+        with silent.accept()[0]:
+            secret = [b"OPENSSH PRIVATE KEY"]
+            assert [path.parent.parent for path in holding(box, secret)] == [box.state_dir / "store/tmp"]
+            assert not list((tmp_path / "temporary").rglob("key"))
+            box.kill_runner()
+        trying.communicate()
+        box.wait_runner()
+        box.ok("cache", "prune")
+        assert holding(box, secret) == []
 
 
 def test_a_rotated_sealing_key_opens_them(runner: Box, s3: S3) -> None:

@@ -11,9 +11,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from botocore.auth import SigV4Auth
@@ -28,6 +30,7 @@ from storage.errors import SourceFailed, SourceRefused
 from storage.keyfiles import files_of
 from storage.probe import probe
 from storage.sources.base import Proxies, SourceOptions
+from storage.sources.wire import Wire
 from tests.clouds import AZURE_ACCOUNT, AZURE_KEY, azure_server, certificate
 from tests.contracts.test_proxies import proxy_server
 from tests.hub import Hub, hub_server
@@ -120,8 +123,8 @@ def far(tmp_path: Path) -> Iterator[tuple[Hub, SourceOptions]]:
 @pytest.mark.parametrize(
     ("kind", "said", "why"),
     [
-        ("hf", "Hugging Face knows it as eve", "401: Invalid user token."),
-        ("kaggle", "Kaggle knows it as eve", "401: Unauthenticated"),
+        ("hf", "Hugging Face knows it as eve", "(401, Invalid user token.)"),
+        ("kaggle", "Kaggle knows it as eve", "(401, Unauthenticated)"),
     ],
 )
 def test_a_hub_knows_a_key_or_says_why_not(far: tuple[Hub, SourceOptions], kind: str, said: str, why: str) -> None:
@@ -223,6 +226,112 @@ def test_no_address_of_a_key_leads_to_this_machine(kind: str) -> None:
     assert "local address" in caught.value.message
 
 
+class Inner(BaseHTTPRequestHandler):
+    """What only this box may reach: it notes who asks, and answers with what nobody may see."""
+
+    asked: ClassVar[list[str]] = []
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        """Answer whatever it is."""
+        self.asked.append(self.path)
+        body = b'{"error": "InstanceSecret-of-nobody", "access_token": "t"}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_HEAD = do_GET
+
+
+@pytest.mark.parametrize("kind", ["gcp", "azure", "aws", "registry"])
+def test_a_service_of_a_key_leads_nowhere_else(kind: str) -> None:
+    """Neither by a redirect nor by what its address says further: nothing is asked that a fetch may not ask."""
+    Inner.asked.clear()
+    with serving(ThreadingHTTPServer(("127.0.0.2", 0), Inner)) as inner:
+
+        class Redirects(Inner):
+            """Leads to what is inside."""
+
+            def do_GET(self) -> None:
+                """Redirect."""
+                self.send_response(302)
+                self.send_header("Location", f"{inner}/latest/meta-data")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            do_POST = do_HEAD = do_GET
+
+        with serving(ThreadingHTTPServer(("127.0.0.1", 0), Redirects)) as url:
+            values = {
+                "gcp": {"service_account_json": json.dumps(account(token_uri=f"{url}/token"))},
+                "azure": WHOLE["azure"] | {"endpoint": f"{url}/;BlobEndpoint={inner}"},
+                "aws": WHOLE["aws"] | {"endpoint": url},
+                "registry": WHOLE["registry"] | {"server": url},
+            }
+            credential = check(kind, values[kind])
+            options = SourceOptions(
+                credential=credential, allow_local_addresses=False, allow_hosts=frozenset({"127.0.0.1"}), stall_s=5
+            )
+            with pytest.raises(SourceRefused) as caught:
+                probe(credential, options)
+    assert Inner.asked == []
+    assert "InstanceSecret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["azure", "gcp"])
+def test_no_part_of_a_key_is_told(kind: str) -> None:
+    """What a service says is shown without the parts of a value that are secret by themselves, too."""
+    values = {"azure": {"account_name": "lab", "sas_token": f"?sv=2024&sig={CANARY}"}}
+    values["gcp"] = {"service_account_json": json.dumps(ACCOUNT | {"private_key_id": CANARY})}
+    credential = check(kind, values[kind])
+
+    class Tells(Inner):
+        """Repeats what it was told."""
+
+        def do_GET(self) -> None:
+            """Refuse."""
+            body = json.dumps({"message": f"no such thing as {CANARY} here"}).encode()
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    options, refused = SourceOptions(credential=credential), pytest.raises(SourceRefused)
+    with (
+        serving(ThreadingHTTPServer(("127.0.0.1", 0), Tells)) as url,
+        closing(Wire(options)) as wire,
+        refused as caught,
+    ):
+        wire.get(url, {}, shown="it")
+    assert "no such thing as *** here" in caught.value.message
+
+
+@pytest.mark.parametrize("realm", ["httpx://h/", "http://[::1", "ftp://127.0.0.1/t", "//", "http://127.0.0.2:1/t", ""])
+def test_a_registry_names_a_token_server_that_may_be_asked(realm: str) -> None:
+    """Whatever it names else is refused, like any other answer that no registry gives."""
+
+    class Odd(Inner):
+        """A registry that names a strange place."""
+
+        def do_GET(self) -> None:
+            """Name it."""
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", f'Bearer realm="{realm}",service="s"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Odd)) as url:
+        credential = check("registry", WHOLE["registry"] | {"server": url})
+        options = SourceOptions(
+            credential=credential, allow_local_addresses=False, allow_hosts=frozenset({"127.0.0.1"}), stall_s=5
+        )
+        with pytest.raises(SourceRefused):
+            probe(credential, options)
+
+
 @pytest.fixture
 def git_over_ssh(tmp_path: Path) -> Iterator[tuple[str, Credential, Path]]:
     """A real sshd with a repository; its URL, a key that it does not know yet, and where it looks for those it does."""
@@ -250,18 +359,30 @@ def git_over_ssh(tmp_path: Path) -> Iterator[tuple[str, Credential, Path]]:
         process.wait(10)
 
 
-def test_a_deploy_key_shows_a_repository(git_over_ssh: tuple[str, Credential, Path]) -> None:
-    """Refused until the host knows its public half; then it sees the branches. A host that is not known is refused."""
+def test_a_deploy_key_shows_a_repository(
+    git_over_ssh: tuple[str, Credential, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused until the host knows its public half; then it sees the branches. A host that is not known is refused.
+
+    What the user's configuration says of addresses has no say in what a key is tried against.
+    """
     url, credential, allowed = git_over_ssh
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".gitconfig").write_text('[url "ssh://elsewhere.invalid/"]\n\tinsteadOf = ssh://\n')
+    options = SourceOptions(credential=credential, scratch=tmp_path)
     with pytest.raises(SourceRefused) as caught:
-        probe(credential, SourceOptions(), repository=url)
+        probe(credential, options, repository=url)
     assert "Permission denied" in caught.value.message
     allowed.write_text(pairs.public_of(credential.values["private_key"], "stoker") + "\n")
-    assert probe(credential, SourceOptions(), repository=url).endswith("shows 0 branches to this key")
+    assert probe(credential, options, repository=url).endswith("shows 0 branches to this key")
     other = check("git-ssh", {**credential.values, "known_hosts": "elsewhere ssh-ed25519 AAAA"})
     with pytest.raises(SourceRefused) as caught:
-        probe(other, SourceOptions(), repository=url)
+        probe(other, replace(options, credential=other), repository=url)
     assert "nobody says that this host is the right one" in caught.value.message
+    assert not list(tmp_path.rglob("known_hosts")), "what was written to try it is gone"
+    elsewhere = replace(options, allow_local_addresses=False)
+    with pytest.raises(SourceRefused, match="local address"):
+        probe(credential, elsewhere, repository=url)
 
 
 ASK = {
