@@ -9,7 +9,7 @@ import configparser
 import importlib.util
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from storage.sources.wire import Wire
 from storage.uri import EXTRAS, OTHERS, Uri
 
 DEFAULT_REGION = "us-east-1"
+WASABI = "https://s3.wasabisys.com"
 S3_PARTS_MAX = 10_000
 
 
@@ -33,6 +34,14 @@ class AwsAccess:
     token: str | None = field(default=None, repr=False)
     region: str = DEFAULT_REGION
     endpoint: str | None = None
+
+
+def s3_access(kind: str, options: SourceOptions) -> AwsAccess:
+    """Return how to reach the S3 of an address of this kind; what this box says of S3 is not said of Wasabi."""
+    if kind != "wasabi":
+        return aws_access(options)
+    access = aws_access(replace(options, s3_endpoint=None, s3_region=None))
+    return replace(access, endpoint=access.endpoint or WASABI)
 
 
 def aws_access(options: SourceOptions) -> AwsAccess:
@@ -150,7 +159,7 @@ class Remote:
 
 def s3_remote(uri: Uri, options: SourceOptions) -> Remote:
     """Return the S3 file system that an address is of, its endpoint checked."""
-    access = aws_access(options)
+    access = s3_access(uri.kind, options)
     if access.endpoint is not None:
         wire = Wire(options)
         try:

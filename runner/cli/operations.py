@@ -58,8 +58,7 @@ def push(path: str, destination: str, args: Args, client: Client, out: Out) -> i
         "destination": destination,
         "caller": {"cwd": os.getcwd(), "env": {"HOME": os.environ["HOME"]} if "HOME" in os.environ else {}},
     }
-    if args.get("key"):
-        body["key"] = args.get("key")
+    body |= {name: args.get(name) for name in ("from", "endpoint", "key") if args.get(name)}
     document = follow(client.post(path, body, key=args.get("idempotency_key") or ""), client, out)
     if document["state"] != "done":
         raise StokerError("it was cancelled", hint="push it again: what is there already is not sent again")
