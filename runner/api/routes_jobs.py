@@ -52,7 +52,7 @@ async def submit_job(request: Request) -> JSONResponse:
         if document.get("dry_run"):
             return JSONResponse(await ask(room.desk, lambda change: submit.dry_run(change, prepared, uid)))
         number = room.random()
-        with Snapshots(room.store) as snapshots:
+        with Snapshots(room.store, room.sources) as snapshots:
             if prepared.spec.snapshot:
                 prepared = await run_in_threadpool(snapshots.take, prepared)
             answer = await once.ask(lambda change: submit.accept(change, prepared, caller, number))
@@ -67,7 +67,7 @@ async def submit_batch(request: Request) -> JSONResponse:
     once = Once(request, body)
     answer = once.known()
     if answer is None:
-        with Snapshots(room.store) as snapshots:
+        with Snapshots(room.store, room.sources) as snapshots:
             prepared, caller = await run_in_threadpool(_read_batch, room, uid, body, snapshots)
             answer = await once.ask(partial(_accept_all, prepared, caller, room.random()))
     return JSONResponse(answer, status_code=201)
@@ -143,7 +143,7 @@ async def rerun_job(request: Request, ref: str) -> JSONResponse:
     answer = once.known()
     if answer is None:
         target = await run_in_threadpool(room.target, ref, uid)
-        with Snapshots(room.store) as snapshots:
+        with Snapshots(room.store, room.sources) as snapshots:
             caller, prepared = await run_in_threadpool(_read_rerun, room, uid, target, document, snapshots)
             number = room.random()
             answer = await once.ask(lambda change: submit.accept(change, prepared, caller, number))
@@ -200,4 +200,5 @@ def _read_rerun(
     room: Room, uid: int, target: Target, document: dict[str, Any], snapshots: Snapshots
 ) -> tuple[Caller, submit.Prepared]:
     caller = rerun.caller_of(room.reader(), room.sealer, target, uid, room.account(uid))
-    return caller, snapshots.take(rerun.prepare(room.reader(), target, document, room.envelope(caller, again=True)))
+    envelope = room.envelope(caller, again=True)
+    return caller, snapshots.take(rerun.prepare(room.reader(), target, document, envelope, snapshots))
