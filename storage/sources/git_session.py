@@ -10,6 +10,7 @@ import re
 import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -27,6 +28,7 @@ from storage.programs import Ended
 from storage.sources.base import SourceOptions
 from storage.sources.proxies import proxy_for
 from storage.sources.wire import Wire, authorization
+from storage.throttle import Throttle
 
 _IDENTITIES = ("id_ed25519", "id_ecdsa", "id_rsa")
 _ADVERTISED = "application/x-git-upload-pack-advertisement"
@@ -120,17 +122,23 @@ class Session:
         settings: Mapping[str, str] | None = None,
     ) -> bytes:
         """Run git in the repository and return what it wrote; with an address it may use that one's protocol."""
-        ended = self.run(
-            ["git", *arguments], self.environment(address, settings or {}, shown), shown=shown, cancelled=cancelled
-        )
+        environment = self.environment(address, settings or {}, shown)
+        travels = address is not None and address.protocol != "file"
+        ended = self.run(["git", *arguments], environment, shown=shown, cancelled=cancelled, travels=travels)
         if ended.code != 0:
             raise failure(ended, shown)
         return ended.out
 
     def run(
-        self, command: Sequence[str], env: Mapping[str, str], *, shown: str, cancelled: Callable[[], bool]
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        shown: str,
+        cancelled: Callable[[], bool],
+        travels: bool = False,
     ) -> Ended:
-        """Run a program in the private directory."""
+        """Run a program in the private directory; where its pack `travels`, at the rate of all transfers."""
         return programs.run(
             command,
             cwd=self.root,
@@ -138,7 +146,28 @@ class Session:
             shown=shown,
             quiet_s=self._options.stall_s,
             cancelled=lambda: self._closed or cancelled(),
+            pace=self._pace(self._options.throttle) if travels and self._options.throttle is not None else None,
         )
+
+    def _pace(self, throttle: Throttle) -> Callable[[], float]:
+        """Return what counts the packs that arrive, by how they grow, and says how long to take no more of them."""
+        packs = self.root / "repository/objects/pack"
+
+        def size() -> int:
+            with suppress(FileNotFoundError):  # one that is whole gets another name
+                return sum(each.stat().st_size for each in packs.glob("*pack*") if each.suffix in {"", ".pack"})
+            return counted
+
+        counted = 0
+        counted = size()
+
+        def pace() -> float:
+            nonlocal counted
+            came = max(0, size() - counted)
+            counted += came
+            return throttle.take(came) if came else 0.0
+
+        return pace
 
     def environment(self, address: GitAddress | None, settings: Mapping[str, str], shown: str) -> Mapping[str, str]:
         """Return all that git, and what git starts, may know."""
@@ -147,6 +176,7 @@ class Session:
             "core.fsmonitor": "false",
             "credential.helper": "",
             "fetch.recurseSubmodules": "false",
+            "fetch.unpackLimit": "1",
             "gc.auto": "0",
             "maintenance.auto": "false",
             "protocol.allow": "never",
