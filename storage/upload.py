@@ -144,7 +144,7 @@ class _Push:
         self._cancelled, self._retry, self._shown = cancelled, retry, uri.shown
         self._meter = Meter(progress, manifest.size_bytes)
         self._journal = _Journal(store.root / "partial", uri.text, f"{identity} {manifest.digest}")
-        self._throttle, self._guard = options.throttle, threading.Lock()
+        self._throttle, self._guard, self._sent = options.throttle, threading.Lock(), 0
 
     def run(self) -> Pushed:
         """Write what is not there yet."""
@@ -164,7 +164,7 @@ class _Push:
         if self._throttle is not None:
             self._throttle.take(len(encoded))
         self._journal.forget()
-        return Pushed(len(manifest.entries), manifest.size_bytes, sum(entry.size for entry in left))
+        return Pushed(len(manifest.entries), manifest.size_bytes, self._sent)
 
     def _ask(self, work: Callable[[], _T]) -> _T:
         return self._retry.run(work, self._cancelled)
@@ -200,23 +200,26 @@ class _Push:
                 raise failed
 
     def _send_one(self, entry: Entry) -> None:
-        counted = 0
+        counted = there = 0
 
         def tell(count: int, /, *, sent: bool = True) -> None:
-            nonlocal counted
+            nonlocal counted, there
             with self._guard:
                 counted += count
+                there += 0 if sent else count
             self._meter.add(count)
             self._retry.pay(self._throttle if sent else None, count, self._cancelled)
 
         def send() -> str:
-            nonlocal counted
+            nonlocal counted, there
             self._meter.add(-counted)
-            counted = 0
+            counted = there = 0
             return self._destination.put(self._store.object_path(entry.digest), entry.path, entry.size, tell)
 
         tag = self._ask(send)
         self._meter.add(entry.size - counted)
+        with self._guard:
+            self._sent += entry.size - there
         with disk_errors(self._store.root):
             self._journal.record(entry.path, tag)
 

@@ -41,6 +41,9 @@ class S3Parts:
 
     def _put_parts(self, parts: _Parts, where: Mapping[str, str], tell: Tell) -> None:
         upload, there = self._begun(parts, where)
+        if upload is None:
+            tell(parts.size, sent=False)
+            return
         try:
             sent = self._send(parts, {**where, "UploadId": upload}, there, tell)
             self._ask("complete_multipart_upload", where, UploadId=upload, MultipartUpload={"Parts": sent})
@@ -72,10 +75,11 @@ class S3Parts:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _begun(self, parts: _Parts, where: Mapping[str, str]) -> tuple[str, Mapping[int, str]]:
+    def _begun(self, parts: _Parts, where: Mapping[str, str]) -> tuple[str | None, Mapping[int, str]]:
         """Return the upload to go on with and the tags of the parts it has: a new one, or one of these very bytes.
 
-        All parts of that have the digests of those here, so that it does not matter whose upload it was.
+        All parts of that have the digests of those here, so that it does not matter whose upload it was. None where
+        the whole file is there already.
         """
         with suppress(Exception):  # who may not list, or cannot, begins anew
             found = self._ask("list_multipart_uploads", {"Bucket": where["Bucket"]}, Prefix=where["Key"])
@@ -84,6 +88,10 @@ class S3Parts:
                 there = self._there(where, each["UploadId"])
                 if there and all(_md5(parts.read(number))[1] == tag for number, tag in there.items()):
                     return each["UploadId"], there
+        with suppress(Exception):
+            facts = self._ask("head_object", where)
+            if facts["ContentLength"] == parts.size and facts["ETag"].strip('"') in parts.tags():
+                return None, {}
         return self._ask("create_multipart_upload", where)["UploadId"], {}
 
     def _there(self, where: Mapping[str, str], upload: str) -> Mapping[int, str]:
@@ -107,10 +115,19 @@ class _Parts:
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd, self._length = fd, max(PART_BYTES, -(-size // PARTS_MAX))
-        self.count = -(-size // self._length)
+        self.size, self.count = size, -(-size // self._length)
 
     def read(self, number: int) -> bytes:
         return os.pread(self._fd, self._length, (number - 1) * self._length)
+
+    def tags(self) -> tuple[str, str]:
+        """Return the tags that the file has where it is whole: as one object, and as one of these parts."""
+        whole, digests = hashlib.md5(usedforsecurity=False), hashlib.md5(usedforsecurity=False)
+        for number in range(1, self.count + 1):
+            data = self.read(number)
+            whole.update(data)
+            digests.update(hashlib.md5(data, usedforsecurity=False).digest())
+        return whole.hexdigest(), f"{digests.hexdigest()}-{self.count}"
 
 
 def _md5(data: bytes) -> tuple[str, str]:
