@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Self
 
@@ -45,6 +45,15 @@ def recorded(cwd: Path) -> Code | None:
         if top == (top := os.path.dirname(top)):
             return None
     return Code(codes.RECORDED, top, directory[len(top) :].lstrip("/"))
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """Code that was made again, its (bytes, files), and what of it may not be as it was."""
+
+    code: Code
+    size: tuple[int, int]
+    warnings: tuple[str, ...]
 
 
 class Snapshots:
@@ -100,8 +109,8 @@ class Snapshots:
             warnings=(*prepared.warnings, warning) if left_out else prepared.warnings,
         )
 
-    def rebuild(self, code: Code, label: str, uid: int) -> tuple[Code, tuple[int, int]]:
-        """Return the snapshot, with its (bytes, files), that a job's code would have been which was only recorded.
+    def rebuild(self, code: Code, label: str, uid: int) -> Rebuilt:
+        """Make the snapshot that a job's code would have been, which was only recorded.
 
         Raises `Conflict`, which says what of it is missing.
         """
@@ -120,7 +129,8 @@ class Snapshots:
             message = f"the code of job {label} cannot be made again: {error.message}"
             raise Conflict(message, hint=error.hint or _elsewhere(code, label)) from None
         rebuilt = replace(code, way="snapshot", place=str(root), tree_digest=found.tree_digest)
-        return rebuilt, (found.size_bytes, found.files)
+        warnings = tuple(rebuild.caveats(self._store, found.tree_digest))
+        return Rebuilt(rebuilt, (found.size_bytes, found.files), warnings)
 
     def _hold(self) -> None:
         self._held.enter_context(self._store.lease("snapshot"))

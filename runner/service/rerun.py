@@ -12,7 +12,7 @@ from runner.core import documents
 from runner.core.errors import Conflict, UsageError
 from runner.core.spec import CODE
 from runner.identity.sealing import Sealer
-from runner.service.code import KEEPS, Snapshots, inside
+from runner.service.code import KEEPS, Rebuilt, Snapshots, inside
 from runner.service.intake import Caller, flags_of
 from runner.service.refs import Target
 from runner.service.submit import UPLOAD, Envelope, Prepared, secret_sources, split_environment
@@ -51,12 +51,13 @@ def prepare(
     document.pop("code_digest", None)
     if code is not None and code.way == "git":
         document["cwd"] = code.directory or None
-    size: tuple[int, int] | None = None
+    rebuilt: Rebuilt | None = None
     if body.get("same_code"):
         if any(flag in {"--git", "--snapshot"} for flag, _ in body.get("flags") or ()):
             raise UsageError("--same-code is the code that the job ran", hint="leave out --same-code to run other code")
         if code is not None and code.way == RECORDED:
-            code, size = snapshots.rebuild(code, target.label, envelope.caller.uid)
+            rebuilt = snapshots.rebuild(code, target.label, envelope.caller.uid)
+            code = rebuilt.code
             script = inside(document["command"], document["cwd"], Path(code.place))
             document |= {"snapshot": True, "code_digest": code.tree_digest, "command": script}
         else:
@@ -76,10 +77,10 @@ def prepare(
         return prepared
     if code.way == "git":
         return replace(prepared, code=replace(prepared.code, commit=code.commit))
-    if size is None:
-        had = staged.had(connection, envelope.caller.uid, code.tree_digest or "", "")
-        size = (had[0], had[1]) if had else (0, 0)
-    return replace(prepared, code=code, code_size=size)
+    if rebuilt is not None:
+        return replace(prepared, code=code, code_size=rebuilt.size, warnings=(*prepared.warnings, *rebuilt.warnings))
+    size_bytes, files, _ = staged.had(connection, envelope.caller.uid, code.tree_digest or "", "") or (0, 0, "")
+    return replace(prepared, code=code, code_size=(size_bytes, files))
 
 
 def _pin_code(connection: sqlite3.Connection, target: Target, document: dict[str, Any], code: Code | None) -> None:

@@ -181,7 +181,13 @@ def test_a_repository_runs_nothing_when_it_is_looked_at(runner: Box, repository:
     job = done(runner, "--snapshot", "--", "./train.sh", cwd=repository.path)
     assert runner.ok("logs", job) == "touched"
     done(runner, "--git", f"git+file://{repository.path}", "--", "./train.sh")
-    recorded(runner, done(runner, "--", "true", cwd=repository.path))
+    repository.git("-c", "core.hooksPath=/dev/null", "-c", "filter.evil.process=", "-c", "filter.evil.clean=",
+                   "-c", "core.fsmonitor=false", "add", "-A")  # fmt: skip
+    job = done(runner, "--", "./train.sh", cwd=repository.path)
+    recorded(runner, job)
+    again = runner.cli("rerun", job, "--same-code")
+    assert "gives filter=evil are as they are committed" in again.stderr
+    assert runner.wait(again.stdout.split()[0])["state"] == "succeeded"
     assert not mark.exists(), mark.read_text()
 
 
@@ -392,7 +398,9 @@ def test_recorded_code_has_its_submodules_and_large_files(runner: Box, repositor
     (tree / "w.big").write_text("other bytes\n")
     os.utime(tree / "w.big", (1, 1))  # so that git can tell by its times that it was not changed since
     assert repository.commit() != commit
-    made = runner.ok("rerun", job, "--same-code").split()[0]
+    told = runner.cli("rerun", job, "--same-code")
+    made = told.stdout.split()[0]
+    assert "submodules are as their commits have them" in told.stderr and "filter" not in told.stderr
     assert runner.wait(made)["state"] == "succeeded"
     assert runner.ok("logs", made) == runner.ok("logs", job) == "inner\nlarger bytes"
     later = done(runner, "--", "cat", "w.big", cwd=tree)
