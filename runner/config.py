@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from runner.core import addresses
-from runner.core.documents import fault_of
+from runner.core.documents import addressed, fault_of
 from runner.core.errors import UsageError
 from runner.core.money import parse_credits
 from runner.core.nearest import nearest
@@ -48,7 +48,7 @@ def _cores(count: float, what: str) -> None:
 
 def _template(text: str, what: str) -> None:
     addresses.check(text, what)
-    if text and "{job}" not in text:
+    if text and "{job}" not in addressed(what, text)["uri"]:
         raise UsageError(f"{what} has no place for the job: {text[:60]!r}", hint="write {job} where its number goes")
 
 

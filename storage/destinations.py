@@ -10,6 +10,7 @@ from storage import filesystems
 from storage.errors import BadUri, SourceFailed, SourceRefused, StorageError
 from storage.filesystems import Remote
 from storage.sinks.azure import AzureSink
+from storage.sinks.base import Tell
 from storage.sinks.ftp import FtpSink
 from storage.sinks.gcs import GcsSink
 from storage.sources.base import SourceOptions
@@ -36,7 +37,7 @@ class Destination(Protocol):
         """Write a small file whole."""
         ...
 
-    def put(self, source: Path, path: str, size: int, tell: Callable[[int], None]) -> str:
+    def put(self, source: Path, path: str, size: int, tell: Tell) -> str:
         """Write a file of `size` bytes whole, from a local one, and return its tag there, empty where it has none.
 
         `tell` counts bytes and may raise `Cancelled`.
@@ -109,16 +110,12 @@ class FsspecDestination:
         except Exception as error:
             raise self._failed("written", error) from error
 
-    def put(self, source: Path, path: str, size: int, tell: Callable[[int], None]) -> str:
+    def put(self, source: Path, path: str, size: int, tell: Tell) -> str:
         """Write a file of `size` bytes whole, from a local one, and return its tag there, empty where it has none."""
         place = self._at(path)
         try:
             self._remote.make_parents(place)
-            if self._remote.put is not None:
-                self._remote.put(str(source), place, _callback(tell))
-            else:
-                options = self._remote.put_options(size)
-                self._remote.system.put_file(str(source), place, callback=_callback(tell), **options)
+            self._remote.put(source, place, tell)
             facts = self._remote.system.info(place)
         except StorageError:
             raise
@@ -180,24 +177,3 @@ SINKS: Mapping[str, Callable[[Uri, SourceOptions], Destination]] = {
     "gs": GcsSink,
     **dict.fromkeys(filesystems.REMOTES, _by_fsspec),
 }
-
-
-def _callback(tell: Callable[[int], None]) -> Any:
-    """Return what fsspec tells how many bytes have gone."""
-    # Heavy, and needed only once something is written to a remote place.
-    from fsspec.callbacks import Callback
-
-    class Told(Callback):  # type: ignore[misc]
-        seen = 0
-
-        def relative_update(self, inc: int = 1) -> None:
-            self.seen += inc
-            tell(inc)
-
-        def absolute_update(self, value: int) -> None:
-            self.relative_update(value - self.seen)
-
-        def branched(self, *_: Any, **__: Any) -> Any:
-            return self
-
-    return Told()

@@ -68,11 +68,13 @@ def fetch(
     extract: Limits | None = None,
     identity: str = "",
     was: Fetched | None = None,
+    source: Source | None = None,
 ) -> Fetched:
     """Store what the uri names and return the artifact; only files that are new or changed travel.
 
     `identity` says for whom: what one fetched is never handed to another who did not get the bytes himself. `was` is
     what he got before: where the source can say that it is that still, nothing travels and the pins say when it did.
+    `source` reads the uri where that is no matter of its scheme; it is closed.
 
     With `extract` an archive becomes the tree that is inside, within these limits; its own digest is pinned.
     `progress(done, total)` counts bytes and may be called from any thread; without a total while a listing brings
@@ -81,7 +83,7 @@ def fetch(
     """
     retry = retry or Retry()
     reached = replace(options, scratch=store.root / "tmp", brought=lambda done: progress(done, None))
-    source = open_source(uri, reached)
+    source = source or open_source(uri, reached)
     memory = _Memory(store, f"{uri.kind} {server_of(source)} {uri.text}", identity)
     try:
         with store.lease(f"fetch {os.getpid()}"), single_flight(memory.lock_path, retry, cancelled):

@@ -9,19 +9,21 @@ import configparser
 import importlib.util
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from storage.errors import BadUri, SourceRefused
-from storage.sources.base import MIB, SourceOptions
+from storage.sinks.base import Tell
+from storage.sinks.s3 import S3Parts
+from storage.sources.base import SourceOptions
 from storage.sources.proxies import proxy_for
 from storage.sources.wire import Wire
 from storage.uri import EXTRAS, OTHERS, Uri
 
 DEFAULT_REGION = "us-east-1"
-S3_PARTS_MAX = 10_000
+WASABI = "https://s3.wasabisys.com"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,14 @@ class AwsAccess:
     token: str | None = field(default=None, repr=False)
     region: str = DEFAULT_REGION
     endpoint: str | None = None
+
+
+def s3_access(kind: str, options: SourceOptions) -> AwsAccess:
+    """Return how to reach the S3 of an address of this kind; what this box says of S3 is not said of Wasabi."""
+    if kind != "wasabi":
+        return aws_access(options)
+    access = aws_access(replace(options, s3_endpoint=None, s3_region=None))
+    return replace(access, endpoint=access.endpoint or WASABI)
 
 
 def aws_access(options: SourceOptions) -> AwsAccess:
@@ -135,33 +145,29 @@ def open_s3(access: AwsAccess, options: SourceOptions) -> Any:
 class Remote:
     """A file system to write to, opened for one push.
 
-    `root` is what the address is there, `parallel` how many files it takes at a time, `put_options(size)` what keeps
-    the memory of one upload small. `put(source, place, callback)` sends a file where the system's own tells nobody.
+    `root` is what the address is there, `parallel` how many files it takes at a time. `put(source, place, tell)` sends
+    a file; `tell` counts its bytes, and may raise.
     """
 
     system: Any
     root: str
     parallel: int
-    put_options: Callable[[int], Mapping[str, Any]] = lambda _size: {}
+    put: Callable[[Path, str, Tell], None]
     make_parents: Callable[[str], None] = lambda _path: None
     close: Callable[[], None] = lambda: None
-    put: Callable[[str, str, Any], object] | None = None
 
 
 def s3_remote(uri: Uri, options: SourceOptions) -> Remote:
     """Return the S3 file system that an address is of, its endpoint checked."""
-    access = aws_access(options)
+    access = s3_access(uri.kind, options)
     if access.endpoint is not None:
         wire = Wire(options)
         try:
             wire.check(access.endpoint, uri.shown)
         finally:
             wire.close()
-
-    def put_options(size: int) -> Mapping[str, Any]:
-        return {"chunksize": max(8 * MIB, -(-size // S3_PARTS_MAX)), "max_concurrency": 2}
-
-    return Remote(open_s3(access, options), uri.path, 4, put_options)
+    system, limited = open_s3(access, options), options.throttle is not None
+    return Remote(system, uri.path, 1 if limited else 4, S3Parts(system, 1 if limited else 2).put)
 
 
 def ssh_remote(uri: Uri, options: SourceOptions) -> Remote:
@@ -171,11 +177,18 @@ def ssh_remote(uri: Uri, options: SourceOptions) -> Remote:
     def make_parents(path: str) -> None:
         system.makedirs(path.rpartition("/")[0], exist_ok=True)
 
-    def put(source: str, place: str, callback: Any) -> None:
-        system.ftp.put(source, place, callback=lambda done, _: callback.absolute_update(done), confirm=False)
+    def put(source: Path, place: str, tell: Tell) -> None:
+        sent = 0
+
+        def told(done: int, _: int) -> None:
+            nonlocal sent
+            sent, count = done, done - sent
+            tell(count)
+
+        system.ftp.put(str(source), place, callback=told, confirm=False)
 
     # One connection, and paramiko's channels are not for several threads.
-    return Remote(system, root, 1, make_parents=make_parents, close=system.client.close, put=put)
+    return Remote(system, root, 1, put, make_parents=make_parents, close=system.client.close)
 
 
 REMOTES: Mapping[str, Callable[[Uri, SourceOptions], Remote]] = {

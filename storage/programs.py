@@ -19,6 +19,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_OUT_BYTES = 64 << 20
 _MAX_WORDS_BYTES = 32 << 10
 _LOOK_S = 0.2
+_LOOK_OFTEN_S = 0.01
 _READ_BYTES = 1 << 16
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\uffff]+")
 
@@ -42,8 +43,12 @@ def run(
     cancelled: Callable[[], bool],
     given: bytes = b"",
     most: int = MAX_OUT_BYTES,
+    pace: Callable[[], float] | None = None,
 ) -> Ended:
     """Run a program in a group of its own, its input `given` (at most a pipe's room), and return how it ended.
+
+    `pace` is asked often, and at the end, for how many seconds the program is to stand still: so the kernel takes no
+    more of what others send to it.
 
     Raise `Cancelled` soon after that is so, `SourceFailed` where it says nothing for `quiet_s`, `SourceRefused` where
     it is not installed or writes more than `most` bytes.
@@ -67,7 +72,7 @@ def run(
             with suppress(BrokenPipeError):
                 process.stdin.write(given)
             process.stdin.close()
-            out, said = _read(process, shown, quiet_s, cancelled, most)
+            out, said = _read(process, shown, quiet_s=quiet_s, cancelled=cancelled, most=most, pace=pace)
         finally:
             end_group(process)
     return Ended(process.returncode, out, _lines(said))
@@ -81,7 +86,13 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _read(
-    process: subprocess.Popen[bytes], shown: str, quiet_s: float, cancelled: Callable[[], bool], most: int
+    process: subprocess.Popen[bytes],
+    shown: str,
+    *,
+    quiet_s: float,
+    cancelled: Callable[[], bool],
+    most: int,
+    pace: Callable[[], float] | None,
 ) -> tuple[bytes, bytes]:
     assert process.stdout is not None
     assert process.stderr is not None
@@ -94,9 +105,12 @@ def _read(
             poller.register(each, select.POLLIN)
         heard = time.monotonic()
         while True:
-            ready = {number for number, _ in poller.poll(_LOOK_S * 1000)}
+            ready = {number for number, _ in poller.poll((_LOOK_S if pace is None else _LOOK_OFTEN_S) * 1000)}
             if cancelled():
                 raise Cancelled
+            if pace is not None and (hold_s := pace()) > 0 and exited not in ready:
+                _hold(process, hold_s, cancelled)
+                heard = time.monotonic()
             for each in ready & read.keys():
                 data = os.read(each, _READ_BYTES)
                 read[each] += data
@@ -113,6 +127,16 @@ def _read(
             del read[said][:-_MAX_WORDS_BYTES]
     finally:
         os.close(exited)
+
+
+def _hold(process: subprocess.Popen[bytes], seconds: float, cancelled: Callable[[], bool]) -> None:
+    """Let a program's group stand still; its leader is not waited for yet, so the number is still its own."""
+    until = time.monotonic() + seconds
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGSTOP)
+        while (left := until - time.monotonic()) > 0 and not cancelled():
+            time.sleep(min(left, _LOOK_S))
+        os.killpg(process.pid, signal.SIGCONT)
 
 
 def _lines(said: bytes) -> tuple[str, ...]:

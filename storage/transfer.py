@@ -26,7 +26,8 @@ from storage.errors import (
 )
 from storage.journal import Journal
 from storage.plan import Known
-from storage.sources.base import Item, Source, SourceOptions
+from storage.sources.base import Item, Source, SourceOptions, Stream
+from storage.throttle import Throttle
 from storage.uri import Uri
 
 # Each thread keeps one buffer: fresh memory costs as much as the bytes that it takes. A read fills it, so that a
@@ -68,6 +69,14 @@ class Retry:
         wanted_s = min(error.retry_after_s or 0.0, 60.0)
         left = max(self.random() * min(self.cap_s, self.base_s * 2**failure), wanted_s)
         self.failed(error, left)
+        self.rest(left, cancelled)
+
+    def pay(self, throttle: Throttle | None, count: int, cancelled: Callable[[], bool]) -> None:
+        """Count bytes that came or went, and wait for as long as their rate wants; raise `Cancelled`."""
+        self.rest(throttle.take(count) if throttle is not None else 0.0, cancelled)
+
+    def rest(self, left: float, cancelled: Callable[[], bool]) -> None:
+        """Wait for some seconds; raise `Cancelled`."""
         while not cancelled():
             if left <= 0:
                 return
@@ -125,16 +134,10 @@ class Carrier:
         throttle = self.options.throttle
         return _buffer() if throttle is None else _buffer()[: throttle.step_bytes]
 
-    def arrived(self, count: int, cancelled: Callable[[], bool]) -> None:
+    def arrived(self, stream: Stream, count: int, cancelled: Callable[[], bool]) -> None:
         """Count bytes, and wait for as long as a limited rate wants; raise `Cancelled`."""
         self.meter.add(count)
-        left = self.options.throttle.take(count) if self.options.throttle is not None else 0.0
-        while not cancelled():
-            if left <= 0:
-                return
-            self.retry.sleep(min(left, _SLICE_S))
-            left -= _SLICE_S
-        raise Cancelled
+        self.retry.pay(None if stream.is_here else self.options.throttle, count, cancelled)
 
     def carry(self, item: Item) -> tuple[str, int, Item]:
         """Store one file; return its digest, its size and the item as it was when it was read.
@@ -220,7 +223,7 @@ class Carrier:
                         with disk_errors(journal.data.parent):
                             files.write_at(journal.fd, buffer[:count], at)
                         at, failure = at + count, 0
-                        self.arrived(count, stopped)
+                        self.arrived(stream, count, stopped)
                 finally:
                     stream.close()
                 if at < end:
@@ -349,7 +352,7 @@ class _One:
                 with disk_errors(carrier.batch.store.root):
                     files.write_at(temp.fd, buffer[:count], self._at)
                 self._at += count
-                carrier.arrived(count, carrier.cancelled)
+                carrier.arrived(stream, count, carrier.cancelled)
                 if self._at > (carrier.options.unsized_bytes if self._size is None else self._size):
                     raise self._endless()
         finally:

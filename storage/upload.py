@@ -76,6 +76,7 @@ def push(
                     uri=uri,
                     identity=identity,
                     destination=destination,
+                    options=options,
                     progress=progress,
                     cancelled=cancelled,
                     retry=retry,
@@ -134,6 +135,7 @@ class _Push:
         uri: Uri,
         identity: str,
         destination: Destination,
+        options: SourceOptions,
         progress: Callable[[int, int | None], None],
         cancelled: Callable[[], bool],
         retry: Retry,
@@ -142,6 +144,7 @@ class _Push:
         self._cancelled, self._retry, self._shown = cancelled, retry, uri.shown
         self._meter = Meter(progress, manifest.size_bytes)
         self._journal = _Journal(store.root / "partial", uri.text, f"{identity} {manifest.digest}")
+        self._throttle, self._guard, self._sent = options.throttle, threading.Lock(), 0
 
     def run(self) -> Pushed:
         """Write what is not there yet."""
@@ -158,8 +161,10 @@ class _Push:
         if ask(lambda: self._destination.read(MANIFEST_NAME, 1)) is not None:
             raise SourceFailed(f"{self._shown}: somebody else has written there meanwhile", transient=True)
         ask(lambda: self._destination.write(MANIFEST_NAME, encoded))
+        if self._throttle is not None:
+            self._throttle.take(len(encoded))
         self._journal.forget()
-        return Pushed(len(manifest.entries), manifest.size_bytes, sum(entry.size for entry in left))
+        return Pushed(len(manifest.entries), manifest.size_bytes, self._sent)
 
     def _ask(self, work: Callable[[], _T]) -> _T:
         return self._retry.run(work, self._cancelled)
@@ -195,23 +200,26 @@ class _Push:
                 raise failed
 
     def _send_one(self, entry: Entry) -> None:
-        counted = 0
+        counted = there = 0
 
-        def tell(count: int) -> None:
-            nonlocal counted
-            if self._cancelled():
-                raise Cancelled
-            counted += count
+        def tell(count: int, /, *, sent: bool = True) -> None:
+            nonlocal counted, there
+            with self._guard:
+                counted += count
+                there += 0 if sent else count
             self._meter.add(count)
+            self._retry.pay(self._throttle if sent else None, count, self._cancelled)
 
         def send() -> str:
-            nonlocal counted
+            nonlocal counted, there
             self._meter.add(-counted)
-            counted = 0
+            counted = there = 0
             return self._destination.put(self._store.object_path(entry.digest), entry.path, entry.size, tell)
 
         tag = self._ask(send)
         self._meter.add(entry.size - counted)
+        with self._guard:
+            self._sent += entry.size - there
         with disk_errors(self._store.root):
             self._journal.record(entry.path, tag)
 

@@ -17,7 +17,7 @@ from pathlib import Path, PurePath
 from pathspec import GitIgnoreSpec
 
 from storage import files, programs
-from storage.errors import BadName, SourceMissing, SourceRefused, StorageError
+from storage.errors import BadName, Corrupt, NotStored, SourceMissing, SourceRefused, StorageError
 from storage.manifest import Entry, build, check_path
 from storage.publish import take
 from storage.store import Store
@@ -31,6 +31,7 @@ _RULES_MAX_BYTES = 1 << 20
 _QUIET_S = 60.0
 _LINE_MAX = 1000
 _IGNORED = ".stokerignore"
+_CHANGES, _UNTRACKED = "changes.patch", "untracked.txt"
 _LESS = f"name what is not code in {_IGNORED}, as .gitignore does"
 _FIXED = {
     "core.fsmonitor": "false",
@@ -42,6 +43,10 @@ _FIXED = {
     "protocol.allow": "never",
     "gc.auto": "0",
 }
+
+
+# What makes a patch one that can be applied, whatever the repository's configuration says of patches.
+_PATCH = ("--src-prefix=a/", "--dst-prefix=b/", "--unified=3", "--submodule=short")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +131,7 @@ def described(root: Path) -> Described:
 def differences(root: Path, commit: str) -> Differences | None:
     """Compare a work tree with its commit; None where git refuses. Submodules are compared by their commit alone."""
     filters = _no_filters(root)
-    plain = ("--no-ext-diff", "--no-textconv", "--no-renames", "--ignore-submodules=dirty", "--no-color")
+    plain = ("--no-ext-diff", "--no-textconv", "--no-renames", "--ignore-submodules=dirty", "--no-color", *_PATCH)
     names = git(root, "diff", *plain, "--name-only", "-z", commit, settings=filters)
     listed = git(root, "ls-files", "-z", "--others", "--exclude-standard", settings=filters)
     if filters is None or names is None or listed is None:
@@ -141,7 +146,7 @@ def differences(root: Path, commit: str) -> Differences | None:
 
 def keep(store: Store, found: Differences) -> str | None:
     """Store a patch and the names of untracked files as a tree; None where there is nothing to keep."""
-    kept = {"changes.patch": found.patch, "untracked.txt": b"\n".join(found.untracked)}
+    kept = {_CHANGES: found.patch, _UNTRACKED: b"\n".join(found.untracked)}
     entries = []
     with store.batch() as batch:
         for name, data in kept.items():
@@ -152,6 +157,23 @@ def keep(store: Store, found: Differences) -> str | None:
                     batch.add(temp, digest, len(data))
                 entries.append(Entry(name, len(data), digest, False))
     return store.put_tree(build(entries)) if entries else None
+
+
+def kept(store: Store, digest: str) -> Differences:
+    """Return what was kept of a work tree: its patch, None for none, and names of untracked files.
+
+    Raise `NotStored` or `Corrupt`.
+    """
+    found = {}
+    for entry in store.manifest(digest).entries:
+        try:
+            data = found[entry.path] = store.object_path(entry.digest).read_bytes()
+        except OSError:
+            raise NotStored(f"{entry.path} is gone from the store") from None
+        if hashlib.sha256(data).hexdigest() != entry.digest:
+            raise Corrupt(f"{entry.path} is damaged in the store", "`stoker cache verify` sets it aside")
+    names = tuple(found.get(_UNTRACKED, b"").split(b"\n")) if _UNTRACKED in found else ()
+    return Differences(0, found.get(_CHANGES), names)
 
 
 def _no_filters(root: Path) -> dict[str, str] | None:

@@ -7,7 +7,7 @@ from typing import Any
 from runner.core.spec import JobSpec
 
 
-def _body(required: list[str], media: str = "application/json", **properties: Any) -> dict[str, Any]:
+def _body(required: list[str], media: str = "application/json", /, **properties: Any) -> dict[str, Any]:
     optional = {name: each | {"type": [each["type"], "null"]} for name, each in properties.items()}
     stated = {name: properties[name] if name in required else optional[name] for name in properties}
     schema = {"type": "object", "properties": stated, "required": required, "additionalProperties": False}
@@ -99,6 +99,8 @@ PUSH = _body(
     destination=_TEXT | {"description": "a directory, or an address that can be written to, such as s3://bucket/dir/"},
     caller=_CALLER,
     key=_TEXT | {"description": "the name of the key that opens it; else the only one of its kind"},
+    endpoint=_TEXT | {"description": "the server that has it, where it is not the provider's own"},
+    **{"from": _TEXT | {"description": "the kind of place, where its address does not say"}},
 )
 RENAME = _body(["name"], name=_TEXT)
 RESTORE = _body([], job=_TEXT, destination=_TEXT, overwrite=_TRUE)

@@ -53,7 +53,7 @@ async def submit_job(request: Request) -> JSONResponse:
         if document.get("dry_run"):
             return JSONResponse(await ask(room.desk, lambda change: submit.dry_run(change, prepared, uid)))
         number = room.random()
-        with Snapshots(room.store) as snapshots, Looks(room.store, room.lookout) as looks:
+        with Snapshots(room.store, room.sources) as snapshots, Looks(room.store, room.lookout) as looks:
             if prepared.spec.snapshot:
                 prepared = await run_in_threadpool(snapshots.take, prepared)
             elif prepared.code is not None and prepared.code.to_look:
@@ -70,7 +70,7 @@ async def submit_batch(request: Request) -> JSONResponse:
     once = Once(request, body)
     answer = once.known()
     if answer is None:
-        with Snapshots(room.store) as snapshots, Looks(room.store, room.lookout) as looks:
+        with Snapshots(room.store, room.sources) as snapshots, Looks(room.store, room.lookout) as looks:
             jobs, caller = await run_in_threadpool(_read_batch, room, uid, body)
             prepared = await run_in_threadpool(lambda: [looks.take(snapshots.take(each)) for each in jobs])
             answer = await once.ask(partial(_accept_all, prepared, caller, room.random()))
@@ -147,7 +147,7 @@ async def rerun_job(request: Request, ref: str) -> JSONResponse:
     answer = once.known()
     if answer is None:
         target = await run_in_threadpool(room.target, ref, uid)
-        with Snapshots(room.store) as snapshots, Looks(room.store, room.lookout) as looks:
+        with Snapshots(room.store, room.sources) as snapshots, Looks(room.store, room.lookout) as looks:
             caller, prepared = await run_in_threadpool(_read_rerun, room, uid, target, document, snapshots)
             prepared = await run_in_threadpool(looks.take, prepared)
             number = room.random()
@@ -205,4 +205,5 @@ def _read_rerun(
     room: Room, uid: int, target: Target, document: dict[str, Any], snapshots: Snapshots
 ) -> tuple[Caller, submit.Prepared]:
     caller = rerun.caller_of(room.reader(), room.sealer, target, uid, room.account(uid))
-    return caller, snapshots.take(rerun.prepare(room.reader(), target, document, room.envelope(caller, again=True)))
+    envelope = room.envelope(caller, again=True)
+    return caller, snapshots.take(rerun.prepare(room.reader(), target, document, envelope, snapshots))

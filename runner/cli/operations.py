@@ -66,8 +66,7 @@ def push(path: str, destination: str, args: Args, client: Client, out: Out) -> i
         "destination": destination,
         "caller": {"cwd": os.getcwd(), "env": {"HOME": os.environ["HOME"]} if "HOME" in os.environ else {}},
     }
-    if args.get("key"):
-        body["key"] = args.get("key")
+    body |= {name: args.get(name) for name in ("from", "endpoint", "key") if args.get(name)}
     again = "push it again: what is there already is not sent again"
     document = follow(client.post(path, body, key=args.get("idempotency_key") or ""), client, out, again)
     if document["state"] != "done":

@@ -125,8 +125,8 @@ SHELF_ACTIONS = ("ls", "show", "create", "pull", "push", "rename", "rm", "verify
 _SHELF = (
     Flag("--description", "create: what it is.", "TEXT"),
     Flag("--tag", "create: a word to find it by; may be given again.", "TAG", repeats=True),
-    Flag("--from", "create: the kind of source, where its address does not say.", "KIND"),
-    Flag("--endpoint", "create: the server to ask, where it is not the provider's own.", "URL"),
+    Flag("--from", "create, push: the kind of place, where its address does not say.", "KIND"),
+    Flag("--endpoint", "create, push: the server, where it is not the provider's own.", "URL"),
     Flag("--key", "create, push: open it with this key of yours.", "NAME"),
     Flag("--no-extract", "create: keep an archive as the file it is."),
     Flag("--checkpoint", "create: take the job's checkpoint directory, not its output."),
@@ -246,6 +246,8 @@ VERBS: dict[str, Verb] = {
             "JOB [DEST]",
             (
                 Flag("--overwrite", "pull: replace what is there."),
+                Flag("--from", "push: the kind of place, where its address does not say.", "KIND"),
+                Flag("--endpoint", "push: the server, where it is not the provider's own.", "URL"),
                 Flag("--key", "push: open it by this.", "NAME"),
                 _KEY,
             ),

@@ -22,9 +22,11 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,9})?(?:[eE][-+]?[0-9]{1,3})?", re.ASCII)
 _ADDED_UP = {"pass_env", "key"}
 _NAMED_ONCE = {"input", "metric", "param"}
+# Tables that are one value: whoever states another address means none of the old one's key or server.
+_ONE_ADDRESS = {"git", "upload"}
 _OUTPUT = re.compile(r"([^=]*)=([A-Za-z][A-Za-z0-9+.-]*:/.*|/.*)", re.DOTALL)
 _WHOLE = {"gpus", "priority", "retries"}
-# What may follow the address of an input: a word stands for a value, a name takes one.
+# What may follow an address: a word stands for a value, a name takes one.
 _INPUT_WORDS: dict[str, tuple[str, Any]] = {
     "rw": ("rw", True),
     "refresh": ("refresh", True),
@@ -125,6 +127,9 @@ def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
     for origin, document in layers:
         for key, value in document.items():
             below = merged.get(key)
+            if key in _ONE_ADDRESS:
+                origins = {name: each for name, each in origins.items() if not name.startswith(f"{key}.")}
+                below = None
             if isinstance(value, dict):
                 merged[key] = {**(below if isinstance(below, dict) else {}), **value}
                 origins.update((f"{key}.{name}", origin) for name in value)
@@ -157,17 +162,17 @@ def _flag_document(flag: str, text: str) -> dict[str, Any]:
         raise UsageError(f"unknown flag {flag[:60]!r}", hint=nearest(flag, _BY_FLAG))
     key = _BY_FLAG[flag].key
     if flag == "--model":
-        return {key: {"model": _input(text if re.search("[:/]", text) else f"model:{text}")}}
+        return {key: {"model": addressed(flag, text if re.search("[:/]", text) else f"model:{text}")}}
     if key in _WHOLE:
         return {key: int(text) if _INTEGER.fullmatch(text) else text}
     if key == "cpus":
         return {key: float(text) if _NUMBER.fullmatch(text) else text}
     if key == "output":
-        return _output(text)
+        return _output(flag, text)
     if key == "key":
         return {key: [text]}
     if key == "git":
-        return {key: _input(text)}
+        return {key: addressed(flag, text)}
     if key == "snapshot":
         return {key: {"true": True, "false": False}.get(text.lower(), text)}
     if key in {"env", "input", "metric", "param"}:
@@ -183,26 +188,24 @@ def _named(flag: str, key: str, text: str) -> dict[str, Any]:
         shown = name[:40] if key == "env" else text[:40]
         raise UsageError(f"{flag} {shown!r} is not {_BY_FLAG[flag].metavar}", hint=f"{flag} {_BY_FLAG[flag].metavar}")
     if key == "input":
-        return {key: {name: _input(value)}}
+        return {key: {name: addressed(flag, value)}}
     if key == "param":
         return {key: {name: _parameter(value)}}
     return {key: {name: value}}
 
 
-def _output(text: str) -> dict[str, Any]:
-    """Read `DIR[=URI[,key=NAME]]`.
+def _output(flag: str, text: str) -> dict[str, Any]:
+    """Read `DIR[=URI[,option]…]`.
 
     What follows the sign is an address only where it looks like one, so a name may hold it.
     """
     found = _OUTPUT.fullmatch(text)
     if found is None:
         return {"output": text}
-    address, _, key = found[2].rpartition(",key=")
-    upload = {"uri": address, "key": key} if address else {"uri": found[2]}
-    return {**({"output": found[1]} if found[1] else {}), "upload": upload}
+    return {**({"output": found[1]} if found[1] else {}), "upload": addressed(flag, found[2])}
 
 
-def _input(value: str) -> dict[str, Any]:
+def addressed(flag: str, value: str) -> dict[str, Any]:
     """Read `URI[,option]…`: options stand last, so a comma inside the address stays in it."""
     options: dict[str, Any] = {}
     while True:
@@ -215,7 +218,7 @@ def _input(value: str) -> dict[str, Any]:
         else:
             return {"uri": value, **options}
         if key in options:
-            raise UsageError(f"--input: {name} is given twice", hint="once is enough")
+            raise UsageError(f"{flag}: {name} is given twice", hint="once is enough")
         options[key] = stated
         value = address
 

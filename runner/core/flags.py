@@ -25,7 +25,8 @@ class JobFlag:
 
 _OUTPUT = (
     "Make DIR the output directory: what lands there is saved, for `stoker outputs pull`, and does not stay in DIR; "
-    "the job does not see what DIR held before. With =URI it is written there too: out=s3://bucket/runs/{job}/."
+    "the job does not see what DIR held before. With =URI it is written there too: out=s3://bucket/runs/{job}/; "
+    "key=NAME, endpoint=URL and from=KIND go with it as with an input."
 )
 _INPUT = (
     "Fetch URI before the job needs a GPU; rw gives a private copy, path=SUB/DIR only that part of it, refresh asks "

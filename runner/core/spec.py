@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal as signals
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -152,26 +152,29 @@ class _Document(BaseModel):
     )
 
 
-class Input(_Document):
-    """One named input: fetched, verified and kept before the job needs a device."""
+_Table = TypeVar("_Table", bound=_Document)
 
+
+class _Addressed(_Document):
     uri: Text
-    rw: bool = False
-    refresh: bool = False
     source_kind: Annotated[str, StringConstraints(pattern=_SOURCE_KIND)] | None = Field(default=None, alias="from")
     endpoint: Annotated[str, StringConstraints(max_length=1024, pattern=_ENDPOINT)] | None = None
+    key: KeyName | None = None
+
+
+class Input(_Addressed):
+    """One named input: fetched, verified and kept before the job needs a device."""
+
+    rw: bool = False
+    refresh: bool = False
     source_type: Literal["competition", "dataset", "kernel"] | None = Field(default=None, alias="type")
     extract: bool = True
     path: Text | None = None
-    key: KeyName | None = None
     digest: Annotated[str, StringConstraints(pattern=_DIGEST)] | None = None
 
 
-class Upload(_Document):
+class Upload(_Addressed):
     """Where a job's output is written to, beside the store; `{job}`, `{name}`, `{index}` and `{user}` are filled in."""
-
-    uri: Text
-    key: KeyName | None = None
 
 
 class Repository(_Document):
@@ -317,14 +320,25 @@ def validate(document: dict[str, Any], origins: dict[str, str] | None = None) ->
 
 def read_input(document: dict[str, Any]) -> Input:
     """Return the source that `document` describes as an input of a job would; `UsageError` names the first fault."""
+    return read(Input, document, "the source")
+
+
+def read(table: type[_Table], document: dict[str, Any], what: str) -> _Table:
+    """Return what `document` describes as this part of a job would; `UsageError` names the first fault in `what`."""
     try:
-        return Input.model_validate(document, by_alias=True, by_name=False)
+        return table.model_validate(document, by_alias=True, by_name=False)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         key = str(fault["loc"][0])[:60]
         if fault["type"] == "extra_forbidden":
-            raise UsageError(f"unknown key {key!r}", hint=nearest(key, list(Input.model_fields))) from None
-        raise UsageError(f"{'the source' if key == 'uri' else key} is wrong: {sentence(fault)}") from None
+            raise UsageError(f"unknown key {key!r}", hint=nearest(key, _keys_of(table))) from None
+        raise UsageError(
+            f"{what if key == 'uri' else key} is wrong: {sentence(fault)}", hint=HINTS.get(key, "")
+        ) from None
+
+
+def _keys_of(table: type[_Document]) -> list[str]:
+    return [field.alias or name for name, field in table.model_fields.items()]
 
 
 def read_name(text: str, kind: str) -> str:
@@ -372,9 +386,9 @@ def _usage(error: ValidationError, origins: dict[str, str]) -> UsageError:
     origin = next((origins[name] for name in (key, path[0]) if name in origins), "")
     where = f" (from {origin})" if origin else ""
     if fault["type"] == "extra_forbidden":
-        table = JobSpec if len(path) == 1 else {"upload": Upload, "git": Repository}.get(path[0], Input)
-        known = [field.alias or name for name, field in table.model_fields.items()]
-        return UsageError(f"unknown key {key!r}{where}", hint=nearest(path[-1], known), key=key)
+        tables: dict[str, type[_Document]] = {"": JobSpec, "upload": Upload, "git": Repository}
+        table = tables.get(path[0] if len(path) > 1 else "", Input)
+        return UsageError(f"unknown key {key!r}{where}", hint=nearest(path[-1], _keys_of(table)), key=key)
     if fault["type"] == "missing":
         return UsageError(f"{key} is missing{where}", hint=HINTS.get(path[-1], SEE_SCHEMA), key=key)
     # A value of these may be a secret, in its right place or not.

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from runner.config import Config
 from runner.core.errors import StokerError
 from runner.core.reasons import Waiting, WaitReason
-from runner.core.spec import Input
+from runner.core.spec import Input, Upload
 from runner.core.units import format_size
 from runner.daemon import cache, keys
 from runner.daemon.context import Context
@@ -118,6 +118,11 @@ class Fetcher:
             opened_by=opened_by,
             identity=self._identity(uri, opened_by, owner_uid),
         )
+
+    def place(self, stated: Upload, address: str, *, owner_uid: int, home: str | None) -> Wanted:
+        """Return where a tree is written to; `address` is its own, secrets and all."""
+        as_source = Input(uri=stated.uri, source_kind=stated.source_kind, endpoint=stated.endpoint)
+        return self.wanted(as_source, address, owner_uid=owner_uid, home=home, key_name=stated.key)
 
     def _identity(self, address: Uri, opened_by: tuple[int, str] | None, owner_uid: int) -> str:
         """Return for whom an address is read: for a key, for a user, for who knows a secret of it, or for all."""
@@ -243,7 +248,7 @@ class Fetcher:
             progress=self._quietly(progress),
             cancelled=cancelled,
             retry=Retry(failed=failed),
-            identity=wanted.identity,
+            identity=wanted.key,
         )
 
     def _quietly(self, tell: Callable[[int, int | None], None]) -> Callable[[int, int | None], None]:

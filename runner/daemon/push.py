@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from runner.core.errors import UsageError
-from runner.core.spec import Input
 from runner.core.units import format_duration
 from runner.daemon.fetch import Fetcher
 from runner.service.operations import Operation
@@ -53,8 +52,7 @@ class Pusher:
             troubled = True
             operation.say(f"{error.message}; tried again in {format_duration(wait_s)}")
 
-        stated = Input(uri=tree.shown)
-        wanted = self.fetcher.wanted(stated, tree.address, owner_uid=push.owner_uid, home=push.home, key_name=push.key)
+        wanted = self.fetcher.place(push.place, tree.address, owner_uid=push.owner_uid, home=push.home)
         try:
             return self.fetcher.push(
                 tree.digest, wanted, progress=progress, failed=failed, cancelled=lambda: operation.cancelled

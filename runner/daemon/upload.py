@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from runner.core import addresses
 from runner.core.job import PLAIN, Ref
 from runner.core.reasons import Waiting, WaitReason
-from runner.core.spec import Input
 from runner.core.units import format_duration
 from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, Wanted
@@ -73,13 +72,9 @@ class Uploader:
             "index": "0" if ref.idx == PLAIN else str(ref.idx),
             "user": user_name(facts.owner_uid) or str(facts.owner_uid),
         }
-        return self.fetcher.wanted(
-            Input(uri=facts.spec.upload.uri),
-            addresses.fill(addresses.below(template, "{index}" if own else ""), values),
-            owner_uid=facts.owner_uid,
-            home=facts.variables.get("HOME"),
-            key_name=facts.spec.upload.key,
-        )
+        address = addresses.fill(addresses.below(template, "{index}" if own else ""), values)
+        home = facts.variables.get("HOME")
+        return self.fetcher.place(facts.spec.upload, address, owner_uid=facts.owner_uid, home=home)
 
     def submit(self, upload: Upload) -> None:
         """Begin an upload, or go on with it."""

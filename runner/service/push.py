@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.core import addresses
+from runner.core.spec import Upload, read
 from runner.service import keys
 from runner.service.intake import Caller
 from runner.service.operations import Operation, Operations
@@ -32,11 +33,11 @@ class Going:
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """What one user has written where; `key` opens the place, else what is kept in `home`, their directory."""
+    """What one user has written where; `place.key` opens it, else what is kept in `home`, their directory."""
 
     owner_uid: int
     home: str | None
-    key: str | None
+    place: Upload
     trees: Sequence[Going]
 
 
@@ -48,10 +49,10 @@ def artifact(
     connection: sqlite3.Connection, which: Which, document: Any, caller: Caller, *, operations: Operations, write: Write
 ) -> dict[str, Any]:
     """Begin to write one version of an artifact; return the operation."""
-    place, key = _place(connection, document, caller)
+    place, stated = _place(connection, document, caller)
     found = named(connection, which)
     going = _going(f"{found.name}@{found.version}", tree_of(found), place, "")
-    return _begin(operations, write, caller, key, [going])
+    return _begin(operations, write, caller, stated, [going])
 
 
 def output(
@@ -64,33 +65,35 @@ def output(
     write: Write,
 ) -> dict[str, Any]:
     """Begin to write the newest output of a job, of an array a directory an element; return the operation."""
-    place, key = _place(connection, document, caller)
+    place, stated = _place(connection, document, caller)
     trees = [
         _going(f"{each.name}@{each.version}", tree_of(each), place, label) for label, each in newest(connection, target)
     ]
-    return _begin(operations, write, caller, key, trees)
+    return _begin(operations, write, caller, stated, trees)
 
 
 def _begin(
-    operations: Operations, write: Write, caller: Caller, key: str | None, trees: Sequence[Going]
+    operations: Operations, write: Write, caller: Caller, stated: Upload, trees: Sequence[Going]
 ) -> dict[str, Any]:
-    wish = Push(caller.uid, caller.env.get("HOME"), key, trees)
+    wish = Push(caller.uid, caller.env.get("HOME"), stated, trees)
     return operations.begin("push", caller.uid, lambda operation: write(wish, operation)).document()
 
 
-def _place(connection: sqlite3.Connection, document: Any, caller: Caller) -> tuple[Uri, str | None]:
-    """Return where it goes and the name of the key that opens that; raise `UsageError`."""
+def _place(connection: sqlite3.Connection, document: Any, caller: Caller) -> tuple[Uri, Upload]:
+    """Return where it goes, and how that is reached: by which key too; raise `UsageError`."""
     what = "the destination"
-    place = place_of(what, addresses.below(document["destination"]), Path(caller.cwd))
+    asked = {name: document[name] for name in ("from", "endpoint", "key") if document.get(name) is not None}
+    stated = read(Upload, {"uri": addresses.below(document["destination"]), **asked}, what)
+    place = place_of(what, stated, Path(caller.cwd))
     key = keys.choose(
         connection,
         caller.uid,
         kind_for(place),
-        stated=document.get("key"),
+        stated=stated.key,
         what=what,
         hint="say which: --key NAME",
     )
-    return place, key
+    return place, stated.model_copy(update={"key": key})
 
 
 def _going(name: str, digest: str, place: Uri, label: str) -> Going:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from runner.core import documents
 from runner.core.errors import Conflict, UsageError
 from runner.core.spec import CODE
 from runner.identity.sealing import Sealer
+from runner.service.code import KEEPS, Rebuilt, Snapshots, inside
 from runner.service.intake import Caller, flags_of
 from runner.service.refs import Target
 from runner.service.submit import UPLOAD, Envelope, Prepared, secret_sources, split_environment
@@ -31,7 +33,9 @@ def caller_of(connection: sqlite3.Connection, sealer: Sealer, target: Target, ui
     return Caller(uid, account, json.loads(row[1])["cwd"], variables, umask, secret_sources(payload))
 
 
-def prepare(connection: sqlite3.Connection, target: Target, body: dict[str, Any], envelope: Envelope) -> Prepared:
+def prepare(
+    connection: sqlite3.Connection, target: Target, body: dict[str, Any], envelope: Envelope, snapshots: Snapshots
+) -> Prepared:
     """Lay the flags over the job's document; one element of an array is run again by itself."""
     row = jobs.job_facts(connection, target.job_id)
     assert row is not None
@@ -47,8 +51,17 @@ def prepare(connection: sqlite3.Connection, target: Target, body: dict[str, Any]
     document.pop("code_digest", None)
     if code is not None and code.way == "git":
         document["cwd"] = code.directory or None
+    rebuilt: Rebuilt | None = None
     if body.get("same_code"):
-        _pin_code(connection, target, document, code, body)
+        if any(flag in {"--git", "--snapshot"} for flag, _ in body.get("flags") or ()):
+            raise UsageError("--same-code is the code that the job ran", hint="leave out --same-code to run other code")
+        if code is not None and code.way == RECORDED:
+            rebuilt = snapshots.rebuild(code, target.label, envelope.caller.uid)
+            code = rebuilt.code
+            script = inside(document["command"], document["cwd"], Path(code.place))
+            document |= {"snapshot": True, "code_digest": code.tree_digest, "command": script}
+        else:
+            _pin_code(connection, target, document, code)
     for name, _, artifact_id, _, digest, *_ in jobs.staged(connection, target.job_id):
         # What names an artifact names this version of it; everything else is what it was, wherever it is by now.
         if digest is not None and artifact_id is None and name in document.get("input", {}):
@@ -64,26 +77,17 @@ def prepare(connection: sqlite3.Connection, target: Target, body: dict[str, Any]
         return prepared
     if code.way == "git":
         return replace(prepared, code=replace(prepared.code, commit=code.commit))
+    if rebuilt is not None:
+        return replace(prepared, code=code, code_size=rebuilt.size, warnings=(*prepared.warnings, *rebuilt.warnings))
     size_bytes, files, _ = staged.had(connection, envelope.caller.uid, code.tree_digest or "", "") or (0, 0, "")
     return replace(prepared, code=code, code_size=(size_bytes, files))
 
 
-def _pin_code(
-    connection: sqlite3.Connection, target: Target, document: dict[str, Any], code: Code | None, body: dict[str, Any]
-) -> None:
-    """Have the job run the code that it ran, or say what is missing of it."""
-    if any(flag in {"--git", "--snapshot"} for flag, _ in body.get("flags") or ()):
-        raise UsageError("--same-code is the code that the job ran", hint="leave out --same-code to run other code")
-    hint = "a job that is submitted with --snapshot keeps its code"
+def _pin_code(connection: sqlite3.Connection, target: Target, document: dict[str, Any], code: Code | None) -> None:
+    """Have the job run the code that was kept of it, or say what is missing of it."""
     if code is None:
-        raise Conflict(f"of job {target.label} it is not known which code it ran", hint=hint)
+        raise Conflict(f"of job {target.label} it is not known which code it ran", hint=KEEPS)
     digest = next((row[4] for row in jobs.staged(connection, target.job_id) if row[0] == CODE), None)
-    if code.way == RECORDED:
-        at = f"; it was at commit {code.commit} of {code.place}" if code.commit is not None else ""
-        changed = (
-            f" with {code.changed} changed and {code.untracked} untracked files" if code.commit is not None else ""
-        )
-        raise Conflict(f"the code of job {target.label} was not kept{at}{changed}", hint=hint)
     if digest is None or (code.way == "git" and code.commit is None):
         raise Conflict(f"the code of job {target.label} was never fetched", hint="run it again without --same-code")
     document["code_digest"] = digest

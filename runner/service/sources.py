@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 from runner.core import addresses
 from runner.core.errors import UsageError
-from runner.core.spec import Input
+from runner.core.spec import Input, Upload
 from storage import uri as uris
 from storage.destinations import check_destination
 from storage.errors import StorageError
@@ -35,19 +35,20 @@ def source_of(what: str, stated: Input, cwd: str, env: Mapping[str, str]) -> uri
     return parsed
 
 
-def destination_of(text: str, cwd: Path) -> uris.Uri | None:
+def destination_of(stated: Upload | None, cwd: Path) -> uris.Uri | None:
     """Return where an output is written to, None for nowhere; its places are still open."""
-    if not text:
+    if stated is None:
         return None
-    addresses.check(text, "--output")
-    return place_of("--output", text, cwd)
+    addresses.check(stated.uri, "--output")
+    return place_of("--output", stated, cwd)
 
 
-def place_of(what: str, text: str, cwd: Path) -> uris.Uri:
+def place_of(what: str, stated: Upload, cwd: Path) -> uris.Uri:
     """Return where something is written to; raise `UsageError` where nothing can be, naming `what` it was for."""
     try:
-        parsed = uris.parse(text, cwd)
+        parsed = uris.parse(stated.uri, cwd, stated.source_kind)
         check_destination(parsed)
+        uris.check_endpoint(parsed, stated.endpoint)
     except StorageError as error:
         raise UsageError(f"{what}: {error.message}", hint=error.hint) from None
     return parsed

@@ -15,7 +15,7 @@ from typing import Any
 from runner.core import documents, environment, names, references
 from runner.core.errors import NeverFits, StokerError, Unavailable, UsageError
 from runner.core.job import PLAIN, Ref
-from runner.core.spec import CODE, JobSpec, Upload, is_text, parse_array, validate
+from runner.core.spec import CODE, JobSpec, Upload, is_text, parse_array, read, validate
 from runner.identity.sealing import Sealer
 from runner.ledger.pricing import rate_for
 from runner.service import keys, places
@@ -38,6 +38,7 @@ from storage.credentials import kind_for
 
 # Beside the names of inputs, which cannot be this: the address of the output, where it holds a secret.
 UPLOAD = "=upload"
+OUTPUTS = "[storage] outputs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +66,9 @@ class Envelope:
     """Seals what jobs of one caller inherit; jobs of one batch that state the same share one sealed environment."""
 
     def __init__(self, caller: Caller, sealer: Sealer, pass_env: Iterable[str], outputs: str = "") -> None:
-        """`outputs` is where the output of a job goes that names no other place."""
+        """`outputs` is where the output of a job goes that names no other place, written as for `--output`."""
         self.caller = caller
-        self.outputs = outputs
+        self.outputs = read(Upload, documents.addressed(OUTPUTS, outputs), OUTPUTS) if outputs else None
         self._sealer = sealer
         self._pass_env = tuple(pass_env)
         self._sealed: dict[tuple[Any, ...], tuple[bytes, bytes, tuple[str, ...]]] = {}
@@ -128,7 +129,8 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
         for name, each in sorted(spec.sources.items())
         if references.parse(each.uri) is None and not (name == CODE and spec.snapshot)
     }
-    upload = destination_of(spec.upload.uri if spec.upload is not None else envelope.outputs, cwd)
+    place = spec.upload or envelope.outputs
+    upload = destination_of(place, cwd)
     parts = {
         name: checked_part(name, each.path, None if each.digest else sources.get(name))
         for name, each in spec.inputs.items()
@@ -143,9 +145,7 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
             "cwd": str(cwd),
             "requirements": requirements_of(spec.requirements, cwd),
             "output": below(spec.output, cwd, "--output"),
-            "upload": None
-            if upload is None
-            else Upload(uri=upload.shown, key=spec.upload.key if spec.upload else None),
+            "upload": upload and place and place.model_copy(update={"uri": upload.shown}),
             "checkpoint": below(spec.checkpoint, cwd, "--checkpoint"),
             "env": dict.fromkeys(spec.env, ""),
             "git": spec.git and spec.git.model_copy(update={"uri": sources[CODE].shown}),

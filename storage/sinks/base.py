@@ -7,12 +7,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from storage.errors import SourceFailed, SourceMissing, SourceRefused
 from storage.sources.base import MIB, Item, Source
 from storage.uri import Uri
 
 PIECE_BYTES = 4 * MIB
+
+
+class Tell(Protocol):
+    """Counts bytes of a file that are at its place, those that were not `sent` because they were there; may raise."""
+
+    def __call__(self, count: int, /, *, sent: bool = True) -> None:
+        """Count."""
+        ...
 
 
 class Sink:

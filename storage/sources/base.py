@@ -94,7 +94,8 @@ class Stream:
     """Bytes on their way from offset `start` of a file whose whole size is `total` (None: not stated).
 
     `read(buffer)` fills as much as is there and returns how much, 0 at the end. It raises `SourceFailed` when the
-    connection breaks or stalls. `close` is safe to call twice.
+    connection breaks or stalls. `close` is safe to call twice. Bytes that were `is_here` before travel no more, so no
+    rate holds them.
     """
 
     start: int
@@ -103,6 +104,7 @@ class Stream:
     checksum: tuple[str, str] | None
     read: Callable[[memoryview], int]
     close: Callable[[], None]
+    is_here: bool = False
 
 
 class Source(Protocol):

@@ -6,9 +6,11 @@ the store: nothing is checked out, so no hook, filter or name of the repository 
 
 from __future__ import annotations
 
+import os.path
 import posixpath
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -35,22 +37,25 @@ _SHORT_COMMIT = re.compile(r"[0-9a-f]{4,63}")
 class GitSource:
     """A Git repository at one commit."""
 
-    def __init__(self, options: SourceOptions) -> None:
-        """Take the options; the first listing makes the private directory."""
-        self._options = options
+    def __init__(self, options: SourceOptions, changes: bytes | None = None) -> None:
+        """Take the options; the first listing makes the private directory.
+
+        `changes` is a patch of a local work tree, laid over the commit; its submodules come from where they are in it.
+        """
+        self._options, self._changes = options, changes
         self._wire = Wire(options, refused="a private one opens with https://USER:TOKEN@host/…, or by ssh and a key")
         self._fetch: _Fetch | None = None
 
     def list(self, uri: Uri, cancelled: Callable[[], bool] = never) -> Listing:
         """Fetch the commit and return its files."""
         self._drop()
-        self._fetch = _Fetch(self._options, self._wire, uri.shown, cancelled)
+        self._fetch = _Fetch(self._options, self._wire, uri.shown, cancelled, self._changes)
         return self._fetch.run(git_address(uri.text))
 
     def is_at(self, uri: Uri, commit: str, cancelled: Callable[[], bool] = never) -> bool:
         """Say whether an address means that commit, by asking for names alone; a short id is one that no name tells."""
         self._drop()
-        self._fetch = _Fetch(self._options, self._wire, uri.shown, cancelled)
+        self._fetch = _Fetch(self._options, self._wire, uri.shown, cancelled, None)
         try:
             return self._fetch.named(git_address(uri.text)) == commit
         finally:
@@ -88,8 +93,10 @@ class GitSource:
 class _Fetch:
     """One commit being brought here, with all its submodules: they share one repository."""
 
-    def __init__(self, options: SourceOptions, wire: Wire, shown: str, cancelled: Callable[[], bool]) -> None:
-        self._wire, self._shown, self._cancelled = wire, shown, cancelled
+    def __init__(
+        self, options: SourceOptions, wire: Wire, shown: str, cancelled: Callable[[], bool], changes: bytes | None
+    ) -> None:
+        self._wire, self._shown, self._cancelled, self._changes = wire, shown, cancelled, changes
         self._session = Session(options, wire)
         self._ready = False
         self.blobs = Blobs(self._session)
@@ -123,36 +130,58 @@ class _Fetch:
         reached, settings = self._session.reach(address, self._shown)
         commit = self._commit(reached, settings, ref)
         number = len(self.lfs)
-        listed = self._git("ls-tree", "-r", "-z", "-l", "--full-tree", commit)
+        state = self._changed(commit, self._changes) if self._changes and not depth else commit
+        listed = self._git("ls-tree", "-r", "-z", "-l", "--full-tree", state)
         tree = git_tree.parse_tree(listed, self._shown, number)
         self.lfs.append(Lfs(reached, self._session, self._wire, self._shown, self._cancelled))
         for path, pointed in git_tree.pointers(tree.files, self._read):
             tree.files[path] = replace(tree.files[path], pointed=pointed)
-        if stated := self._settings(tree, commit, ".lfsconfig"):
+        if stated := self._settings(tree, state, ".lfsconfig"):
             self.lfs[number].stated = git_tree.lfs_url(stated)
         self.lfs[number].wanted({blob.pointed: path for path, blob in tree.files.items() if blob.pointed is not None})
         if tree.modules:
-            self._take_modules(tree, address, commit, depth)
+            self._take_modules(tree, address, state, depth)
         return tree, commit
 
-    def _take_modules(self, tree: Tree, address: GitAddress, commit: str, depth: int) -> None:
-        urls = git_tree.parse_modules(self._settings(tree, commit, ".gitmodules"))
+    def _changed(self, commit: str, changes: bytes) -> str:
+        """Return the tree of a commit with a patch laid over it, made in the index alone."""
+        patch = self._session.root / "changes.patch"
+        patch.write_bytes(changes)
+        self._git("read-tree", commit)
+        self._git("apply", "--cached", "--whitespace=nowarn", "--", str(patch))
+        return self._git("write-tree").decode("ascii").strip()
+
+    def _take_modules(self, tree: Tree, address: GitAddress, state: str, depth: int) -> None:
+        urls = git_tree.parse_modules(self._settings(tree, state, ".gitmodules"))
         for path, wanted in tree.modules.items():
             if path not in urls:
                 raise SourceRefused(f"{self._shown}: the submodule {path!r} has no address", "mend .gitmodules")
             self._modules += 1
             if self._modules > MAX_MODULES or depth >= MAX_MODULE_DEPTH:
                 raise SourceRefused(f"{self._shown} has more, or deeper, submodules than are fetched")
-            below, _ = self._take(self._module(address, path, urls[path]), wanted, depth + 1)
+            below = self._take_module(address, path, urls[path], wanted, depth + 1)
             tree.files.update({f"{path}/{name}": blob for name, blob in below.files.items()})
             tree.links.update({f"{path}/{name}": blob for name, blob in below.links.items()})
 
-    def _settings(self, tree: Tree, commit: str, name: str) -> bytes:
+    def _settings(self, tree: Tree, state: str, name: str) -> bytes:
         """Return what git reads in a file of settings at the top of a tree, as `git config -z --list` prints it."""
         found = tree.files.get(name)
         if found is None or found.size > MAX_SETTINGS_BYTES:
             return b""
-        return self._git("config", "--blob", f"{commit}:{name}", "-z", "--list")
+        return self._git("config", "--blob", f"{state}:{name}", "-z", "--list")
+
+    def _take_module(self, parent: GitAddress, path: str, url: str, wanted: str, depth: int) -> Tree:
+        own = GitAddress("file", f"{parent.remote}/{path}")
+        if self._changes is not None and os.path.lexists(f"{own.remote}/.git"):
+            with suppress(SourceMissing, SourceRefused):  # else it is where the repository says that it is
+                return self._take(own, wanted, depth)[0]
+        try:
+            return self._take(self._module(parent, path, url), wanted, depth)[0]
+        except (SourceFailed, SourceMissing, SourceRefused) as error:
+            if self._changes is None or "the submodule" in error.message:
+                raise
+            error.message = f"the submodule {path!r}: {error.message}"
+            raise
 
     def _module(self, parent: GitAddress, path: str, url: str) -> GitAddress:
         """Return where a submodule is; the repository decides that, so it may lead to no other kind of place."""

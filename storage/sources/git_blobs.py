@@ -41,7 +41,7 @@ class Blobs:
             raise SourceChanged("the repository that was fetched is not there any more")
         stream = _BlobStream(child, int(facts[2]), self._give, self._end)
         stream.skip(start, end)
-        return Stream(start, int(facts[2]), f'"{oid}"', None, stream.read, stream.close)
+        return Stream(start, int(facts[2]), f'"{oid}"', None, stream.read, stream.close, is_here=True)
 
     def close(self) -> None:
         """End every child."""

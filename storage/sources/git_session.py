@@ -28,6 +28,7 @@ from storage.programs import Ended
 from storage.sources.base import SourceOptions
 from storage.sources.proxies import proxy_for
 from storage.sources.wire import Wire, authorization
+from storage.throttle import Throttle
 
 _IDENTITIES = ("id_ed25519", "id_ecdsa", "id_rsa")
 _ADVERTISED = "application/x-git-upload-pack-advertisement"
@@ -123,17 +124,23 @@ class Session:
     ) -> bytes:
         """Run git in the repository and return what it wrote; with an address it may use that one's protocol."""
         looking = self._watched(address, shown, cancelled) if address is not None else cancelled
-        ended = self.run(
-            ["git", *arguments], self.environment(address, settings or {}, shown), shown=shown, cancelled=looking
-        )
+        environment = self.environment(address, settings or {}, shown)
+        travels = address is not None and address.protocol != "file"
+        ended = self.run(["git", *arguments], environment, shown=shown, cancelled=looking, travels=travels)
         if ended.code != 0:
             raise failure(ended, shown)
         return ended.out
 
     def run(
-        self, command: Sequence[str], env: Mapping[str, str], *, shown: str, cancelled: Callable[[], bool]
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        shown: str,
+        cancelled: Callable[[], bool],
+        travels: bool = False,
     ) -> Ended:
-        """Run a program in the private directory."""
+        """Run a program in the private directory; where its pack `travels`, at the rate of all transfers."""
         return programs.run(
             command,
             cwd=self.root,
@@ -141,6 +148,7 @@ class Session:
             shown=shown,
             quiet_s=self._options.stall_s,
             cancelled=lambda: self._closed or cancelled(),
+            pace=self._pace(self._options.throttle) if travels and self._options.throttle is not None else None,
         )
 
     def _watched(self, address: GitAddress, shown: str, cancelled: Callable[[], bool]) -> Callable[[], bool]:
@@ -148,19 +156,38 @@ class Session:
         limit = self._options.unsized_bytes
 
         def look() -> bool:
-            with suppress(FileNotFoundError):  # one that is whole gets another name
-                packs = (self.root / "repository/objects/pack").glob("*pack*")
-                size = sum(each.stat().st_size for each in packs if each.suffix in {"", ".pack"})
-                if size > limit and address.protocol != "file":
-                    raise SourceRefused(
-                        f"{shown} sends more than {limit} bytes without saying how many there are",
-                        "see [sources] unsized_limit",
-                    )
-                if size:
-                    self._options.brought(size)
+            size = self._packed()
+            if size > limit and address.protocol != "file":
+                raise SourceRefused(
+                    f"{shown} sends more than {limit} bytes without saying how many there are",
+                    "see [sources] unsized_limit",
+                )
+            if size:
+                self._options.brought(size)
             return cancelled()
 
         return look
+
+    def _pace(self, throttle: Throttle) -> Callable[[], float]:
+        """Return what counts the packs that arrive, by how they grow, and says how long to take no more of them."""
+        counted = self._packed()
+
+        def pace() -> float:
+            nonlocal counted
+            came = max(0, self._packed() - counted)
+            counted += came
+            return throttle.take(came) if came else 0.0
+
+        return pace
+
+    def _packed(self) -> int:
+        """Return the bytes of the packs that are there or on their way."""
+        size = 0
+        for each in (self.root / "repository/objects/pack").glob("*pack*"):
+            if each.suffix in {"", ".pack"}:
+                with suppress(FileNotFoundError):  # one that is whole gets another name
+                    size += each.stat().st_size
+        return size
 
     def environment(self, address: GitAddress | None, settings: Mapping[str, str], shown: str) -> Mapping[str, str]:
         """Return all that git, and what git starts, may know."""

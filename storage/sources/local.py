@@ -133,4 +133,4 @@ def file_stream(fd: int, size: int, etag: str, start: int, end: int | None) -> S
             closed = True
             os.close(fd)
 
-    return Stream(start, size, etag, None, read, close)
+    return Stream(start, size, etag, None, read, close, is_here=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from storage.sources.azure import AzureSource
 from storage.sources.base import Source, SourceOptions
@@ -34,13 +33,10 @@ SOURCES: Mapping[str, Callable[[SourceOptions], Source]] = {
 }
 
 
-WASABI = "https://s3.wasabisys.com"
-
-
 def open_source(uri: Uri, options: SourceOptions) -> Source:
     """Return the source that reads this uri; raise `SourceRefused`."""
     if uri.kind == "wasabi":
-        return S3Source(replace(options, s3_endpoint=None, s3_region=None), home=WASABI)
+        return S3Source(options, uri.kind)
     return SOURCES[uri.scheme](options)
 
 

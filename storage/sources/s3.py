@@ -30,10 +30,9 @@ _MD5_ETAG = re.compile(r'"([0-9a-f]{32})"')
 class S3Source:
     """An object store that speaks S3."""
 
-    def __init__(self, options: SourceOptions, *, home: str | None = None) -> None:
-        """Read the credentials; connect lazily. `home` is the server where nothing else names one: else Amazon's."""
-        access = filesystems.aws_access(options)
-        self._access = access if access.endpoint is not None else replace(access, endpoint=home)
+    def __init__(self, options: SourceOptions, kind: str = "aws") -> None:
+        """Read the credentials for addresses of this kind; connect lazily."""
+        self._access = filesystems.s3_access(kind, options)
         self.server = self._access.endpoint or ""
         self._wire = Wire(options, sign=sign_as(self._access, "s3", self._access.region))
 

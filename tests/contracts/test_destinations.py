@@ -21,6 +21,7 @@ from storage.publish import publish
 from storage.sinks.base import PIECE_BYTES
 from storage.sources.base import SourceOptions
 from storage.store import Store
+from storage.throttle import Throttle
 from storage.transfer import Retry
 from storage.upload import Pushed, push
 from storage.uri import Uri, parse
@@ -173,6 +174,21 @@ def test_what_was_pushed_comes_back_and_the_second_push_sends_nothing(
     assert pushed(store, digest, place) == Pushed(4, size, size)
     assert back(place, tmp_path / "other") == digest
     assert pushed(store, digest, place) == Pushed(4, size, 0)
+
+
+def test_a_limited_rate_holds_what_is_written(remote: Spot, store: Store, tmp_path: Path) -> None:
+    """Every byte of the tree and its manifest is counted once, and waited for."""
+    digest = tree(store, tmp_path / "out", big=BIG)
+    waits: list[float] = []
+    meter = Throttle(1 << 40, lambda: 0.0)
+    limited = replace(remote.options, throttle=meter)
+    push(
+        store, digest, remote.uri("deep/place"), limited, progress=lambda *_: None, cancelled=lambda: False,
+        retry=replace(QUICK, sleep=waits.append),
+    )  # fmt: skip
+    manifest = store.manifest(digest)
+    assert meter.take(0) * (1 << 40) == manifest.size_bytes + len(manifest.encoded)
+    assert max(waits) * (1 << 40) >= BIG
 
 
 def test_the_place_itself_takes_a_tree(place: Spot, store: Store, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -182,7 +183,13 @@ def test_a_repository_runs_nothing_when_it_is_looked_at(runner: Box, repository:
     job = done(runner, "--snapshot", "--", "./train.sh", cwd=repository.path)
     assert runner.ok("logs", job) == "touched"
     done(runner, "--git", f"git+file://{repository.path}", "--", "./train.sh")
-    recorded(runner, done(runner, "--", "true", cwd=repository.path))
+    repository.git("-c", "core.hooksPath=/dev/null", "-c", "filter.evil.process=", "-c", "filter.evil.clean=",
+                   "-c", "core.fsmonitor=false", "add", "-A")  # fmt: skip
+    job = done(runner, "--", "./train.sh", cwd=repository.path)
+    recorded(runner, job)
+    again = runner.cli("rerun", job, "--same-code")
+    assert "gives filter=evil are as they are committed" in again.stderr
+    assert runner.wait(again.stdout.split()[0])["state"] == "succeeded"
     assert not mark.exists(), mark.read_text()
 
 
@@ -294,7 +301,119 @@ def test_the_code_of_a_job_is_recorded(runner: Box, repository: Repository) -> N
     )  # fmt: skip
     assert {recorded(runner, each)["commit"] for each in answer.stdout.split()} == {code["commit"]}
     refused = runner.cli("rerun", job, "--same-code")
-    assert refused.returncode == 5 and f"commit {code['commit']}" in refused.stderr and "--snapshot" in refused.stderr
+    assert refused.returncode == 5 and "an untracked file" in refused.stderr and "--snapshot" in refused.stderr
+    assert ": new.txt\n" in refused.stderr
+
+
+SHOW = "pwd; find . -type f | LC_ALL=C sort | xargs sha256sum; find . -perm -100 -type f"
+
+
+def test_recorded_code_is_made_again(runner: Box, repository: Repository) -> None:
+    """Commit and patch become the very tree that `--snapshot` would have kept, whatever is there by now."""
+    tree = repository.path
+    repository.commit(**{"gone.txt": "x\n", "old.sh": "#!/bin/sh\n", "data.bin": bytes(range(256)), "größe": "ü\n"})
+    (tree / "link").symlink_to("lib.txt")
+    repository.commit()
+    (tree / "lib.txt").write_text("changed \r\n")
+    (tree / "old.sh").chmod(0o755)
+    (tree / "data.bin").write_bytes(bytes(range(255, -1, -1)))
+    (tree / "gone.txt").unlink()
+    (tree / "added").write_text("added, without an end of line")
+    (tree / "big.ckpt").write_text("ignored")
+    repository.git("add", "added")
+    for name, value in {"noprefix": "true", "context": "0", "submodule": "log", "mnemonicPrefix": "true"}.items():
+        repository.git("config", f"diff.{name}", value)
+    job = done(runner, "--", "sh", "-c", f"cd ..; {SHOW}", cwd=tree / "sub")
+    script = done(runner, "train.sh", cwd=tree)
+    whole = done(runner, "--snapshot", "--", "sh", "-c", f"cd ..; {SHOW}", cwd=tree / "sub")
+    commit = recorded(runner, job)["commit"]
+    recorded(runner, script)
+    repository.commit(**{"lib.txt": "two\n", "train.sh": "#!/bin/sh\necho other\n"})
+    (tree / "later").write_text("untracked")
+    made = runner.ok("rerun", job, "--same-code").split()[0]
+    again = runner.ok("rerun", job, "--same-code", "--param", "x=2").split()[0]
+    once_more = runner.ok("rerun", again, "--same-code").split()[0]
+    for each in (made, again, once_more):
+        document = runner.wait(each)
+        assert document["state"] == "succeeded", document["reason"]
+        assert runner.ok("logs", each).split("\n")[1:] == runner.ok("logs", whole).split("\n")[1:]
+        code = code_of(runner, each)
+        assert (code["way"], code["commit"]) == ("snapshot", commit)
+        assert code["digest"] == code_of(runner, whole)["digest"]
+    same = runner.ok("rerun", script, "--same-code").split()[0]
+    assert runner.wait(same)["state"] == "succeeded"
+    assert runner.ok("logs", same) == runner.ok("logs", script) == "changed \r"
+    runner.ok("cache", "prune")
+    assert runner.wait(runner.ok("rerun", made, "--same-code").split()[0])["state"] == "succeeded"
+
+
+def test_recorded_code_says_what_of_it_is_missing(runner: Box, repository: Repository) -> None:
+    """Untracked files, changes that were too many, a commit or a repository that is gone: each by its name."""
+    tree = repository.path
+
+    def refused(job: str, *says: str) -> None:
+        answer = runner.cli("rerun", job, "--same-code")
+        assert answer.returncode == 5 and "hint: " in answer.stderr, answer.stderr
+        assert all(each in answer.stderr for each in says), answer.stderr
+
+    for number in range(7):
+        (tree / f"new{number}").touch()
+    job = done(runner, "--", "true", cwd=tree)
+    recorded(runner, job)
+    refused(job, "7 untracked files", "new0, new1, new2, new3, new4 and 2 more", "--snapshot")
+    repository.commit(large=b"")
+    (tree / "large").write_bytes(os.urandom(9 << 20))
+    job = done(runner, "--", "true", cwd=tree)
+    recorded(runner, job)
+    refused(job, "1 file of commit", "too large to be kept", "--snapshot")
+    lost = repository.commit(large=b"small")
+    repository.git("remote", "add", "origin", "https://example.org/x.git")
+    job = done(runner, "--", "./train.sh", cwd=tree)
+    recorded(runner, job)
+    repository.git("reset", "-q", "--hard", "HEAD~1")
+    assert runner.wait(runner.ok("rerun", job, "--same-code").split()[0])["state"] == "succeeded", "it is still there"
+    repository.git("reflog", "expire", "--expire=now", "--all")
+    repository.git("gc", "-q", "--prune=now")
+    refused(job, f"commit {lost} is gone from {tree}", f"--git https://example.org/x.git@{lost}")
+    (tree / ".git").rename(tree / "git")
+    refused(job, f"{tree} is no Git repository any more")
+    answer = runner.cli("rerun", job, "--same-code", "--git", f"git+file://{tree}")
+    assert answer.returncode == 2
+
+
+def test_recorded_code_has_its_submodules_and_large_files(runner: Box, repository: Repository, tmp_path: Path) -> None:
+    """Submodules as the work tree has them, never pushed or not, and what Git LFS keeps; else which one is missing."""
+    tree = repository.path
+    other = Repository(tmp_path / "other")
+    other.commit(**{"inner.txt": "inner\n"})
+    repository.git("submodule", "add", "-q", str(other.path), "mod")
+    repository.track("*.big")
+    repository.commit(**{"w.big": "large bytes\n"})
+    module = tree / "mod"
+    subprocess.run(
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "mine", "--allow-empty"],
+        cwd=module, check=True,
+    )  # fmt: skip
+    (tree / "w.big").write_text("larger bytes\n")
+    job = done(runner, "--", "cat", "mod/inner.txt", "w.big", cwd=tree)
+    commit = recorded(runner, job)["commit"]
+    (tree / "w.big").write_text("other bytes\n")
+    os.utime(tree / "w.big", (1, 1))  # so that git can tell by its times that it was not changed since
+    assert repository.commit() != commit
+    told = runner.cli("rerun", job, "--same-code")
+    made = told.stdout.split()[0]
+    assert "submodules are as their commits have them" in told.stderr and "filter" not in told.stderr
+    assert runner.wait(made)["state"] == "succeeded"
+    assert runner.ok("logs", made) == runner.ok("logs", job) == "inner\nlarger bytes"
+    later = done(runner, "--", "cat", "w.big", cwd=tree)
+    recorded(runner, later)
+    shutil.rmtree(tree / ".git/lfs/objects")
+    gone = runner.cli("rerun", later, "--same-code")
+    assert gone.returncode == 5 and "'w.big'" in gone.stderr and "git lfs fetch" in gone.stderr
+    assert runner.wait(runner.ok("rerun", job, "--same-code").split()[0])["state"] == "succeeded"
+    shutil.rmtree(module)
+    gone = runner.cli("rerun", job, "--same-code")
+    assert gone.returncode == 5 and "the submodule 'mod'" in gone.stderr
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from storage.download import Fetched, fetch
 from storage.errors import Cancelled, SourceFailed, SourceMissing, SourceRefused, StorageError
 from storage.sources.base import SourceOptions
 from storage.store import Store
+from storage.throttle import Throttle
 from storage.transfer import Retry
 from storage.uri import parse
 from tests.clouds import certificate
@@ -612,3 +613,34 @@ def test_nothing_of_the_user_or_the_repository_is_obeyed(
         (repository.path / ".git" / "hooks" / hook).symlink_to(trap)
     assert len(contents(store, take(store, f"git+file://{repository.path}"))) == 3
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("way", ["http", "ssh"])
+def test_a_limited_rate_counts_packs_and_large_files_as_they_travel(
+    way: str, tmp_path: Path, web: GitWeb, ssh: Ssh, repository: Repository, store: Store
+) -> None:
+    """Once: what is read out of the pack that is here has come already; from this machine nothing travels."""
+    loose, large = os.urandom(3 << 20), os.urandom(300 << 10)
+    repository.write("weights", loose)
+    if way == "http":
+        repository.track("*.bin")
+        repository.write("w.bin", large)
+    repository.commit()
+    meter = Throttle(1 << 40, lambda: 0.0)
+    options = SourceOptions(stall_s=20, throttle=meter)
+    if way == "http":
+        url = web.serve(repository, "team/project.git")
+        repository.git("lfs", "push", "--all", url)
+    else:
+        url = f"{ssh.prefix}{repository.path}@main"
+        values = {"private_key": ssh.private_key, "known_hosts": ssh.known_hosts}
+        options = replace(options, credential=Credential("git-ssh", values))
+    fetched = take(store, url, options)
+    assert contents(store, fetched)["weights"] == loose
+    counted = meter.take(0) * (1 << 40)
+    least = len(loose) + (len(large) if way == "http" else 0)
+    assert least <= counted <= 1.1 * least
+    other = Store(tmp_path / "other")
+    local = take(other, f"git+file://{repository.path}", options)
+    assert contents(other, local)["weights"] == loose
+    assert meter.take(0) * (1 << 40) == counted

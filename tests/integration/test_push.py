@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 import pytest
 
+from storage.destinations import open_destination
 from storage.download import fetch
-from storage.errors import BadUri, Cancelled, SourceRefused, WrongBytes
+from storage.errors import BadUri, Cancelled, SourceFailed, SourceRefused, WrongBytes
 from storage.manifest import MANIFEST_NAME
 from storage.publish import publish
+from storage.sinks.s3 import PART_BYTES
 from storage.sources.base import SourceOptions
 from storage.store import Store
+from storage.throttle import Throttle
 from storage.transfer import Retry
 from storage.upload import Pushed, push
 from storage.uri import parse
@@ -74,6 +78,56 @@ def test_a_push_that_broke_off_goes_on(how: SourceOptions, store: Store, tmp_pat
     again = pushed(store, digest, "s3://bucket/p/", how)
     assert again.files == 44 and 0 < again.sent_bytes < again.size_bytes - 10_000
     assert (there / MANIFEST_NAME).exists()
+
+
+def test_a_large_file_goes_on_from_its_parts(s3: S3, how: SourceOptions, store: Store, tmp_path: Path) -> None:
+    """What arrived of it before the break is not sent again, unless the file is another by now."""
+    place = open_destination(parse("s3://bucket/p/", PurePath("/")), how)
+    data = tmp_path / "data"
+    data.write_bytes(os.urandom(6 * PART_BYTES + 5))
+    counts: dict[bool, int] = {True: 0, False: 0}
+    enough = 3 * PART_BYTES
+
+    def tell(count: int, /, *, sent: bool = True) -> None:
+        counts[sent] += count
+        if sent and counts[True] >= enough:
+            raise SourceFailed("broken off")
+
+    def put() -> dict[bool, int]:
+        counts.update({True: 0, False: 0})
+        place.put(data, "big", data.stat().st_size, tell)
+        return dict(counts)
+
+    try:
+        with pytest.raises(SourceFailed):
+            put()
+        enough = 1 << 40
+        again = put()
+        assert again[False] >= 3 * PART_BYTES and sum(again.values()) == data.stat().st_size
+        assert (s3.root / "bucket/p/big").read_bytes() == data.read_bytes()
+        assert put() == {True: 0, False: data.stat().st_size}, "it is there"
+        place.remove("big")
+        enough = 3 * PART_BYTES
+        with pytest.raises(SourceFailed):
+            put()
+        data.write_bytes(os.urandom(6 * PART_BYTES + 5))
+        enough = 1 << 40
+        assert put() == {True: data.stat().st_size, False: 0}
+        assert (s3.root / "bucket/p/big").read_bytes() == data.read_bytes()
+    finally:
+        place.close()
+
+
+def test_a_limited_rate_counts_what_goes_to_a_bucket(s3: S3, how: SourceOptions, store: Store, tmp_path: Path) -> None:
+    """Every byte of the tree and its manifest, once; nothing where nothing travels."""
+    digest = tree(store, tmp_path / "out")
+    meter = Throttle(1 << 40, lambda: 0.0)
+    limited = replace(how, throttle=meter)
+    pushed(store, digest, "s3://bucket/p/", limited)
+    all_of_it = BIG + 12 + len(store.manifest(digest).encoded)
+    assert meter.take(0) * (1 << 40) == all_of_it
+    pushed(store, digest, "s3://bucket/p/", limited)
+    assert meter.take(0) * (1 << 40) == all_of_it
 
 
 def test_a_new_tree_in_an_old_place_has_no_manifest_yet(how: SourceOptions, store: Store, tmp_path: Path) -> None:

@@ -59,6 +59,27 @@ def test_a_model_goes_to_a_bucket_once_and_comes_back_the_same(tmp_path: Path, s
         assert digest_of(runner, "back") == digest
 
 
+def test_a_push_names_its_server_as_an_input_does(tmp_path: Path, s3: S3) -> None:
+    """`--endpoint` and `--from` say what the address does not; the box's own server is another, and keeps nothing."""
+    nobody = f"http://127.0.0.1:{free_port()}"
+    with box(tmp_path, nobody) as runner:
+        named(runner, tmp_path)
+        there = ("--endpoint", s3.endpoint)
+        runner.ok("model", "push", "net", "s3://bucket/out", *there)
+        assert "nothing had to be sent" in runner.cli("model", "push", "net", "s3://bucket/out/", *there).stderr
+        job = runner.submit("--", "sh", "-c", 'echo weights > "$STOKER_OUTPUT_DIR/model"')
+        runner.wait(job)
+        runner.ok("outputs", "push", job, "s3://bucket/run/", "--from", "wasabi", *there)
+        assert (s3.root / "bucket/out/sub/weights").exists() and (s3.root / "bucket/run/model").exists()
+        for words, says in [
+            (("out", *there), "a source from local has no endpoint"),
+            (("s3://bucket/x/", "--from", "gcp"), "begins with gs://"),
+            (("s3://bucket/x/", "--endpoint", "host"), "endpoint is wrong"),
+        ]:
+            refused = runner.cli("model", "push", "net", *words)
+            assert refused.returncode == 2 and says in refused.stderr and "hint: " in refused.stderr
+
+
 def test_data_goes_to_a_directory(runner: Box, tmp_path: Path) -> None:
     """A relative one is below where the command stands; a program stays one; other files there stay."""
     named(runner, tmp_path, "data")

@@ -59,6 +59,35 @@ def test_every_job_has_a_place_where_the_runner_is_told_so(tmp_path: Path, s3: S
         assert {str(each.relative_to(place)) for each in place.rglob("model")} == {"0/model", "1/model"}
 
 
+def test_a_place_is_reached_as_an_input_is(tmp_path: Path, s3: S3) -> None:
+    """Kind, endpoint and key follow the address, in the template too; a key says where its server is."""
+    nobody = f"http://127.0.0.1:{free_port()}"
+    all_jobs = f"s3://bucket/all/{{job}}/,from=wasabi,endpoint={s3.endpoint}"
+    with box(tmp_path, nobody, STOKER_STORAGE__OUTPUTS=all_jobs) as runner:
+        values = {"access_key_id": S3_KEY, "secret_access_key": S3_SECRET}
+        runner.ok("key", "add", "wasabi", "lab", "--stdin", input=json.dumps({**values, "endpoint": s3.endpoint}))
+        runner.ok("key", "add", "wasabi", "away", "--stdin", input=json.dumps({**values, "endpoint": nobody}))
+        asked = {
+            f"=s3://bucket/aws/,endpoint={s3.endpoint}": "aws",
+            f"=s3://bucket/stated/,from=wasabi,key=away,endpoint={s3.endpoint}": "stated",
+            "=s3://bucket/key/,from=wasabi,key=lab": "key",
+        }
+        for output, place in asked.items():
+            job = runner.submit("--output", output, "--", "sh", "-c", MAKE)
+            assert runner.wait(job, timeout=120)["state"] == "succeeded", output
+            assert (s3.root / "bucket" / place / "model").read_text() == "weights\n"
+            assert s3.endpoint not in runner.ok("logs", job)
+        again = runner.ok("rerun", job, "--output", f"=s3://bucket/again/,endpoint={s3.endpoint}").split()[0]
+        assert runner.wait(again, timeout=120)["state"] == "succeeded"
+        assert (s3.root / "bucket/again/model").exists()
+        unclear = runner.cli("submit", "--", "sh", "-c", MAKE)
+        assert unclear.returncode == 2 and "you have 2 wasabi keys" in unclear.stderr
+        runner.ok("key", "rm", "-y", "away")
+        job = runner.submit("--", "sh", "-c", MAKE)
+        assert runner.wait(job, timeout=120)["state"] == "succeeded"
+        assert (s3.root / f"bucket/all/{job}/model").exists()
+
+
 def test_an_outage_is_waited_for_and_a_killed_runner_goes_on(tmp_path: Path) -> None:
     """While nobody answers the job is saving and says why, its devices free; in the end it succeeded."""
     port = free_port()
@@ -111,6 +140,12 @@ def test_a_place_that_refuses_fails_the_job_and_keeps_the_output(tmp_path: Path,
         ("out=http://h/x/", "cannot be written to"),
         ("out=s3://k:secret@bucket/x", "cannot hold credentials"),
         ("../out=s3://bucket/x/", "not a directory below"),
+        ("out=s3://bucket/x/,endpoint=host", "endpoint is wrong"),
+        ("out=s3://bucket/x/,from=wasapi", "did you mean wasabi?"),
+        ("out=s3://bucket/x/,from=gcp", "begins with gs://"),
+        ("out=ftp://host/x/,endpoint=http://h", "has no endpoint"),
+        ("out=s3://bucket/x/,rw", "unknown key 'upload.rw'"),
+        ("out=s3://bucket/x/,key=a,key=b", "--output: key is given twice"),
     ],
 )
 def test_a_place_that_cannot_be_is_refused_at_submit(runner: Box, output: str, says: str) -> None:

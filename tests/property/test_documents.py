@@ -43,6 +43,14 @@ INPUTS = st.fixed_dictionaries(
         "endpoint": st.sampled_from(["http://127.0.0.1:9000", "https://s3.example.org/base", "http://[::1]:1/"]),
     },
 )
+UPLOADS = st.fixed_dictionaries(
+    {"uri": st.sampled_from(["s3://bucket/{job}/", "gs://b/a,b", "/data/out", "az://c/x=1/"])},
+    optional={
+        "key": st.just("work"),
+        "from": st.sampled_from(["aws", "wasabi"]),
+        "endpoint": st.sampled_from(["http://127.0.0.1:9000", "https://s3.example.org/base"]),
+    },
+)
 DOCUMENTS = st.fixed_dictionaries(
     {"command": st.lists(WORDS.filter(str.strip), min_size=1, max_size=4)},
     optional={
@@ -55,6 +63,7 @@ DOCUMENTS = st.fixed_dictionaries(
         "env": st.dictionaries(KEYS, WORDS, max_size=3),
         "cwd": PATHS,
         "output": PATHS,
+        "upload": UPLOADS,
         "checkpoint": PATHS,
         "keep_model": st.from_regex(r"[A-Za-z][A-Za-z._-]{0,10}", fullmatch=True),
         "requirements": PATHS,
@@ -86,7 +95,10 @@ def flags(document: dict[str, Any]) -> list[tuple[str, str]]:
     """Return a document as flags."""
     pairs = []
     for key, value in document.items():
-        if key == "command":
+        if key == "command" or (key == "output" and "upload" in document):
+            continue
+        if key == "upload":
+            pairs.append(("--output", f"{document.get('output', '')}={item_text(value)}"))
             continue
         if isinstance(value, list):
             pairs += [(f"--{key}", item) for item in value]
