@@ -423,13 +423,11 @@ def slow_to_look_at(repository: Repository) -> Iterator[Callable[[], None]]:
     pipe.parent.mkdir(exist_ok=True)
     pipe.unlink(missing_ok=True)
     os.mkfifo(pipe)
-    both = os.open(pipe, os.O_RDWR)  # nobody is kept waiting once it is closed
 
     def release() -> None:
         gone = pipe.rename(pipe.with_name("pipe"))
-        os.close(os.open(gone, os.O_RDWR))
+        os.close(os.open(gone, os.O_RDWR))  # whoever waits for a writer has had one
 
-    os.close(both)
     try:
         yield release
     finally:
