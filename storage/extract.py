@@ -138,21 +138,22 @@ def _unzip(fd: int, tree: Tree, gauge: Gauge, sink: _Sink) -> None:
     size = os.fstat(fd).st_size
     if not zips.is_zip(fd, size):
         raise BadArchive("is no zip archive")
-    waiting = iter(zips.members(fd, size, tree))
+    waiting = zips.members(fd, size, tree)
     failed = threading.Event()
     shared = replace(gauge, cancelled=lambda: failed.is_set() or gauge.cancelled())
 
     def work() -> None:
         try:
             # Taking the next one is one step of the interpreter, so that no two threads get the same.
-            for member, limit in waiting:
+            for packed, following in waiting:
+                member, limit = zips.unpacked(packed), zips.offset_of(following)
                 pieces = zips.unpack(fd, member, limit, shared)
                 if member.is_link:
                     tree.set_link(member.path, b"".join(pieces).decode("utf-8", "surrogateescape"))
                     continue
                 small = member.size <= zips.SMALL_BYTES
                 stored = sink.whole(b"".join(pieces)) if small else sink.stream(pieces)
-                tree.files[member.path] = Entry(member.path, *stored, member.executable)
+                tree.set_file(Entry(member.path, *stored, member.executable))
         except BaseException:
             failed.set()
             raise

@@ -8,6 +8,7 @@ Directories exist only through their files: an empty one is not kept. Owners, ti
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterable
@@ -48,12 +49,12 @@ class Manifest:
     @cached_property
     def encoded(self) -> bytes:
         """The canonical bytes: what is hashed and what is stored."""
-        lines = [_HEADER]
-        lines += [
-            json.dumps([entry.path, int(entry.executable), entry.size, entry.digest], separators=(",", ":"))
-            for entry in self.entries
-        ]
-        return ("\n".join(lines) + "\n").encode("ascii")
+        lines = io.BytesIO()  # a tree may be large: its text is there once, not in pieces beside it
+        lines.write(f"{_HEADER}\n".encode("ascii"))
+        for entry in self.entries:
+            facts = [entry.path, int(entry.executable), entry.size, entry.digest]
+            lines.write(json.dumps(facts, separators=(",", ":")).encode("ascii") + b"\n")
+        return lines.getvalue()
 
     @cached_property
     def digest(self) -> str:

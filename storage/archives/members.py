@@ -127,6 +127,11 @@ class Tree:
         self.limits.check_size(self._size_bytes)
         self.files[path] = None
 
+    def set_file(self, entry: Entry) -> None:
+        """Say what a file that was added holds."""
+        del self.files[entry.path]  # or the name would be kept twice: the entry's own, and the one that was added
+        self.files[entry.path] = entry
+
     def add_link(self, path: str, target: str) -> None:
         """Note a symbolic link, resolved at the end."""
         self._claim(path)

@@ -7,6 +7,7 @@ with the checksum it said. Two members never share bytes (overlapping ones are h
 from __future__ import annotations
 
 import bz2
+import itertools
 import os
 import stat
 import struct
@@ -28,6 +29,8 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
 _CENTRAL = struct.Struct("<4s4B4H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
+# A member while it waits for its turn, name and path behind it: an archive may have many. They are in order of offset.
+_WAITING = struct.Struct(">3QL3H")
 _MAX_COMMENT = 0xFFFF
 _UNIX = {3, 19}
 _UTF8, _ENCRYPTED = 0x800, 0x1 | 0x40 | 0x2000
@@ -55,38 +58,60 @@ class Member:
     executable: bool
     is_link: bool
 
+    def pack(self) -> bytes:
+        """Return it as few bytes."""
+        facts = (self.offset, self.packed, self.size, self.crc, self.method, len(self.raw_name))
+        path, marks = self.path.encode("utf-8", "surrogateescape"), self.executable | self.is_link << 1
+        return _WAITING.pack(*facts, marks) + self.raw_name + (b"" if path == self.raw_name else path)
+
+
+def unpacked(packed: bytes) -> Member:
+    """Return what was packed."""
+    offset, size_packed, size, crc, method, length, marks = _WAITING.unpack_from(packed)
+    end = _WAITING.size + length
+    raw_name = packed[_WAITING.size : end]
+    path = (packed[end:] or raw_name).decode("utf-8", "surrogateescape")
+    return Member(path, raw_name, offset, size_packed, size, crc, method, bool(marks & 1), bool(marks & 2))
+
+
+def offset_of(packed: bytes) -> int:
+    """Return where a packed member starts."""
+    return int.from_bytes(packed[:8])
+
 
 def is_zip(fd: int, size: int) -> bool:
     """Return whether a file starts or ends as a zip archive."""
     return os.pread(fd, 4, 0) in {b"PK\3\4", b"PK\5\6", b"PK\7\x08"} or _find_end(fd, size) is not None
 
 
-def members(fd: int, size: int, tree: Tree) -> list[tuple[Member, int]]:
-    """Return the files and links in order, each with where it must have ended; every member is then in the tree.
+def members(fd: int, size: int, tree: Tree) -> Iterator[tuple[bytes, bytes]]:
+    """Return files and links in order, packed, each with the next, where it must have ended; all are then in the tree.
 
     Raise `BadArchive` for what no tree may hold, for encrypted or overlapping members, and for sizes past the limits.
     """
     start, end, shift = _directory(fd, size, tree)
     reader = Reader(_plain(fd, start, end))
-    found: list[Member] = []
-    largest, total = None, 0
+    found: list[bytes] = []
+    largest, total, packed = None, 0, 0
     while reader.position < end - start:
         member = _central(reader, tree, shift)
         if member is None:
             continue
-        found.append(member)
-        total += member.size
+        _check_room(member, len(member.raw_name), start)
+        found.append(member.pack())
+        total, packed = total + member.size, packed + member.packed
         largest = member if largest is None or member.size > largest.size else largest
-    found.sort(key=lambda member: member.offset)
-    pairs = list(zip(found, [member.offset for member in found[1:]] + [start], strict=False))
-    for member, limit in pairs:
-        _check_room(member, len(member.raw_name), limit)
+    found.sort()
+    for each, following in itertools.pairwise(found):
+        offset, packed_bytes, _, _, _, length, _ = _WAITING.unpack_from(each)
+        if offset + _LOCAL.size + length + packed_bytes > offset_of(following):
+            raise _overlaps(unpacked(each))
     if largest is not None:
         try:
-            tree.limits.check_ratio(total, sum(member.packed for member in found))
+            tree.limits.check_ratio(total, packed)
         except BadArchive as error:
             raise BadArchive(f"{error.message}; its largest member is {printable(largest.path)}", error.hint) from None
-    return pairs
+    return zip(found, [*found[1:], start.to_bytes(8)], strict=False)
 
 
 def unpack(fd: int, member: Member, limit: int, gauge: Gauge) -> Iterator[bytes]:
@@ -256,7 +281,11 @@ def _name(raw_name: bytes, extra: bytes, flags: int, system: int) -> str:
 def _check_room(member: Member, header_bytes: int, limit: int) -> None:
     """Refuse members that share bytes; what a local header has beside the name only its own reader knows."""
     if member.offset + _LOCAL.size + header_bytes + member.packed > limit:
-        raise BadArchive(f"member {printable(member.path)} overlaps another one: a bomb, or damaged")
+        raise _overlaps(member)
+
+
+def _overlaps(member: Member) -> BadArchive:
+    return BadArchive(f"member {printable(member.path)} overlaps another one: a bomb, or damaged")
 
 
 def _data_start(fd: int, member: Member, limit: int) -> int:

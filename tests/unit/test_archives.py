@@ -11,6 +11,7 @@ import os
 import stat
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -356,6 +357,21 @@ def test_a_million_members_are_refused(store: Store, tmp_path: Path) -> None:
         target.writelines(headers())
     said = refusal(store, path)
     assert "has more than 300000 members, 'm0300000' is one too many" in said
+
+
+def test_a_member_costs_little_memory(store: Store, tmp_path: Path) -> None:
+    """As many as the limit allows may come at once, in a runner that is to stay small."""
+    count = 10_000
+    names = (f"data/train/class{number % 100:03}/image_{number:08}.jpg" for number in range(count))
+    path = written(tmp_path, "x.zip", zipped(*((name, b"same") for name in names), method=zipfile.ZIP_STORED))
+    with path.open("rb") as file:
+        tracemalloc.start()
+        try:
+            store.put_tree(extract(store, file.fileno(), name="x.zip", shown="x.zip", limits=Limits()))
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert most < 550 * count
 
 
 def test_members_that_share_bytes_are_refused(store: Store, tmp_path: Path) -> None:
