@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from storage.errors import BadArchive, BadName
-from storage.manifest import MAX_DEPTH, Entry, Manifest, build, check_path
+from storage.manifest import MAX_DEPTH, MAX_PATH_BYTES, Entry, Manifest, build, check_path
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 # No archive that unpacks to less than this is a bomb, whatever its ratio.
@@ -22,6 +22,8 @@ MAX_HOPS = 40
 MAX_LINK_BYTES = 4096
 # All links of an archive together may lead over this many names, and so many more for each member.
 FREE_STEPS, STEPS_A_MEMBER = 100_000, 20
+# All names together, those by way of links too, may have so many characters for each member that may be.
+NAME_LENGTH = 256
 _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
 _SHOWN_CHARACTERS = 80
 
@@ -95,6 +97,7 @@ class Tree:
     _odd: dict[str, str] = field(default_factory=dict)
     _ends: dict[str, str] = field(default_factory=dict)
     _steps: int = 0
+    _length: int = 0
     _members: int = 0
     _size_bytes: int = 0
 
@@ -106,6 +109,7 @@ class Tree:
                 f"has more than {self.limits.members} members, {printable(name)} is one too many",
                 "raise [storage] extract_members, or pack them into fewer files",
             )
+        self._add_name(name)
         return clean(name)
 
     def add_directory(self, path: str) -> None:
@@ -167,6 +171,13 @@ class Tree:
         except BadName as error:
             raise BadArchive(f"cannot be a tree: {error.message}", error.hint) from None
 
+    def _add_name(self, name: str) -> None:
+        self._length += len(name)
+        if self._length > NAME_LENGTH * self.limits.members:
+            raise BadArchive(
+                f"has names that are too long, {printable(name)} is one too many", "raise [storage] extract_members"
+            )
+
     def _claim(self, path: str) -> None:
         if path in self.files or path in self._links:
             raise BadArchive(f"member {printable(path)} is there twice")
@@ -206,6 +217,9 @@ class Tree:
                 inner, end = _join(path, name), _join(real, name)
                 if seen > self.limits.members or len(chain) >= MAX_DEPTH:
                     raise BadArchive(f"member {printable(inner)}: links repeat the archive's own files without end")
+                if len(inner) > MAX_PATH_BYTES:
+                    check_path(inner)  # at once: many of them would fill the memory first
+                self._add_name(inner)
                 if end in self._links:
                     end = self._resolve(end)
                 entry = self.files.get(end)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from storage.errors import BadName, SourceRefused
-from storage.manifest import MAX_DEPTH, MAX_FILES, check_path
+from storage.manifest import MAX_DEPTH, MAX_FILES, MAX_MANIFEST_BYTES, MAX_PATH_BYTES, check_path
 
 MAX_LINKS = 40
 MAX_POINTER_BYTES = 1024
@@ -123,6 +123,7 @@ def follow(files: Mapping[str, Blob], links: Mapping[str, str], shown: str) -> d
         folder[name] = leaf
     found: dict[str, Blob] = {}
     waiting: list[tuple[str, str, tuple[str, ...]]] = [("", "", ())]
+    length = 0
     steps = iter(range(FREE_STEPS + STEPS_A_FILE * (len(files) + len(links))))
     while waiting:
         path, real, chain = waiting.pop()
@@ -131,6 +132,9 @@ def follow(files: Mapping[str, Blob], links: Mapping[str, str], shown: str) -> d
         folder = _at(root, real)
         for name, leaf in folder.items():
             inner, target = _join(path, name), _join(real, name)
+            length += len(inner)
+            if len(inner) > MAX_PATH_BYTES or length > MAX_MANIFEST_BYTES:
+                raise _refused(shown, inner[:80], "links make names that are too long")
             if isinstance(leaf, str):
                 target, leaf = _resolve(root, target, shown, inner, steps)
             if isinstance(leaf, dict):

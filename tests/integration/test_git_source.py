@@ -178,6 +178,18 @@ def test_the_ways_of_all_links_together_are_bounded(repository: Repository, stor
         take(store, f"git+file://{repository.path}")
 
 
+def test_links_that_make_a_path_too_long_are_refused(repository: Repository, store: Store) -> None:
+    """Each is in order by itself; what they would show is refused before it fills the memory."""
+    name = "n" * 240
+    for number in range(20):
+        repository.write(f"{number + 1}{name}/x", "x")
+        (repository.path / f"{number}{name}").mkdir(exist_ok=True)
+        (repository.path / f"{number}{name}" / name).symlink_to(f"../{number + 1}{name}")
+    repository.commit()
+    with pytest.raises(SourceRefused, match="links make names that are too long"):
+        take(store, f"git+file://{repository.path}")
+
+
 @pytest.mark.parametrize(
     ("link", "why"),
     [

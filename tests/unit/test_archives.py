@@ -506,6 +506,17 @@ def test_links_that_make_a_path_too_long_are_refused(store: Store, tmp_path: Pat
     assert "longer or deeper than a tree may be" in refusal(store, written(tmp_path, "x.tar", data))
 
 
+@pytest.mark.parametrize("by", ["links", "themselves"])
+def test_names_are_bounded_in_all(by: str, store: Store, tmp_path: Path) -> None:
+    """Files that have long names, or that links show under such, are refused before those fill the memory."""
+    name = "n" * 240
+    links = [info(f"{n}{name}/{name}", type=LINK, linkname=f"../{n + 1}{name}") for n in range(12)]
+    above = f"12{name}" if by == "links" else f"{name}/{name}/{name}"
+    files = [(f"{above}/{number}", b"x") for number in range(2000)]
+    path = written(tmp_path, "x.tar", tarred(*(links if by == "links" else ()), *files))
+    assert "has names that are too long" in refusal(store, path, Limits(members=2100))
+
+
 def test_what_real_tools_bear_is_borne(store: Store, tmp_path: Path) -> None:
     """Garbage behind the end, a program in front of a zip, gzip members one after another, old compressions."""
     whole = tarred(("a", b"1"))
