@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -104,7 +105,8 @@ def _to_directory(
 
     marker = directory / MANIFEST_NAME
     with suppress(FileNotFoundError, NotADirectoryError):
-        if marker.read_bytes() == manifest.encoded:
+        is_there = marker.read_bytes() == manifest.encoded
+        if is_there and all(_is_long(directory / entry.path, entry.size) for entry in manifest.entries):
             return Pushed(len(manifest.entries), manifest.size_bytes, 0)
         marker.unlink()
     progress(0, manifest.size_bytes)
@@ -122,6 +124,14 @@ def _to_directory(
         temp.rename(marker)
         files.sync_directory(directory)
     return Pushed(count, manifest.size_bytes, manifest.size_bytes)
+
+
+def _is_long(path: Path, size: int) -> bool:
+    try:
+        facts = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISREG(facts.st_mode) and facts.st_size == size
 
 
 class _Push:
@@ -150,10 +160,11 @@ class _Push:
         """Write what is not there yet."""
         manifest, ask = self._manifest, self._ask
         encoded = manifest.encoded
-        if ask(lambda: self._destination.read(MANIFEST_NAME, len(encoded) + 1)) == encoded:
+        is_there = ask(lambda: self._destination.read(MANIFEST_NAME, len(encoded) + 1)) == encoded
+        left = self._left(is_there=is_there)
+        if is_there and not left:
             self._journal.forget()
             return Pushed(len(manifest.entries), manifest.size_bytes, 0)
-        left = self._left()
         ask(lambda: self._destination.remove(MANIFEST_NAME))
         with disk_errors(self._store.root):
             self._journal.begin()
@@ -169,13 +180,17 @@ class _Push:
     def _ask(self, work: Callable[[], _T]) -> _T:
         return self._retry.run(work, self._cancelled)
 
-    def _left(self) -> list[Entry]:
-        """Return the files that an earlier push has not written, or that are not there any more as it wrote them."""
+    def _left(self, *, is_there: bool) -> list[Entry]:
+        """Return the files that an earlier push has not written, or that are not there any more as it wrote them.
+
+        Where the place says that the tree `is_there`, those of them that are gone or of another size.
+        """
         done = self._journal.read()
-        there = self._ask(self._destination.files) if done else {}
+        there = self._ask(self._destination.files) if done or is_there else {}
         left = []
         for entry in self._manifest.entries:
-            if entry.path in done and there.get(entry.path) == (entry.size, done[entry.path]):
+            size, tag = there.get(entry.path, (None, ""))
+            if size == entry.size and (is_there or tag == done.get(entry.path)):
                 self._meter.add(entry.size)
             else:
                 left.append(entry)

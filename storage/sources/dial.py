@@ -5,10 +5,14 @@ So a name that resolves differently the second time gains nothing.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import os
 import socket
 import ssl
-from collections.abc import Callable
+import threading
+import weakref
+from contextlib import suppress
 
 from storage.errors import SourceFailed, SourceRefused
 from storage.sources.base import SourceOptions
@@ -18,14 +22,36 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def dial(
-    host: str,
-    port: int,
-    options: SourceOptions,
-    shown: str,
-    *,
-    wrap: Callable[[socket.socket], socket.socket] = lambda plain: plain,
-) -> tuple[socket.socket, Address]:
+class Dials:
+    """The connections of one source, those too that are only being made, so that all can be broken off at once."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._sockets = weakref.WeakSet[socket.socket]()
+        self._broken_off = False
+
+    def begin(self, begun: socket.socket) -> None:
+        """Take in a socket that is about to connect; raise `OSError` once all are broken off."""
+        with self._guard:
+            if self._broken_off:
+                raise ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
+            self._sockets.add(begun)
+
+    def end(self, ended: socket.socket) -> None:
+        """Close a socket, and not while its number is being used to break it off: it may be another's by then."""
+        with self._guard:
+            ended.close()
+
+    def break_off(self) -> None:
+        """Have whoever waits on a connection, or for one, wait no more; no other begins."""
+        with self._guard:
+            self._broken_off = True
+            for each in self._sockets:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
+
+def dial(host: str, port: int, options: SourceOptions, shown: str, dials: Dials) -> tuple[socket.socket, Address]:
     """Return a connection and the address it leads to; raise `SourceFailed` or `SourceRefused`, naming `shown`."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -41,11 +67,12 @@ def dial(
         connected = socket.socket(family, kind, protocol)
         connected.settimeout(options.stall_s)
         try:
+            dials.begin(connected)
             connected.connect(place)
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return wrap(connected), ip
+            return connected, ip
         except OSError as error:
-            connected.close()
+            dials.end(connected)
             last = error
     if last is None:
         raise SourceRefused(f"{shown} is at a local address, which this runner does not fetch from", "see allow_hosts")

@@ -21,7 +21,7 @@ from storage.errors import BadName, Cancelled, SourceChanged, SourceFailed, Sour
 from storage.files import never
 from storage.manifest import MAX_DEPTH, check_path
 from storage.sources.base import Item, Listing, SourceOptions, Stream
-from storage.sources.dial import why
+from storage.sources.dial import Dials, why
 from storage.sources.ftp_client import Client, spelled
 from storage.uri import Uri
 
@@ -54,6 +54,7 @@ class FtpSource:
         self._busy: set[Session] = set()
         self._room = MAX_CONNECTIONS
         self._free = threading.Condition()
+        self._dials = Dials()
         self._closed = False
 
     def list(self, uri: Uri, cancelled: Callable[[], bool] = never) -> Listing:
@@ -89,6 +90,7 @@ class FtpSource:
             self._closed = True
             sessions, self._idle = [*self._idle, *self._busy], []
             self._free.notify_all()
+        self._dials.break_off()
         for session in sessions:
             for each in (session.data, session.ftp.sock):
                 with suppress(OSError):
@@ -216,7 +218,7 @@ class FtpSource:
                 self._free.wait()
             if self._closed:
                 raise SourceFailed(f"{uri.shown}: the transfer was broken off")
-            session = self._idle.pop() if self._idle else Session(Client(self._options, uri))
+            session = self._idle.pop() if self._idle else Session(Client(self._options, uri, self._dials))
             self._busy.add(session)
         if session.ftp.sock is None:
             with self._told(session, uri.shown):

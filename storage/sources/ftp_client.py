@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from storage.errors import SourceFailed
 from storage.sources.base import SourceOptions
-from storage.sources.dial import dial
+from storage.sources.dial import Dials, dial
 from storage.uri import Uri
 
 IMPLICIT_TLS_PORT = 990
@@ -20,10 +20,10 @@ MAX_ANSWER_BYTES = 64 << 10
 class Client(ftplib.FTP):
     """ftplib's client on connections that were checked, its data connections to the same address."""
 
-    def __init__(self, options: SourceOptions, uri: Uri) -> None:
+    def __init__(self, options: SourceOptions, uri: Uri, dials: Dials) -> None:
         # Names travel as bytes: what is no UTF-8 must come back as it was.
         super().__init__(timeout=options.stall_s, encoding="latin-1")
-        self._options, self._uri = options, uri
+        self._options, self._uri, self._dials = options, uri, dials
         self._said = bytearray()
         self._tls: ssl.SSLContext | None = None
         if uri.scheme == "ftps":
@@ -33,7 +33,7 @@ class Client(ftplib.FTP):
         """Connect to the server of the address and log in there."""
         parts = urlsplit(self._uri.text)
         self.host, self.port = parts.hostname or "", parts.port or ftplib.FTP_PORT
-        self.sock, ip = dial(self.host, self.port, self._options, self._uri.shown)
+        self.sock, ip = dial(self.host, self.port, self._options, self._uri.shown, self._dials)
         self.af = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
         implicit = self.port == IMPLICIT_TLS_PORT
         if implicit:
@@ -92,7 +92,9 @@ class Client(ftplib.FTP):
 
     def _secure(self) -> None:
         if self._tls is not None and self.sock is not None:
-            self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
+            secured = self._tls.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+            self.sock = secured  # before the handshake, for whoever breaks it off
+            secured.do_handshake()
         self._said.clear()  # what came before is vouched for by nobody
 
 

@@ -11,7 +11,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 MAX_HEAD_BYTES = 64 << 10
@@ -33,11 +33,20 @@ class Exchange:
 
     `public` says whether its peer's address is a global one, `given` whether its last answer was given back. A proxy
     wants `prefix` before every target, and `headers`. Every method may raise `OSError`, `TimeoutError` where
-    nothing moved for the time-out or a head took longer, and `Malformed`; the connection is of no use afterwards.
+    nothing moved for the time-out or a head took longer, and `Malformed`; the connection is of no use afterwards, and
+    `end` closes its socket.
     """
 
-    def __init__(self, connected: socket.socket, timeout_s: float, *, public: bool) -> None:
+    def __init__(
+        self,
+        connected: socket.socket,
+        timeout_s: float,
+        *,
+        public: bool,
+        end: Callable[[socket.socket], None] = socket.socket.close,
+    ) -> None:
         self.public = public
+        self._end = end
         self.given = False
         self.prefix = ""
         self.headers: Mapping[str, str] = {}
@@ -119,7 +128,7 @@ class Exchange:
 
     def close(self) -> None:
         """Close the connection."""
-        self.socket.close()
+        self._end(self.socket)
 
     def _read_head(self, latest: float) -> tuple[str, int, dict[str, str]]:
         have = len(self._spare)

@@ -12,7 +12,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
@@ -20,7 +19,7 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from storage.credentials import secrets
 from storage.errors import SourceChanged, SourceFailed, SourceMissing, SourceRefused
 from storage.sources.base import SourceOptions
-from storage.sources.dial import address, allowed, dial, why
+from storage.sources.dial import Dials, address, allowed, dial, why
 from storage.sources.http1 import Exchange, Malformed
 from storage.sources.proxies import proxy_for
 from storage.sources.reasons import reason
@@ -79,7 +78,7 @@ class Wire:
         self._options = options
         self._sign = sign
         self._idle: dict[tuple[str, str], list[Exchange]] = {}
-        self._busy: set[Exchange] = set()
+        self._dials = Dials()
         self._guard = threading.Lock()
         self._tls: ssl.SSLContext | None = None
         self._refused, self._verb = refused, verb
@@ -142,9 +141,7 @@ class Wire:
         """Close idle connections and break those in use, so that nobody waits for a silent server."""
         with self._guard:
             idle, self._idle, self._closed = self._idle, {}, True
-            for connection in self._busy:
-                with suppress(OSError):
-                    connection.socket.shutdown(socket.SHUT_RDWR)
+        self._dials.break_off()
         for connections in idle.values():
             for connection in connections:
                 connection.close()
@@ -197,21 +194,16 @@ class Wire:
                 connection.ask(method, whole, {"Host": _host(parts), **connection.headers, **headers}, body)
                 status, found = connection.answer(method)
             except _BREAKS as error:
-                self._drop(connection)
+                connection.close()
                 # A kept connection may have been closed by the server in the meantime: that is no failure yet.
                 if kept and not isinstance(error, TimeoutError):
                     continue
                 raise SourceFailed(f"{shown} cannot be reached: {_why(error)}") from error
             except SourceRefused:
-                self._drop(connection)
+                connection.close()
                 raise
             close = self._closer(parts, connection)
             return Response(status, found, parts.geturl(), connection, close, connection.public), connection.public
-
-    def _drop(self, connection: Exchange) -> None:
-        with self._guard:
-            self._busy.discard(connection)
-        connection.close()
 
     def _closer(self, parts: SplitResult, connection: Exchange) -> Callable[[], None]:
         key = _origin(parts)
@@ -225,7 +217,6 @@ class Wire:
             except _BREAKS:
                 again = False
             with self._guard:
-                self._busy.discard(connection)
                 if again and not self._closed:
                     self._idle.setdefault(key, []).append(connection)
                     return
@@ -239,15 +230,11 @@ class Wire:
             if idle:
                 connection = idle.pop()
                 connection.given = False
-                self._busy.add(connection)
                 return connection, True
             if parts.scheme == "https" and self._tls is None:
                 ca_file = self._options.ca_file
                 self._tls = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-        connection = self._connect(parts, shown)
-        with self._guard:
-            self._busy.add(connection)
-        return connection, False
+        return self._connect(parts, shown), False
 
     def _connect(self, parts: SplitResult, shown: str) -> Exchange:
         host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
@@ -255,8 +242,8 @@ class Wire:
         if proxy is not None:
             connection = self._through(proxy, parts, shown, public=self.is_public(host, port, shown))
         else:
-            connected, ip = dial(host, port, self._options, shown)
-            connection = Exchange(connected, self._options.stall_s, public=ip.is_global)
+            connected, ip = dial(host, port, self._options, shown, self._dials)
+            connection = Exchange(connected, self._options.stall_s, public=ip.is_global, end=self._dials.end)
         if parts.scheme == "https" and self._tls is not None:
             try:
                 connection.secure(self._tls, host)
@@ -285,8 +272,8 @@ class Wire:
         """Connect by the operator's proxy, whose address no rule concerns; errors never show its credentials."""
         name, port = proxy.hostname or "", proxy.port or _PORTS["http"]
         options = replace(self._options, allow_local_addresses=True)
-        connected, _ = dial(name, port, options, f"{shown}: the proxy {name}")
-        connection = Exchange(connected, self._options.stall_s, public=public)
+        connected, _ = dial(name, port, options, f"{shown}: the proxy {name}", self._dials)
+        connection = Exchange(connected, self._options.stall_s, public=public, end=self._dials.end)
         user = basic_credentials(proxy.geturl())
         headers = {} if user is None else {"Proxy-Authorization": basic(user)}
         if parts.scheme == "http":

@@ -176,6 +176,25 @@ def test_what_was_pushed_comes_back_and_the_second_push_sends_nothing(
     assert pushed(store, digest, place) == Pushed(4, size, 0)
 
 
+def test_what_was_lost_there_is_pushed_again(place: Spot, store: Store, tmp_path: Path) -> None:
+    """A manifest is no proof that somebody has not taken a file from beside it since, or cut one short."""
+    digest = tree(store, tmp_path / "out", big=BIG)
+    pushed(store, digest, place)
+    here = Path(place.uri("deep/place").path)
+    if place.kind == "local":
+        (here / "run.sh").unlink()
+        (here / "a/b/big.bin").write_bytes(b"cut short")
+    else:
+        there = opened(place)
+        there.remove("run.sh")
+        there.write("a/b/big.bin", b"cut short")
+        there.close()
+    whole = store.manifest(digest).size_bytes
+    assert pushed(store, digest, place).sent_bytes == (whole if place.kind == "local" else BIG + 10)
+    assert back(place, tmp_path / "other") == digest
+    assert pushed(store, digest, place).sent_bytes == 0
+
+
 def test_a_limited_rate_holds_what_is_written(remote: Spot, store: Store, tmp_path: Path) -> None:
     """Every byte of the tree and its manifest is counted once, and waited for."""
     digest = tree(store, tmp_path / "out", big=BIG)

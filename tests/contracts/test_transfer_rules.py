@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path, PurePath
 
 import pytest
@@ -118,6 +120,53 @@ def test_a_server_that_answers_is_waited_for_longer(web: Web, tmp_path: Path) ->
     with pytest.raises(SourceFailed):
         take(tmp_path, f"{web.url}/f", SourceOptions(), Retry(sleep=sleeper.sleep, random=lambda: 1.0))
     assert sleeper.now_s > 10
+
+
+@contextmanager
+def deaf_server() -> Iterator[tuple[str, Callable[[], bool]]]:
+    """Have a place at which nobody is let in and nobody turned away; with it, whether somebody waits there."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, socket.socket() as first:
+        first.connect(server.getsockname())  # as many as are let in unaccepted
+        port = server.getsockname()[1]
+        knocking = f":{port:04X} 02 "  # SYN_SENT, as the kernel's table spells it
+        yield f"127.0.0.1:{port}", lambda: knocking in Path("/proc/net/tcp").read_text()
+
+
+@contextmanager
+def silent_server() -> Iterator[tuple[str, Callable[[], bool]]]:
+    """Let in whoever comes and say nothing; with the place, whether somebody came."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        held: list[socket.socket] = []
+
+        def came() -> bool:
+            with suppress(BlockingIOError):
+                held.append(server.accept()[0])
+            return bool(held)
+
+        yield f"127.0.0.1:{server.getsockname()[1]}", came
+        for each in held:
+            each.close()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("address", ["http://{}/f", "https://{}/f", "ftp://{}/f", "ftps://{}/f", "s3://bucket/d/"])
+@pytest.mark.parametrize("server", [deaf_server, silent_server])
+def test_cancelling_ends_a_connection_that_is_being_made(
+    tmp_path: Path, address: str, server: Callable[[], AbstractContextManager[tuple[str, Callable[[], bool]]]]
+) -> None:
+    """Whether nobody takes it or nobody speaks on it: nobody waits for the time-out, an hour here."""
+    stop: list[bool] = []
+
+    def cancelled() -> bool:
+        if not stop and waiting():
+            stop.append(True)
+        return bool(stop)
+
+    with server() as (place, waiting), pytest.raises(Cancelled):
+        uri, store = parse(address.format(place), PurePath("/")), Store(tmp_path / "store")
+        options = SourceOptions(endpoint=f"http://{place}", stall_s=3600)
+        fetch(store, uri, options, progress=lambda *_: None, cancelled=cancelled, retry=Retry(sleep=lambda _: None))
 
 
 def test_all_parts_together_keep_to_the_limit(web: Web, tmp_path: Path) -> None:
