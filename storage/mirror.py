@@ -17,7 +17,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Protocol
 
@@ -288,7 +288,8 @@ def _manifest(place: _Place, slot: str, note: Note, retry: Retry, cancelled: Cal
 
 def _below(uri: Uri, slot: str) -> Uri:
     path, mark, query = uri.text.partition("?") if "://" in uri.text else (uri.text, "", "")
-    return parse(f"{path.rstrip('/')}/{slot}/{mark}{query}", PurePath("/"))
+    found = parse(f"{path.rstrip('/')}/{slot}/{mark}{query}", PurePath("/"))
+    return replace(found, kind=uri.kind)  # that of the place may have been stated
 
 
 def _is_held(directory: Path) -> bool:

@@ -305,7 +305,7 @@ class _Push:
 
 
 class _Journal:
-    """Which files were written to one destination, for one who knows it: what each is, and the tag that it has there."""
+    """Which files one who may has written to a destination: what each is, and the tag that it has there."""
 
     def __init__(self, directory: Path, place: str) -> None:
         key = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()
