@@ -202,7 +202,7 @@ def bring(
                     store.put_tree(manifest)
                 except NotStored as error:
                     refused[slot, note] = WrongBytes(f"{slot} is not what its manifest says: {error.message}")
-                except (Corrupt, SourceMissing, SourceRefused, WrongBytes) as error:
+                except (Corrupt, SourceChanged, SourceMissing, SourceRefused, WrongBytes) as error:
                     refused[slot, note] = error
                 else:
                     return note
