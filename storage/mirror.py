@@ -90,19 +90,24 @@ def take(
     directory: Path,
     *,
     settled_s: float = SETTLED_S,
+    killed_ns: int | None = None,
     cancelled: Callable[[], bool] = files.never,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[Published, str] | None:
     """Store a directory as it was at one instant, and return it with what `look` said of it; None where it is empty.
 
     The instant is one in which nothing had changed for `settled_s`, nor did until all was copied, and nobody held the
-    directory by flock. Raise `SourceChanged` where there is none in a few tries, and what `publish` raises.
+    directory by flock. `killed_ns` is when, in wall nanoseconds, who wrote there was killed: what changed last just
+    before may be half a set. Raise `SourceRefused` for that, `SourceChanged` where there is no such instant in a few
+    tries, and what `publish` raises.
     """
     for left in range(TRIES - 1, -1, -1):
         try:
             before, changed_ns = _look(directory)
             if before is None:
                 return None
+            if killed_ns is not None and 0 <= killed_ns - changed_ns < SETTLED_S * 1e9:
+                raise SourceRefused("it was being written to when its job was killed", "the set before it is kept")
             if time.time_ns() - changed_ns >= settled_s * 1e9 and not _is_held(directory):
                 published = publish(store, directory, cancelled=cancelled)
                 if published is not None and not _is_held(directory) and look(directory) == before:
@@ -114,7 +119,7 @@ def take(
     raise SourceChanged("it was being written to whenever it was to be copied", "write it less often, or to new names")
 
 
-def latest(uri: Uri, options: SourceOptions, retry: Retry, cancelled: Callable[[], bool]) -> list[tuple[str, Note]]:
+def notes(uri: Uri, options: SourceOptions, retry: Retry, cancelled: Callable[[], bool]) -> list[tuple[str, Note]]:
     """Return the (slot, note) of the sets at a place, the newest first. Raise any `StorageError`."""
     with _place(uri, options) as place:
         return _notes(place, retry, cancelled)

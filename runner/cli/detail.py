@@ -91,7 +91,7 @@ def mirror_text(mirror: dict[str, Any]) -> str:
     kept = "nothing there yet"
     if mirror.get("saved_at"):
         kept = f"as of {duration(mirror['age_s'])} ago, {mirror['files']} files, {size(mirror['size_bytes'])}"
-    fault = f" · failing: {mirror['fault']}; it is tried again" if mirror.get("fault") else ""
+    fault = f" · failing: {mirror['fault']}" if mirror.get("fault") else ""
     return f"{index}{mirror['uri']} · {kept}{fault}"
 
 
@@ -204,6 +204,8 @@ def _stated(key: str, value: Any) -> str:
 
     if key == "mem":
         return write_size(value)
+    if key == "mirror" and "every" in value:
+        value = value | {"every": write_duration(value["every"])}
     return write_duration(value) if key in {"time", "grace"} else _scalar(key, value)
 
 

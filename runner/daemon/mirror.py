@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -40,6 +41,9 @@ from storage.mirror import SETTLED_S, Writer
 from storage.transfer import Retry
 
 WORKERS = 4
+# A job that has ended waits for this many; all else is tried again anyway.
+TRIES = 3
+AGAIN_S = 10.0
 
 log = logging.getLogger("stoker.mirror")
 
@@ -63,25 +67,37 @@ class Mirrorer:
         self.loop = loop
         self.fetcher = fetcher
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="mirror")
+        # No job waits for its end because of those that run.
+        self._last = ThreadPoolExecutor(WORKERS, thread_name_prefix="mirror-last")
         self._attempts: dict[Ref, int] = {}
         self._due_ns: dict[Ref, int] = {}
+        self._guards: dict[Ref, threading.Lock] = {}
 
     def began(self, attempt: Attempt) -> None:
         """Mirror the checkpoint of a running attempt every so often, going on with an earlier runner's times."""
         if self.context.facts(attempt.ref.job_id).spec.mirror is None or self._attempts.get(attempt.ref) == attempt.id:
             return
         self._attempts[attempt.ref] = attempt.id
-        self._plan(attempt)
+        was = mirrors.of_element(self.context.database.writer, attempt.ref)
+        now_us = self.context.clock.now_us()
+        since_us = max(attempt.started_us or now_us, was.tried_us if was is not None else 0)
+        self._plan(attempt, max(0, now_us - since_us) / 1e6)
 
     def ended(self, ref: Ref) -> None:
         """Mirror what an attempt left that is not the last: its job may not run again on this box."""
-        nothing = lambda *_: None  # noqa: E731 - nobody waits for it
-        self.loop.after(0, lambda: self.last(ref, tell=nothing, cancelled=lambda: False, then=nothing))
+        # Once this turn is committed, so that it is known how the attempt ended.
+        self.loop.after(0, partial(safely, f"mirror the checkpoint of job {ref.label}", self._left, ref))
 
     def has_last(self, ref: Ref) -> bool:
         """Say whether an element has a checkpoint that is to be mirrored once more when it has ended."""
         stated = self.context.facts(ref.job_id).spec.mirror
         return stated is not None and has_files(checkpoint_dir(self.context.paths, ref))
+
+    def _left(self, ref: Ref) -> None:
+        if self.has_last(ref):
+            # Its next attempt may have begun by then.
+            renew = partial(self._renew, self._task(ref), files.never, lambda _: None, settled_s=SETTLED_S)
+            self._pool.submit(safely, f"mirror what job {ref.label} left", renew)
 
     def last(
         self,
@@ -97,10 +113,17 @@ class Mirrorer:
         except Exception:  # whatever it is, the job must end
             log.exception("the checkpoint of job %s cannot be mirrored", ref.label)
             task = None
-        if task is not None:
-            self._submit(task, cancelled, tell, then)
-        else:
+        if task is None:
             then()
+            return
+        # Nobody writes there any more.
+        renew = partial(self._renew, task, cancelled, tell, settled_s=0.0)
+
+        def work() -> None:
+            safely(f"mirror {task.directory}", renew)
+            then()
+
+        self._last.submit(safely, f"go on with job {ref.label}", work)
 
     def _task(self, ref: Ref) -> Task:
         facts = self.context.facts(ref.job_id)
@@ -114,18 +137,16 @@ class Mirrorer:
             Writer(self.context.sealer.keyed_hash(f"mirror {ref.label}".encode()).hex()[:32], ref.label),
         )
 
-    def _plan(self, attempt: Attempt) -> None:
-        """Have it mirrored at its next time; a time that was planned before counts no more."""
+    def _plan(self, attempt: Attempt, ago_s: float = 0.0) -> None:
+        """Have it mirrored at its next time, the last having been `ago_s` ago; a time planned before counts no more."""
         was = mirrors.of_element(self.context.database.writer, attempt.ref)
         stated = self.context.facts(attempt.ref.job_id).spec.mirror
         assert stated is not None, f"job {attempt.ref.label} has no mirror"
-        wait_s, now_us = stated.every_s, self.context.clock.now_us()
-        since_us = attempt.started_us or now_us
-        if was is not None:
-            since_us = max(since_us, was.tried_us)
-            wait_s = min(wait_s, backoff_s(was.failures - 1)) if was.failures else wait_s
-        left_s = min(max(0.0, (since_us - now_us) / 1e6 + wait_s), wait_s)
-        due_ns = self._due_ns[attempt.ref] = self.context.clock.monotonic_ns() + int(left_s * 1e9)
+        wait_s = stated.every_s
+        if was is not None and was.failures:
+            wait_s = min(wait_s, AGAIN_S * backoff_s(was.failures - 1))
+        due_ns = self.context.clock.monotonic_ns() + int(max(0.0, wait_s - ago_s) * 1e9)
+        self._due_ns[attempt.ref] = due_ns
         self.loop.at(due_ns, partial(self._due, attempt, due_ns))
 
     def _due(self, attempt: Attempt, due_ns: int) -> None:
@@ -148,20 +169,17 @@ class Mirrorer:
     def _runs(self, attempt: Attempt) -> bool:
         return attempt.id in self.context.board.running
 
-    def _submit(
-        self, task: Task, cancelled: Callable[[], bool], tell: Callable[[WaitReason], None], then: Callable[[], None]
-    ) -> None:
-        def work() -> None:
-            # Nobody writes there any more.
-            safely(f"mirror {task.directory}", partial(self._renew, task, cancelled, tell, settled_s=0.0))
-            then()
-
-        self._pool.submit(safely, f"go on with job {task.ref.label}", work)
-
     def _renew(
         self, task: Task, cancelled: Callable[[], bool], tell: Callable[[WaitReason], None], *, settled_s: float
     ) -> None:
         """Make the place hold what the checkpoint directory holds, and write down how that went."""
+        # One after another: what was copied first must not come last.
+        with self._guards.setdefault(task.ref, threading.Lock()):
+            self._renew_alone(task, cancelled, tell, settled_s)
+
+    def _renew_alone(
+        self, task: Task, cancelled: Callable[[], bool], tell: Callable[[WaitReason], None], settled_s: float
+    ) -> None:
         was = mirrors.of_element(self.context.database.reader(), task.ref)
         try:
             now = self._mirror(task, was, cancelled, tell, settled_s)
@@ -189,15 +207,25 @@ class Mirrorer:
         settled_s: float,
     ) -> Mirror | None:
         """Send a checkpoint, unless it is as it was when it was last sent; None where there is none."""
-        context = self.context
+        context, options = self.context, self.fetcher.options_for(task.wanted)
+        retry = Retry(tries=TRIES, failed=lambda error, wait_s: tell(_again(task, error, wait_s)))
         if was is not None and was.look is not None and was.look == _look(task.directory):
             now_us = context.clock.now_us()
             return replace(was, saved_us=now_us, tried_us=now_us, failures=0, fault=None)
+        if was is not None and was.failures:  # before all of it is copied in vain
+            mirror.notes(task.wanted.uri, options, retry, cancelled)
         if not context.permitted.reflink:
             self._check_room(task)
         pace = Pace(context.clock, Waiting.UPLOAD, f"its checkpoint to {task.wanted.uri.shown}")
         with context.store.lease(f"mirror {task.ref.label}"):
-            taken = mirror.take(context.store, task.directory, settled_s=settled_s, cancelled=cancelled)
+            killed_us = mirrors.killed_us(context.database.reader(), task.ref)
+            taken = mirror.take(
+                context.store,
+                task.directory,
+                settled_s=settled_s,
+                killed_ns=killed_us * 1000 if killed_us is not None else None,
+                cancelled=cancelled,
+            )
             if taken is None or taken[0].tree_digest is None:
                 return None
             published, seen = taken
@@ -207,12 +235,12 @@ class Mirrorer:
                 context.store,
                 digest,
                 task.wanted.uri,
-                self.fetcher.options_for(task.wanted),
+                options,
                 writer=task.writer,
                 known=was.number if was is not None else None,
                 progress=lambda done, total: tell(pace.reason(done, total)),
                 cancelled=cancelled,
-                retry=Retry(failed=lambda error, wait_s: tell(_again(task, error, wait_s))),
+                retry=retry,
                 step=lambda name: context.step(Step.MIRROR_SENT if name == "sent" else Step.MIRROR_NOTED),
             )
         safely("sweep the store", cache.sweep, context)
@@ -230,8 +258,8 @@ class Mirrorer:
         change.touched.add(task.ref)
         where = task.wanted.uri.shown
         if now.fault is not None and (was is None or was.fault is None):
-            data = {"sentence": f"its checkpoint is not kept at {where}: {now.fault}; it is tried again"}
-            jobs.note(change.connection, change.now_us, "mirror_failed", task.ref, data)
+            sentence = f"its checkpoint is not kept at {where}: {now.fault}"
+            jobs.note(change.connection, change.now_us, "mirror_failed", task.ref, {"sentence": sentence})
         elif now.fault is None and (was is None or was.fault is not None or was.look is None):
             jobs.note(change.connection, change.now_us, "mirrored", task.ref, {"sentence": f"{_size(now)}, to {where}"})
         self.context.step(Step.MIRROR_WRITTEN)

@@ -46,6 +46,16 @@ def of_job(connection: sqlite3.Connection, job_id: int, index: int | None) -> Se
     return [(row[0], Mirror(*row[1:])) for row in rows]
 
 
+def killed_us(connection: sqlite3.Connection, ref: Ref) -> int | None:
+    """Return when the newest attempt of an element that is over ended, where a signal ended it."""
+    row: tuple[int, int | None] | None = connection.execute(
+        "SELECT ended_us, signal FROM attempts WHERE job_id = ? AND idx = ? AND ended_us IS NOT NULL"
+        " ORDER BY number DESC LIMIT 1",
+        ref,
+    ).fetchone()
+    return row[0] if row is not None and row[1] is not None else None
+
+
 def put(connection: sqlite3.Connection, ref: Ref, mirror: Mirror) -> None:
     """Write down what is kept of the checkpoint of an element."""
     connection.execute("REPLACE INTO mirrors VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*ref, *astuple(mirror)))

@@ -119,6 +119,20 @@ def test_an_own_checkpoint_wins_and_a_lost_one_comes_back(tmp_path: Path) -> Non
         assert "mine" in runner.ok("logs", job)
 
 
+def test_a_set_that_its_job_was_killed_over_takes_no_place(tmp_path: Path) -> None:
+    """It may be half written; one that had been there for a while is whole, whoever was killed since."""
+    place = tmp_path / "place"
+    line = 'cd "$STOKER_CHECKPOINT_DIR"; echo whole > n; {}; kill -9 $$'
+    with Box(tmp_path) as runner:
+        whole = runner.submit("--checkpoint", f"={place}/", "--", "sh", "-c", line.format("sleep 3"))
+        assert runner.wait(whole)["signal"] == 9
+        half = runner.submit("--checkpoint", f"={place}/", "--", "sh", "-c", line.format("echo half > n"))
+        document = runner.wait(half)
+        assert "being written to when its job was killed" in document["mirrors"][0]["fault"]
+        assert (newest(place)["job"], (place / "checkpoint-a/n").read_text()) == (whole, "whole\n")
+        assert kinds(runner, half) == ["checkpoint_restored", "mirror_failed"]
+
+
 def test_elements_of_an_array_have_a_place_each(tmp_path: Path) -> None:
     """And each begins with what is at its own."""
     line = 'cat "$STOKER_CHECKPOINT_DIR/n"; echo $STOKER_ARRAY_INDEX > "$STOKER_CHECKPOINT_DIR/n"'
