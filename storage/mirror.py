@@ -136,13 +136,14 @@ def send(
     progress: Callable[[int, int | None], None],
     cancelled: Callable[[], bool],
     retry: Retry,
+    identity: str = "",
     step: Callable[[str], None] = nothing,
 ) -> tuple[Note, Pushed]:
     """Make a tree of the store the newest set at a place, unless it is that already.
 
-    `known` is the number of the newest set that the writer has written or seen there, None where it does not mind.
-    Raise `Exists` where another has written one since, and any `StorageError`; a later call goes on with what this
-    one completed.
+    `known` is the number of the newest set that the writer has written or seen there, None where it does not mind;
+    `identity` is that of `push`. Raise `Exists` where another has written one since, and any `StorageError`; a later
+    call goes on with what this one completed.
     """
     with _alone(store, uri, retry, cancelled), _place(uri, options) as place:
         there = _notes(place, retry, cancelled)
@@ -163,6 +164,7 @@ def send(
             progress=progress,
             cancelled=cancelled,
             retry=retry,
+            identity=identity,
             replaces=True,
         )
         step("sent")

@@ -241,6 +241,7 @@ class Mirrorer:
                 progress=lambda done, total: tell(pace.reason(done, total)),
                 cancelled=cancelled,
                 retry=retry,
+                identity=task.wanted.identity,
                 step=lambda name: context.step(Step.MIRROR_SENT if name == "sent" else Step.MIRROR_NOTED),
             )
         safely("sweep the store", cache.sweep, context)
