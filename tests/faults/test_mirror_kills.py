@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from storage.store import Store
 from storage.transfer import Retry
 from storage.uri import parse
 from tests.faults.campaign import Box, count, kill, open_box, report, seeded, until
+from tests.servers import s3_server
 
 pytestmark = [pytest.mark.soak]
 
@@ -73,35 +75,50 @@ def newest(place: Path) -> int:
     return max((int(json.loads(each.read_text())["number"]) for each in place.glob("*.json")), default=0)
 
 
-def test_a_mirror_is_one_whole_generation_whatever_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["directory", "bucket"])
+def test_a_mirror_is_one_whole_generation_whatever_is_killed(kind: str, tmp_path: Path) -> None:
     """One job rewrites its set all the time, others go on from each other's; the runner dies at random."""
     seed, chance = seeded()
     rounds, wrong, lost, generation = count(100), 0, 0, 0
-    with open_box(tmp_path / "state") as box:
+    there, address = tmp_path / "there", f"{tmp_path}/there"
+    with ExitStack() as stack:
+        settings, env = {}, {"HOME": str(tmp_path)}
+        if kind == "bucket":  # what its server keeps are files, too
+            there, address = tmp_path / "buckets/bucket", "s3://bucket"
+            there.mkdir(parents=True)
+            server = stack.enter_context(s3_server(tmp_path / "buckets", tmp_path / ".aws"))
+            settings["STOKER_SOURCES__S3__ENDPOINT"] = server.endpoint
+        box = stack.enter_context(open_box(tmp_path / "state", settings))
         long = box.submit(
-            sys.executable, "-c", REWRITER, f"{tmp_path}/stop", mirror={"uri": f"{tmp_path}/long/", "every": 10}
+            sys.executable, "-c", REWRITER, f"{tmp_path}/stop", env=env, mirror={"uri": f"{address}/long/", "every": 10}
         )
         for number in range(rounds):
             job = box.submit(
-                sys.executable, "-c", NEXT, str(number), key=f"next {number}", mirror={"uri": f"{tmp_path}/next/"}
+                sys.executable,
+                "-c",
+                NEXT,
+                str(number),
+                key=f"next {number}",
+                env=env,
+                mirror={"uri": f"{address}/next/"},
             )
             time.sleep(chance.uniform(0, 1.2))
             kill(box.runner_pid())
-            wrong += len(kept(tmp_path / "long", tmp_path / f"long-{number}")) > 1
+            wrong += len(kept(there / "long", tmp_path / f"long-{number}")) > 1
             box.start()
-            assert box.wait_state(job, "succeeded", "failed") == "succeeded"
+            assert box.wait_state(job, "succeeded", "failed") == "succeeded", box.show(job)["reason"]
             expected = f"generations [{generation}] {FILES}\n" if number else "generations [] 0\n"
             lost += log_of(box, job) != expected
             generation += number
-            found = kept(tmp_path / "next", tmp_path / f"next-{number}")
+            found = kept(there / "next", tmp_path / f"next-{number}")
             wrong += found != {f"{generation}\n" * 20_000}
-        until(lambda: newest(tmp_path / "long") >= 2, 120, "the second set of the job that runs on")
+        until(lambda: newest(there / "long") >= 2, 120, "the second set of the job that runs on")
         (tmp_path / "stop").touch()
         box.wait_state(long, "succeeded")
         own = Path(box.paths.job_dir(long, None), "checkpoint")
-        assert kept(tmp_path / "long", tmp_path / "long-end") == {(own / "0").read_text()}
-        mirrors = newest(tmp_path / "long") + newest(tmp_path / "next")
-    report("SIGKILL while mirroring", rounds=rounds, mirrors=mirrors, lost=lost, wrong=wrong, seed=seed)
+        assert kept(there / "long", tmp_path / "long-end") == {(own / "0").read_text()}
+        mirrors = newest(there / "long") + newest(there / "next")
+    report(f"SIGKILL while mirroring to a {kind}", rounds=rounds, mirrors=mirrors, lost=lost, wrong=wrong, seed=seed)
     assert (lost, wrong) == (0, 0)
 
 
