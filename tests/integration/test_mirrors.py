@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.clouds import ftp_server
 from tests.kit import Box, wait_until
 from tests.servers import S3, S3_KEY, S3_SECRET, free_port, s3_server
 
@@ -229,6 +230,24 @@ def test_a_place_that_cannot_be_is_refused_at_submit(runner: Box, stated: str, s
     assert answer.returncode == 2 and says in answer.stderr and "hint: " in answer.stderr
     assert "secret" not in answer.stderr
     assert json.loads(runner.ok("ps", "-a", "--json"))["jobs"] == []
+
+
+def test_an_address_with_a_password_is_kept_sealed(runner: Box, tmp_path: Path) -> None:
+    """It opens the place, for a job that is run again too, and shows nowhere."""
+    (tmp_path / "ftp").mkdir()
+    line = 'cat "$STOKER_CHECKPOINT_DIR/n"; echo x >> "$STOKER_CHECKPOINT_DIR/n"'
+    with ftp_server(tmp_path / "ftp") as ftp:
+        password = ftp.url.partition("@")[0].rpartition(":")[2]
+        first = runner.submit("--checkpoint", f"={ftp.url}/kept/", "--", "sh", "-c", line)
+        assert runner.wait(first, timeout=120)["state"] == "succeeded"
+        again = runner.ok("rerun", first).split()[0]
+        assert runner.wait(again, timeout=120)["state"] == "succeeded"
+        assert runner.ok("logs", again) == "x"
+    told = runner.ok("show", again, "--json") + runner.ok("show", again) + Path(runner.paths.runner_log).read_text()
+    assert "kept/" in told and password not in told
+    state = Path(runner.paths.state_dir)
+    held = [each for each in state.rglob("*") if each.is_file() and password.encode() in each.read_bytes()]
+    assert held == []
 
 
 def test_a_key_is_settled_at_submit(runner: Box) -> None:
