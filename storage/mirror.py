@@ -17,7 +17,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Protocol
 
@@ -295,8 +295,9 @@ def _manifest(place: _Place, slot: str, note: Note, retry: Retry, cancelled: Cal
 
 def _below(uri: Uri, slot: str) -> Uri:
     path, mark, query = uri.text.partition("?") if "://" in uri.text else (uri.text, "", "")
-    found = parse(f"{path.rstrip('/')}/{slot}/{mark}{query}", PurePath("/"))
-    return replace(found, kind=uri.kind)  # that of the place may have been stated
+    text = f"{path.rstrip('/')}/{slot}/{mark}{query}"
+    found = parse(text, PurePath("/"))
+    return found if found.kind == uri.kind else parse(text, PurePath("/"), uri.kind)
 
 
 def _is_held(directory: Path) -> bool:

@@ -124,7 +124,7 @@ class Fetcher:
         )
 
     def place_of(self, facts: JobFacts, ref: Ref, name: str, stated: Upload) -> Wanted:
-        """Return where an element writes a tree to, its places filled in; `name` is that of an address that is sealed."""
+        """Return where an element writes a tree to, its places filled in; `name` is that of a sealed address."""
         user = user_name(facts.owner_uid) or str(facts.owner_uid)
         address = addresses.of_element(facts.secret_sources.get(name, stated.uri), ref, name=facts.name, user=user)
         return self.place(stated, address, owner_uid=facts.owner_uid, home=facts.variables.get("HOME"))
