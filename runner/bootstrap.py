@@ -37,6 +37,7 @@ from runner.daemon.loop import Loop
 from runner.daemon.make import Maker
 from runner.daemon.measure import Measurer
 from runner.daemon.meter import Meter
+from runner.daemon.mirror import Mirrorer
 from runner.daemon.prepare import Preparer
 from runner.daemon.push import Pusher
 from runner.daemon.recover import recover
@@ -117,7 +118,7 @@ def _serve(paths: Paths) -> int:
     devices = Devices(context, loop, Nvml())
     starter = Starter(context, loop, devices)
     fetcher = Fetcher(context, source_options(config, os.environ, system=context.system))
-    saver = Saver(context, Uploader(context, fetcher))
+    saver = Saver(context, Uploader(context, fetcher), Mirrorer(context, loop, fetcher))
     tail = LogTail()
     stager = Stager(context, fetcher, tail)
     preparer = Preparer(context, loop, stager)

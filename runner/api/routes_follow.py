@@ -19,6 +19,7 @@ from runner.api.strict import StrictRoute
 from runner.core.errors import UsageError, WaitTimedOut
 from runner.core.spec import ARRAY_MAX
 from runner.service import logs, views
+from runner.service.times import iso
 from runner.state import listing
 from runner.telemetry.logs import read_log
 
@@ -139,7 +140,7 @@ def _shown_events(room: Room, after: int) -> list[dict[str, Any]]:
     return [
         {
             "seq": each["seq"],
-            "at": views.iso(each["at_us"]),
+            "at": iso(each["at_us"]),
             **{key: each[key] for key in ("job", "index", "kind", "data")},
         }
         for each in listing.events_after(room.reader(), after, EVENTS_PAGE)

@@ -87,7 +87,8 @@ def list_checkpoints(request: Request) -> JSONResponse:
 def show_checkpoint(request: Request, ref: str) -> JSONResponse:
     """List the files of a job's checkpoint."""
     room = room_of(request)
-    return JSONResponse(checkpoints.shown(room.paths, room.target(ref, uid_of(request))))
+    target = room.target(ref, uid_of(request))
+    return JSONResponse(checkpoints.shown(room.reader(), room.paths, target, room.now_us()))
 
 
 @router.post("/jobs/{ref}/checkpoint/restore", openapi_extra=bodies.RESTORE)

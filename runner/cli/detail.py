@@ -40,6 +40,7 @@ def job_text(job: dict[str, Any], state: Callable[[str], str], fits: int | None)
         ("priority", job.get("priority")),
         ("enforced", _inline(job.get("limits_enforced"))),
         ("checkpoint", job.get("checkpoint_dir")),
+        ("mirror", "; ".join(map(mirror_text, job.get("mirrors") or ()))),
         ("output", job.get("output_dir")),
         ("not saved", left_out_text(job["output_left_out"]) if job.get("output_left_out") else None),
         ("notice", "; ".join(str(each["notice"]) for each in job.get("inputs") or () if each.get("notice"))),
@@ -82,6 +83,16 @@ def _seen(code: dict[str, Any]) -> str:
     if late_s == 0:
         return "as it was at submit"
     return f"as it was {duration(max(1, late_s))} after submit: it may differ from what was submitted"
+
+
+def mirror_text(mirror: dict[str, Any]) -> str:
+    """Return where a checkpoint is kept, as of when, and what is wrong with that."""
+    index = "" if mirror.get("index") is None else f"[{mirror['index']}] "
+    kept = "nothing there yet"
+    if mirror.get("saved_at"):
+        kept = f"as of {duration(mirror['age_s'])} ago, {mirror['files']} files, {size(mirror['size_bytes'])}"
+    fault = f" · failing: {mirror['fault']}" if mirror.get("fault") else ""
+    return f"{index}{mirror['uri']} · {kept}{fault}"
 
 
 def facts_text(
@@ -193,6 +204,8 @@ def _stated(key: str, value: Any) -> str:
 
     if key == "mem":
         return write_size(value)
+    if key == "mirror" and "every" in value:
+        value = value | {"every": write_duration(value["every"])}
     return write_duration(value) if key in {"time", "grace"} else _scalar(key, value)
 
 

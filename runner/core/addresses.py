@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from runner.core.errors import UsageError
+from runner.core.job import PLAIN, Ref
 from runner.core.nearest import nearest
 
 PLACES = ("job", "name", "index", "user")
@@ -29,3 +30,11 @@ def check(template: str, what: str) -> None:
 def fill(template: str, values: Mapping[str, str]) -> str:
     """Return an address with its places filled in; a value is one part of a path, whatever it holds."""
     return _PLACE.sub(lambda found: values[found[1]].replace("/", "_"), template)
+
+
+def of_element(template: str, ref: Ref, *, name: str, user: str) -> str:
+    """Return the place of one element: those of an array whose template does not tell them apart lie below it."""
+    own = ref.idx != PLAIN and "{index}" not in template
+    index = "0" if ref.idx == PLAIN else str(ref.idx)
+    values = {"job": str(ref.job_id), "name": name, "index": index, "user": user}
+    return fill(below(template, "{index}" if own else ""), values)

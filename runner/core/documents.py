@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from runner.core.errors import UsageError
@@ -169,6 +169,8 @@ def _flag_document(flag: str, text: str) -> dict[str, Any]:
         return {key: float(text) if _NUMBER.fullmatch(text) else text}
     if key == "output":
         return _output(flag, text)
+    if key == "checkpoint":
+        return _checkpoint(flag, text)
     if key == "key":
         return {key: [text]}
     if key == "git":
@@ -205,7 +207,16 @@ def _output(flag: str, text: str) -> dict[str, Any]:
     return {**({"output": found[1]} if found[1] else {}), "upload": addressed(flag, found[2])}
 
 
-def addressed(flag: str, value: str) -> dict[str, Any]:
+def _checkpoint(flag: str, text: str) -> dict[str, Any]:
+    """Read `DIR[=URI[,every=DURATION][,option]…]`; without DIR it is `$STOKER_CHECKPOINT_DIR` that is mirrored."""
+    found = _OUTPUT.fullmatch(text)
+    if found is None:
+        return {"checkpoint": text}
+    mirror = addressed(flag, found[2], {**_INPUT_VALUES, "every": "every"})
+    return {**({"checkpoint": found[1]} if found[1] else {}), "mirror": mirror}
+
+
+def addressed(flag: str, value: str, values: Mapping[str, str] = _INPUT_VALUES) -> dict[str, Any]:
     """Read `URI[,option]…`: options stand last, so a comma inside the address stays in it."""
     options: dict[str, Any] = {}
     while True:
@@ -213,8 +224,8 @@ def addressed(flag: str, value: str) -> dict[str, Any]:
         name, equals, text = word.partition("=")
         if address and word in _INPUT_WORDS:
             key, stated = _INPUT_WORDS[word]
-        elif address and equals and name in _INPUT_VALUES:
-            key, stated = _INPUT_VALUES[name], text
+        elif address and equals and name in values:
+            key, stated = values[name], text
         else:
             return {"uri": value, **options}
         if key in options:

@@ -28,6 +28,13 @@ _OUTPUT = (
     "the job does not see what DIR held before. With =URI it is written there too: out=s3://bucket/runs/{job}/; "
     "key=NAME, endpoint=URL and from=KIND go with it as with an input."
 )
+_CHECKPOINT = (
+    "Make DIR the checkpoint directory; it outlives attempts. With =URI its last consistent state is kept there too, "
+    "every 10m while the job runs (,every=2m) and once it has ended; ,key=NAME opens the place. A job that finds its "
+    "own checkpoint directory empty begins with what is there: leave out {job} to go on from another job's. Without "
+    "DIR, =s3://bucket/ckpt/{job}/, it is $STOKER_CHECKPOINT_DIR. A state in which nothing changed for 2s is taken for "
+    "consistent, unless the job holds the directory by flock."
+)
 _INPUT = (
     "Fetch URI before the job needs a GPU; rw gives a private copy, path=SUB/DIR only that part of it, refresh asks "
     "the source again. from=KIND says what the URI alone does not (from=kaggle takes type=competition, dataset or "
@@ -59,7 +66,7 @@ JOB_FLAGS = (
     JobFlag("--model", "input", "NAME[@V]", False, _MODEL),
     JobFlag("--output", "output", "DIR[=URI]", False, _OUTPUT),
     JobFlag("--keep-model", "keep_model", "NAME", False, "On success make the output the next version of this model."),
-    JobFlag("--checkpoint", "checkpoint", "DIR", False, "Make DIR the checkpoint directory; it outlives attempts."),
+    JobFlag("--checkpoint", "checkpoint", "DIR[=URI]", False, _CHECKPOINT),
     JobFlag("--requirements", "requirements", "FILE", False, "Run in a virtual environment built once from FILE."),
     JobFlag("--metric", "metric", "NAME=REGEX", True, "Read a metric from the log; one group catches the number."),
     JobFlag("--param", "param", "NAME=VALUE", True, "A parameter, given to the job in STOKER_PARAMS_FILE."),

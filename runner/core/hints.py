@@ -11,6 +11,7 @@ HINTS = {
     "digest": "the 64 hex digits of a tree, as `stoker show JOB --json` has them",
     "endpoint": "the URL of a server: https://host, or http://host:port",
     "env": "a name is letters, digits and underscore: --env NAME=VALUE",
+    "every": "at least 10s: write it as 30s, 10m or 1h30m",
     "from": "the kind of source, like aws, gcp, azure, wasabi, git, hf or kaggle",
     "type": "of a source from kaggle: competition, dataset or kernel",
     "git": "a repository: --git https://host/x.git@REF",

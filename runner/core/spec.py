@@ -31,6 +31,7 @@ ARRAY_MAX = 100_000
 COMMAND_MAX_BYTES = 1 << 20
 CPUS_MIN = 0.001
 MEMORY_MIN_BYTES = 1 << 20
+EVERY_MIN_S, EVERY_S = 10.0, 600.0
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"
@@ -132,6 +133,12 @@ TimeLimit = Annotated[
     Field(gt=0, le=DURATION_MAX_S),
     _schema("number", 0, DURATION_MAX_S, _DURATION_TEXT.replace("^", "^(?=.*[1-9])"), above=True),
 ]
+Interval = Annotated[
+    float,
+    BeforeValidator(_duration),
+    Field(ge=EVERY_MIN_S, le=DURATION_MAX_S),
+    _schema("number", EVERY_MIN_S, DURATION_MAX_S, _DURATION_TEXT),
+]
 Cores = Annotated[
     float,
     BeforeValidator(_number),
@@ -177,6 +184,12 @@ class Upload(_Addressed):
     """Where a job's output is written to, beside the store; `{job}`, `{name}`, `{index}` and `{user}` are filled in."""
 
 
+class Mirror(Upload):
+    """Where a job's checkpoint is kept beside this box, and how often."""
+
+    every_s: Interval = Field(default=EVERY_S, alias="every")
+
+
 class Repository(_Document):
     """The repository that a job runs from: `URL@REF`, and the key that opens it."""
 
@@ -209,6 +222,7 @@ class JobSpec(_Document):
     upload: Upload | None = None
     keep_model: ModelName | None = None
     checkpoint: Text | None = None
+    mirror: Mirror | None = None
     requirements: Text | None = None
     metrics: Annotated[dict[Key, Annotated[str, StringConstraints(max_length=500)]], Field(max_length=40)] = Field(
         default={}, alias="metric"
@@ -386,7 +400,7 @@ def _usage(error: ValidationError, origins: dict[str, str]) -> UsageError:
     origin = next((origins[name] for name in (key, path[0]) if name in origins), "")
     where = f" (from {origin})" if origin else ""
     if fault["type"] == "extra_forbidden":
-        tables: dict[str, type[_Document]] = {"": JobSpec, "upload": Upload, "git": Repository}
+        tables: dict[str, type[_Document]] = {"": JobSpec, "upload": Upload, "mirror": Mirror, "git": Repository}
         table = tables.get(path[0] if len(path) > 1 else "", Input)
         return UsageError(f"unknown key {key!r}{where}", hint=nearest(path[-1], _keys_of(table)), key=key)
     if fault["type"] == "missing":

@@ -9,13 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from runner.config import Config
+from runner.core import addresses
 from runner.core.errors import StokerError
+from runner.core.job import Ref
 from runner.core.reasons import Waiting, WaitReason
 from runner.core.spec import Input, Upload
 from runner.core.units import format_size
 from runner.daemon import cache, keys
 from runner.daemon.context import Context
 from runner.daemon.guard import safely
+from runner.daemon.launch import JobFacts
+from runner.identity.users import user_name
 from runner.state import staged
 from storage.archives.members import Limits, is_archive
 from storage.credentials import Credential
@@ -118,6 +122,12 @@ class Fetcher:
             opened_by=opened_by,
             identity=self._identity(uri, opened_by, owner_uid),
         )
+
+    def place_of(self, facts: JobFacts, ref: Ref, name: str, stated: Upload) -> Wanted:
+        """Return where an element writes a tree to, its places filled in; `name` is that of a sealed address."""
+        user = user_name(facts.owner_uid) or str(facts.owner_uid)
+        address = addresses.of_element(facts.secret_sources.get(name, stated.uri), ref, name=facts.name, user=user)
+        return self.place(stated, address, owner_uid=facts.owner_uid, home=facts.variables.get("HOME"))
 
     def place(self, stated: Upload, address: str, *, owner_uid: int, home: str | None) -> Wanted:
         """Return where a tree is written to; `address` is its own, secrets and all."""

@@ -22,7 +22,7 @@ from runner.daemon.ingest import put_away, record_document
 from runner.daemon.loop import Loop
 from runner.daemon.measure import Measurer
 from runner.daemon.meter import charge
-from runner.daemon.save import Saver, has_files
+from runner.daemon.save import Saver
 from runner.daemon.settle import requeue, settle
 from runner.daemon.start import LAUNCHES_MAX, Starter
 from runner.daemon.steps import Step
@@ -62,6 +62,7 @@ class Finisher:
         self.devices = devices
         self.starter = starter
         self.saver = saver
+        self.mirrorer = saver.mirrorer
         self.measurer = measurer
         self.tail = tail
         self._sweepers = sweepers
@@ -84,6 +85,7 @@ class Finisher:
         match record.fate:
             case "alive":
                 self.measurer.began(running.attempt, record)
+                self.mirrorer.began(running.attempt)
                 self._keep_watching(change, running, record)
             case "finished" if self._devices_seen(running, record):
                 self.context.step(Step.FINISH_READ)
@@ -240,14 +242,15 @@ class Finisher:
             where, ended = Becomes.STOPPED, dataclasses.replace(ended, ending=Ending(asked))
         if where is Becomes.PENDING:
             requeue(change, ref, facts, ended, len(earlier))
+            self.mirrorer.ended(ref)
             return
         output = launch.attempt_dir(self.context.paths, ref, running.attempt.number) / "output"
-        if has_files(output):
+        if launch.has_files(output) or self.mirrorer.has_last(ref):
             jobs.set_saving(change.connection, running.attempt_id, str(where), ended.sentence)
             self.saver.save(running.attempt, output, ended, where)
         else:
             settle(change, ref, ended, where, ended_us)
-            if not facts.spec.output and not facts.spec.checkpoint:
+            if not (facts.spec.output or facts.spec.checkpoint or facts.spec.mirror):
                 self._emptied.append(ref)
 
     def _bill(self, change: Change, attempt: Attempt, end_ns: int | None, beat_ns: int | None) -> None:

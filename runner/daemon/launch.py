@@ -116,6 +116,20 @@ def checkpoint_dir(paths: Paths, ref: Ref) -> Path:
     return Path(paths.job_dir(ref.job_id, None if ref.idx == PLAIN else ref.idx), "checkpoint")
 
 
+def has_files(directory: Path) -> bool:
+    """Say whether there is anything to publish in an output directory.
+
+    What cannot be looked into is for publishing to refuse.
+    """
+    try:
+        with os.scandir(directory) as found:
+            return next(found, None) is not None
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
 def keys_dir(paths: Paths, ref: Ref, number: int) -> Path:
     """Return where an attempt finds the keys it was given; nothing is left there after its end."""
     return attempt_dir(paths, ref, number) / "keys"

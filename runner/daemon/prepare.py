@@ -26,6 +26,7 @@ from runner.daemon.guard import LOOK_S, safely, when
 from runner.daemon.handout import may_copy
 from runner.daemon.launch import COPIED, JobFacts, attempt_dir
 from runner.daemon.loop import Loop
+from runner.daemon.mirror import note_restored
 from runner.daemon.queueing import Chosen, StagingQueue
 from runner.daemon.record import Recorder
 from runner.daemon.shelf import NotReady, once_made, pins_text, remember
@@ -34,6 +35,7 @@ from runner.executors.environments import BuildCancelled
 from runner.service.desk import Change, Enqueue, Salvage
 from runner.service.submit import prepares, request_from
 from runner.state import jobs, staged
+from runner.state.mirrors import Mirror
 from storage.errors import Cancelled, DiskFull
 from storage.files import remove_directory
 from storage.leases import Lease
@@ -174,7 +176,7 @@ class Preparer:
 
     def _let_through(self, preparation: Preparation, facts: JobFacts, lease: Lease) -> bool:
         self.stager.look(preparation, facts, lease)
-        if preparation.needs or may_copy(self.context.permitted, facts):
+        if preparation.needs or may_copy(self.context.permitted, facts) or facts.spec.mirror is not None:
             return True
         return self._run(preparation, facts, lease)
 
@@ -286,11 +288,12 @@ class Preparer:
         """Prepare a job. Until the rows that lead to it are committed, the lease keeps what was staged."""
         inputs = self.stager.stage(preparation, facts, lease)
         directory = self.stager.build(preparation, facts)
-        copies = any(each.way in COPIED for each in inputs.values())
-        self.context.desk.insist(lambda change: self._staged(change, preparation, inputs, directory, ready=not copies))
-        while copies and (left := sorted(preparation.waiting)) and not preparation.cancelled:
+        own = facts.spec.mirror is not None or any(each.way in COPIED for each in inputs.values())
+        self.context.desk.insist(lambda change: self._staged(change, preparation, inputs, directory, ready=not own))
+        while own and (left := sorted(preparation.waiting)) and not preparation.cancelled:
             self.stager.copy(preparation, facts, inputs, left[0])
-            self.context.desk.insist(partial(self._copied, preparation=preparation, index=left[0]))
+            found = self.stager.restore(preparation, facts, left[0])
+            self.context.desk.insist(partial(self._own, preparation=preparation, index=left[0], found=found))
         return False
 
     def _facts(self, preparation: Preparation) -> JobFacts:
@@ -358,8 +361,13 @@ class Preparer:
             self._ready(preparation.enqueue, tuple(sorted(preparation.waiting)))
         change.touched.add(Ref(job_id, PLAIN))
 
-    def _copied(self, change: Change, preparation: Preparation, index: int) -> None:
-        """Let one element go whose copies are made; the last one ends the preparation."""
+    def _own(self, change: Change, preparation: Preparation, index: int, found: Mirror | None) -> None:
+        """Let one element go that has its copies and checkpoint; the last one ends the preparation.
+
+        `found` is what was at the place of its checkpoint, None where nobody looked.
+        """
+        if found is not None:
+            note_restored(change, Ref(preparation.job_id, index), found)
         if self._jobs.get(preparation.job_id) is not preparation or index not in preparation.waiting:
             return
         preparation.waiting.discard(index)

@@ -18,7 +18,8 @@ from runner.daemon import cache
 from runner.daemon.context import Context
 from runner.daemon.fetch import Wanted
 from runner.daemon.guard import safely
-from runner.daemon.launch import attempt_dir
+from runner.daemon.launch import attempt_dir, has_files
+from runner.daemon.mirror import Mirrorer, size_of
 from runner.daemon.settle import settle
 from runner.daemon.steps import Step
 from runner.daemon.upload import Upload, Uploader
@@ -60,9 +61,10 @@ class Saving:
 class Saver:
     """Publishes outputs. Methods belong to the turn's thread."""
 
-    def __init__(self, context: Context, uploader: Uploader) -> None:
+    def __init__(self, context: Context, uploader: Uploader, mirrorer: Mirrorer) -> None:
         self.context = context
         self.uploader = uploader
+        self.mirrorer = mirrorer
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="save")
         self._new: list[Saving] = []
         self._saving: dict[Ref, Saving] = {}
@@ -81,7 +83,7 @@ class Saver:
         leads_to = Becomes.STOPPED if stays_stopped(ended.ending) else Becomes.FAILED
         output = attempt_dir(self.context.paths, ref, attempt.number) / "output"
         saving = Saving(attempt, output, ended, leads_to, self.uploader.wanted(ref), salvaged=True)
-        if has_files(output):
+        if has_files(output) or self.mirrorer.has_last(ref):
             self._new.append(saving)
         else:
             self.context.desk.put(lambda change: self._saved(change, saving, None))
@@ -127,7 +129,7 @@ class Saver:
         new, self._new = self._new, []
         for saving in new:
             self._saving[saving.attempt.ref] = saving
-            self._submit_saving(saving)
+            self._begin(saving)
 
     def rolled_back(self) -> None:
         """Forget what a refused turn asked for."""
@@ -136,6 +138,15 @@ class Saver:
     def _submit(self, what: str, work: Callable[..., None], *arguments: object) -> None:
         """Have something done by the pool; what goes wrong there is said in the runner's log."""
         self._pool.submit(safely, what, work, *arguments)
+
+    def _begin(self, saving: Saving) -> None:
+        """Mirror the checkpoint one last time, as far as that can be done, then save the output."""
+        self.mirrorer.last(
+            saving.attempt.ref,
+            tell=partial(self._tell, saving),
+            cancelled=lambda: saving.given_up,
+            then=lambda: self._submit_saving(saving),
+        )
 
     def _submit_saving(self, saving: Saving) -> None:
         self._submit(f"save the output of job {saving.attempt.ref.label}", self._publish, saving)
@@ -148,7 +159,7 @@ class Saver:
                 self.context.step(Step.PUBLISH_BEGUN)
                 digest = artifacts.output_of(self.context.database.reader(), attempt.id)
                 published = None
-                if digest is None:
+                if digest is None and has_files(saving.output):
                     published = publish(self.context.store, saving.output)
                     digest = published.tree_digest if published is not None else None
                 self.context.step(Step.PUBLISH_STORED)
@@ -200,7 +211,7 @@ class Saver:
         self.context.hub.changed({saving.attempt.ref.job_id})
 
     def _wait_for_room(self, saving: Saving) -> None:
-        need, free = _size(saving.output), cache.room_on_disk(self.context)
+        need, free = size_of(saving.output), cache.room_on_disk(self.context)
         needs = f"needs {format_size(need)} of disk and {format_size(free)} are free"
         if saving.given_up:
             self._fail(saving, f"it {needs}")
@@ -338,29 +349,3 @@ def remove_logs(paths: Paths, attempt_ids: Iterable[int]) -> None:
             for each in logs:
                 if each.name.partition(".")[0] in gone:
                     Path(each.path).unlink(missing_ok=True)
-
-
-def has_files(directory: Path) -> bool:
-    """Say whether there is anything to publish in an output directory.
-
-    What cannot be looked into is for publishing to refuse.
-    """
-    try:
-        with os.scandir(directory) as found:
-            return next(found, None) is not None
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-
-
-def _size(directory: Path) -> int:
-    """Return the bytes of the files below a directory."""
-    total = 0
-    for parent, _, names in os.walk(directory):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(parent, name)).st_size
-            except OSError:
-                continue
-    return total

@@ -36,7 +36,8 @@ def settle(change: Change, ref: Ref, ended: Ended, becomes_: Becomes, finished_u
 def requeue(change: Change, ref: Ref, facts: JobFacts, ended: Ended, earlier: int) -> None:
     """Let an element wait to be tried again, `earlier` attempts before this one, or hold it."""
     spec = facts.spec
-    resumes = spec.requeue == "always" or (spec.checkpoint is not None and spec.requeue != "never")
+    keeps = spec.checkpoint is not None or spec.mirror is not None
+    resumes = spec.requeue == "always" or (keeps and spec.requeue != "never")
     held = ended.ending is Ending.INTERRUPTED and not resumes
     delay_s = 0.0 if ended.ending in {Ending.PREEMPTED, Ending.INTERRUPTED} else backoff_s(earlier)
     not_before_us = change.now_us + int(delay_s * 1e6)
@@ -55,7 +56,7 @@ def requeue(change: Change, ref: Ref, facts: JobFacts, ended: Ended, earlier: in
         return
     element = jobs.element(change.connection, ref)
     assert element is not None
-    prepares = any(writable for _, writable, _ in facts.inputs)
+    prepares = spec.mirror is not None or any(writable for _, writable, _ in facts.inputs)
     change.effects.append(
         Enqueue(
             ref.job_id,

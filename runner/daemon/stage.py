@@ -18,12 +18,14 @@ from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, NoRoom, Wanted
 from runner.daemon.handout import handed_out, notice
 from runner.daemon.launch import COPIED, Handed, JobFacts, attempt_dir, place_of
+from runner.daemon.mirror import restored, worded
 from runner.daemon.pace import Pace
 from runner.daemon.shelf import NotReady, referred, take
 from runner.executors.environments import Builder, EnvironmentFailed, probe
 from runner.service.desk import Enqueue
 from runner.service.submit import interpreter_of
 from runner.state import jobs, staged
+from runner.state.mirrors import Mirror
 from runner.telemetry.tail import LogTail
 from storage.checkout import Way, checkout
 from storage.download import Fetched
@@ -233,6 +235,32 @@ class Stager:
                 ) from None
             except (StorageError, OSError) as error:
                 raise Failed(Ending.INPUT_FAILED, f"input {name}: {error}", name=name) from error
+
+    def restore(self, preparation: Preparation, facts: JobFacts, index: int) -> Mirror | None:
+        """Give an element without a checkpoint what is kept of it where its job says; return that, as `restored` does.
+
+        Nobody else is asked where it has one.
+        """
+        pace = Pace(self.context.clock, Waiting.STAGING, "its checkpoint")
+
+        def failed(error: SourceFailed, wait_s: float) -> None:
+            again = f"its checkpoint: {error.message}; tried again in {format_duration(wait_s)}"
+            self.tell(preparation, WaitReason(Waiting.STAGING, again))
+
+        try:
+            return restored(
+                self.fetcher,
+                facts,
+                Ref(facts.job_id, index),
+                progress=lambda done, total: self.tell(preparation, pace.reason(done, total)),
+                failed=failed,
+                cancelled=lambda: preparation.cancelled,
+            )
+        except (Cancelled, NoRoom, DiskFull):
+            raise
+        except (StorageError, OSError) as error:
+            sentence = f"its checkpoint cannot be restored: {worded(error)}"
+            raise Failed(Ending.INPUT_FAILED, sentence) from error
 
     def _check_directory(self, digest: str, directory: str) -> None:
         entries = self.context.store.manifest(digest).entries

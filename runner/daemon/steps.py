@@ -32,6 +32,13 @@ class Step(StrEnum):
     PUBLISH_WRITTEN = "publish-3"  # the artifact is in the open transaction
     PUBLISH_COMMITTED = "publish-4"
     UPLOAD_DONE = "upload-1"  # the output is where its job wants it, no row says so
+    MIRROR_COPIED = "mirror-1"  # the checkpoint is in the store, nothing of it elsewhere
+    MIRROR_SENT = "mirror-2"  # all of it is at the place of its job, no note there says so
+    MIRROR_NOTED = "mirror-3"  # it is the newest set there, no row says so
+    MIRROR_WRITTEN = "mirror-4"  # the row is in the open transaction
+    RESTORE_FETCHED = "restore-1"  # a checkpoint is in the store, its job has none
+    RESTORE_COPIED = "restore-2"  # its copy is beside the directories of jobs
+    RESTORE_PLACED = "restore-3"  # its job has it, no row says so
 
 
 def pass_by(step: Step) -> None:

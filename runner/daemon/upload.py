@@ -7,16 +7,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from runner.core import addresses
-from runner.core.job import PLAIN, Ref
+from runner.core.job import Ref
 from runner.core.reasons import Waiting, WaitReason
 from runner.core.units import format_duration
 from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, Wanted
 from runner.daemon.guard import backoff_s, safely, when
 from runner.daemon.pace import Pace
-from runner.identity.users import user_name
-from runner.service.submit import UPLOAD
+from runner.service.written import UPLOAD
 from storage.errors import SourceFailed, StorageError
 from storage.upload import Pushed
 
@@ -62,19 +60,8 @@ class Uploader:
     def wanted(self, ref: Ref) -> Wanted | None:
         """Return where the output of an element is written to, its places filled in; None for the store alone."""
         facts = self.context.facts(ref.job_id)
-        if facts.spec.upload is None:
-            return None
-        template = facts.secret_sources.get(UPLOAD, facts.spec.upload.uri)
-        own = ref.idx != PLAIN and "{index}" not in template
-        values = {
-            "job": str(ref.job_id),
-            "name": facts.name,
-            "index": "0" if ref.idx == PLAIN else str(ref.idx),
-            "user": user_name(facts.owner_uid) or str(facts.owner_uid),
-        }
-        address = addresses.fill(addresses.below(template, "{index}" if own else ""), values)
-        home = facts.variables.get("HOME")
-        return self.fetcher.place(facts.spec.upload, address, owner_uid=facts.owner_uid, home=home)
+        stated = facts.spec.upload
+        return self.fetcher.place_of(facts, ref, UPLOAD, stated) if stated is not None else None
 
     def submit(self, upload: Upload) -> None:
         """Begin an upload, or go on with it."""

@@ -21,7 +21,7 @@ from runner.paths import Paths
 from runner.service.facts import LiveFacts
 from runner.service.intake import absolute_path
 from runner.service.outputs import printable
-from runner.service.views import iso
+from runner.service.times import iso
 from runner.state import artifacts, books, listing
 from runner.state.audit import audit
 from runner.state.engine import Database

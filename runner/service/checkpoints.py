@@ -13,11 +13,12 @@ from runner.core.job import PLAIN, Ref
 from runner.core.lifecycle import State
 from runner.paths import Paths
 from runner.service.desk import Change, Desk
+from runner.service.mirrors import mirrored
 from runner.service.outputs import ENTRIES_MAX, exported, printable
 from runner.service.references import one
 from runner.service.refs import Target
 from runner.service.remove import NotConfirmed
-from runner.service.views import iso
+from runner.service.times import iso
 from runner.state import jobs, listing
 from storage.errors import DiskFull, StorageError
 from storage.files import exchange, make_directories, remove_directory
@@ -41,10 +42,11 @@ def listed(connection: sqlite3.Connection, paths: Paths, owner_uid: int) -> dict
     return {"version": 1, "checkpoints": rows}
 
 
-def shown(paths: Paths, target: Target) -> dict[str, Any]:
-    """Return the files of one checkpoint."""
+def shown(connection: sqlite3.Connection, paths: Paths, target: Target, now_us: int) -> dict[str, Any]:
+    """Return the files of one checkpoint, and what is kept of it elsewhere."""
     ref = one(target)
-    files = _found(paths, ref)
+    kept = mirrored(connection, target, now_us)
+    files = _found(paths, ref) if not kept else _files(_directory(paths, ref))
     entries = [
         {
             "path": printable(each.path),
@@ -53,7 +55,14 @@ def shown(paths: Paths, target: Target) -> dict[str, Any]:
         }
         for each in sorted(files, key=lambda each: each.path)[:ENTRIES_MAX]
     ]
-    return {"version": 1, "job": ref.label, "path": _directory(paths, ref), **_sums(files), "entries": entries}
+    return {
+        "version": 1,
+        "job": ref.label,
+        "path": _directory(paths, ref),
+        **_sums(files),
+        "mirror": kept[0] if kept else None,
+        "entries": entries,
+    }
 
 
 def exported_to(paths: Paths, store: Store, target: Target, destination: Path, *, overwrite: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from runner.config import Storage
 from runner.service.desk import Change, Desk
 from runner.service.operations import Operation, Operations
-from runner.service.views import iso
+from runner.service.times import iso
 from runner.state import staged
 from runner.state.staged import Tree
 from storage.store import Store, Swept

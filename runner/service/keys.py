@@ -15,7 +15,7 @@ from runner.core.spec import CODE, JobSpec
 from runner.identity import ssh
 from runner.identity.sealing import Sealer
 from runner.service.desk import Change
-from runner.service.views import iso
+from runner.service.times import iso
 from runner.state import artifacts, keys
 from runner.state.keys import KeyRow
 from storage import credentials
@@ -229,17 +229,21 @@ def choose(
 
 
 def of_job(
-    connection: sqlite3.Connection, uid: int, spec: JobSpec, kinds: Mapping[str, str | None], *, output: str
+    connection: sqlite3.Connection,
+    uid: int,
+    spec: JobSpec,
+    kinds: Mapping[str, str | None],
+    written: Mapping[str, tuple[str | None, str]],
 ) -> dict[str, str | None]:
-    """Return the key that opens each address of a job, whose kinds are by input, or `output` for where it writes to.
+    """Return the key that opens each address of a job, whose kinds are by input, or by a name of what it writes to.
 
-    Raise where a key that it names is not there, or where it is not plain which is meant.
+    `written` has, by such names, the key that is stated and what errors call the place. Raise where a key that it names
+    is not there, or where it is not plain which is meant.
     """
     for name in spec.keys:
         found(connection, uid, name)
     stated = {name: (each.key, "--git" if name == CODE else f"input {name}") for name, each in spec.sources.items()}
-    if spec.upload is not None:
-        stated[output] = spec.upload.key, "--output"
+    stated |= written
     return {
         name: choose(connection, uid, kind, stated=stated[name][0], what=stated[name][1])
         for name, kind in kinds.items()

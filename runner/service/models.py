@@ -17,7 +17,7 @@ from runner.service.operations import Operations
 from runner.service.outputs import document, entries_of, exported
 from runner.service.references import Which, contents, named, tree_of
 from runner.service.remove import NotConfirmed
-from runner.service.views import iso
+from runner.service.times import iso
 from runner.state import artifacts, jobs
 from runner.state.artifacts import Artifact
 from storage.store import Store

@@ -15,8 +15,9 @@ from runner.identity.sealing import Sealer
 from runner.service.code import KEEPS, Rebuilt, Snapshots, inside
 from runner.service.intake import Caller, flags_of
 from runner.service.refs import Target
-from runner.service.submit import UPLOAD, Envelope, Prepared, secret_sources, split_environment
+from runner.service.submit import Envelope, Prepared, secret_sources, split_environment
 from runner.service.submit import prepare as prepare_job
+from runner.service.written import MIRROR, UPLOAD
 from runner.state import codes, jobs, staged
 from runner.state.codes import RECORDED, Code
 from storage.hubs import git_address
@@ -44,7 +45,8 @@ def prepare(
     document["env"] = {
         name: envelope.caller.env[name] for name in document.get("env", {}) if name in envelope.caller.env
     }
-    tables = {UPLOAD: document.get("upload"), CODE: document.get("git"), **document.get("input", {})}
+    tables = {name: document.get(key) for name, key in ((UPLOAD, "upload"), (MIRROR, "mirror"), (CODE, "git"))}
+    tables |= document.get("input", {})
     for name, address in envelope.caller.sources.items():
         tables[name]["uri"] = address
     code = codes.of_job(connection, target.job_id)

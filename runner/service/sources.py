@@ -35,12 +35,12 @@ def source_of(what: str, stated: Input, cwd: str, env: Mapping[str, str]) -> uri
     return parsed
 
 
-def destination_of(stated: Upload | None, cwd: Path) -> uris.Uri | None:
-    """Return where an output is written to, None for nowhere; its places are still open."""
+def destination_of(what: str, stated: Upload | None, cwd: Path) -> uris.Uri | None:
+    """Return where an output or a checkpoint is written to, None for nowhere; its places are still open."""
     if stated is None:
         return None
-    addresses.check(stated.uri, "--output")
-    return place_of("--output", stated, cwd)
+    addresses.check(stated.uri, what)
+    return place_of(what, stated, cwd)
 
 
 def place_of(what: str, stated: Upload, cwd: Path) -> uris.Uri:

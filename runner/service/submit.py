@@ -25,6 +25,7 @@ from runner.service.intake import Caller, flags_of
 from runner.service.lookout import Sight
 from runner.service.references import Meant, meant, tie
 from runner.service.sources import below, checked_part, destination_of, requirements_of, source_of
+from runner.service.written import MIRROR, UPLOAD, keys_stated, with_keys
 from runner.state import codes, jobs, listing
 from runner.state.books import list_prices
 from runner.state.codes import Code
@@ -36,8 +37,6 @@ from schedulers.resources import Inventory, ResourceRequest
 from schedulers.snapshot import Candidate, Entry, Snapshot
 from storage.credentials import kind_for
 
-# Beside the names of inputs, which cannot be this: the address of the output, where it holds a secret.
-UPLOAD = "=upload"
 OUTPUTS = "[storage] outputs"
 
 
@@ -130,15 +129,14 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
         if references.parse(each.uri) is None and not (name == CODE and spec.snapshot)
     }
     place = spec.upload or envelope.outputs
-    upload = destination_of(place, cwd)
+    upload, mirror = destination_of("--output", place, cwd), destination_of("--checkpoint", spec.mirror, cwd)
+    written = {name: each for name, each in ((UPLOAD, upload), (MIRROR, mirror)) if each is not None}
     parts = {
         name: checked_part(name, each.path, None if each.digest else sources.get(name))
         for name, each in spec.inputs.items()
     }
-    secret = {name: each for name, each in sources.items() if each.text != each.shown}
+    secret = {name: each for name, each in {**sources, **written}.items() if each.text != each.shown}
     kept = {name: each.text for name, each in secret.items()}
-    if upload is not None and upload.text != upload.shown:
-        kept[UPLOAD] = upload.text
     digest, sealed, left_out = envelope.seal(spec, kept)
     resolved = spec.model_copy(
         update={
@@ -147,6 +145,7 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
             "output": below(spec.output, cwd, "--output"),
             "upload": upload and place and place.model_copy(update={"uri": upload.shown}),
             "checkpoint": below(spec.checkpoint, cwd, "--checkpoint"),
+            "mirror": spec.mirror and mirror and spec.mirror.model_copy(update={"uri": mirror.shown}),
             "env": dict.fromkeys(spec.env, ""),
             "git": spec.git and spec.git.model_copy(update={"uri": sources[CODE].shown}),
             "inputs": {
@@ -171,7 +170,7 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
         key_kinds={
             **dict.fromkeys(spec.sources),
             **{name: kind_for(each) for name, each in sources.items()},
-            **({} if upload is None else {UPLOAD: kind_for(upload)}),
+            **{name: kind_for(each) for name, each in written.items()},
         },
         code=replace(code, place=sources[CODE].shown if CODE in sources else str(cwd)) if code else envelope.code(cwd),
     )
@@ -194,7 +193,7 @@ def prepare_batch(head: dict[str, Any], lines: Sequence[dict[str, Any]], envelop
 def dry_run(change: Change, prepared: Prepared, uid: int) -> dict[str, Any]:
     """Say what a job would be: its spec with the origin of each value, what it would hold and whether it would wait."""
     prepared, _ = pin(change.connection, prepared, uid)
-    key_names = keys.of_job(change.connection, uid, prepared.spec, prepared.key_kinds, output=UPLOAD)
+    key_names = keys.of_job(change.connection, uid, prepared.spec, prepared.key_kinds, keys_stated(prepared.spec))
     request = request_of(prepared.spec, change.inventory, change.config.defaults.gpus)
     refusal = never_fits(request, change.inventory)
     if refusal:
@@ -269,7 +268,7 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         raise NeverFits(
             f"the job can never run here: {refusal}", hint="ask for less; `stoker gpu ls` shows what the box has"
         )
-    key_names = keys.of_job(change.connection, caller.uid, prepared.spec, prepared.key_kinds, output=UPLOAD)
+    key_names = keys.of_job(change.connection, caller.uid, spec, prepared.key_kinds, keys_stated(spec))
     name = spec.name or names.made_up(number)
     first, last, limit = parse_array(spec.array) if spec.array else (PLAIN, PLAIN, None)
     indices = tuple(range(first, last + 1))
@@ -279,7 +278,7 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
         owner_uid=caller.uid,
         account=caller.account,
         name=name,
-        spec=_with_key(prepared, key_names.get(UPLOAD)),
+        spec=prepared.stored if (keyed := with_keys(spec, key_names)) is spec else json.dumps(keyed.document()),
         request=json.dumps([request.gpus, request.cpu_milli, request.memory_bytes, request.workers]),
         variables=prepared.variables_digest,
         priority=spec.priority,
@@ -298,7 +297,7 @@ def accept(change: Change, prepared: Prepared, caller: Caller, number: int) -> d
     _write_inputs(change.connection, job_id, prepared, key_names, pinned)
     jobs.note(change.connection, change.now_us, "submitted", Ref(job_id, PLAIN), {"name": name})
     change.effects += [Look(job_id, prepared.look)] if prepared.look is not None else []
-    prepares = bool(prepared.input_uris or spec.requirements or prepared.look)
+    prepares = bool(prepared.input_uris or spec.requirements or spec.mirror or prepared.look)
     change.effects.append(Enqueue(job_id, indices, request, spec.priority, change.now_us, limit, prepares))
     change.touched.add(Ref(job_id, indices[0]))
     return {
@@ -329,14 +328,6 @@ def _write_inputs(
             size_bytes, files = prepared.code_size
             digest = prepared.code.tree_digest
             jobs.set_input(connection, job_id, CODE, tree_digest=digest, size_bytes=size_bytes, files=files, pins="{}")
-
-
-def _with_key(prepared: Prepared, name: str | None) -> str:
-    """Return the document to be stored: the key that an output is written with is settled when it is submitted."""
-    if name is None or prepared.spec.upload is None:
-        return prepared.stored
-    upload = prepared.spec.upload.model_copy(update={"key": name})
-    return json.dumps(prepared.spec.model_copy(update={"upload": upload}).document())
 
 
 def _unfinished(connection: sqlite3.Connection, job_id: int) -> JobSpec | None:
@@ -392,7 +383,7 @@ def secret_sources(payload: bytes) -> dict[str, str]:
 def prepares(stored: str) -> bool:
     """Say whether a job, as its document was stored, has anything to be fetched or built before it starts."""
     document = json.loads(stored)
-    return any(document.get(key) for key in ("input", "requirements", "git", "snapshot"))
+    return any(document.get(key) for key in ("input", "requirements", "git", "snapshot", "mirror"))
 
 
 def request_from(text: str) -> ResourceRequest:

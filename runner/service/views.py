@@ -6,7 +6,6 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -19,7 +18,9 @@ from runner.core.units import format_duration, format_size
 from runner.identity.users import user_name
 from runner.service import code, outputs
 from runner.service.facts import LiveFacts
+from runner.service.mirrors import mirrored
 from runner.service.refs import Target
+from runner.service.times import iso
 from runner.state import artifacts, jobs, listing
 from runner.state.listing import Group, Row
 
@@ -30,14 +31,6 @@ EVENTS_SHOWN = 200
 ATTEMPTS_SHOWN = 100
 REASONS_SHOWN = 20
 LEFT_OUT_SHOWN = 100
-
-
-def iso(at_us: int | None) -> str | None:
-    """Return wall microseconds as ISO 8601 in UTC."""
-    if at_us is None:
-        return None
-    moment = datetime.fromtimestamp(at_us / 1e6, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 
 
 def ps(
@@ -117,6 +110,7 @@ def show(connection: sqlite3.Connection, live: LiveFacts, target: Target, now_us
         "outputs": _artifacts(artifacts.of_job(connection, target.job_id), target),
         "kept": _artifacts(artifacts.kept_of_job(connection, target.job_id), target),
         "output_left_out": _left_out(connection, target),
+        "mirrors": mirrored(connection, target, now_us),
         "attempts": [_attempt(each) for each in attempts],
         "limits_enforced": {name: enforced.get(name, False) for name, is_stated in stated.items() if is_stated},
         "why_these_devices": last["why"] if last else None,

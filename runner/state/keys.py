@@ -130,11 +130,11 @@ def set_sealed(connection: sqlite3.Connection, *, was: bytes, sealed: bytes) -> 
 
 
 def waiting_for(connection: sqlite3.Connection, owner_uid: int, name: str) -> list[int]:
-    """Return the unfinished jobs of a user that name a key, for an input, their output or themselves."""
+    """Return the unfinished jobs of a user that name a key, for an input, where they write to or themselves."""
     rows = connection.execute(
         "SELECT DISTINCT j.id FROM jobs j JOIN elements e ON e.job_id = j.id AND e.finished_us IS NULL"
         " WHERE j.owner_uid = ?1 AND (EXISTS (SELECT 1 FROM inputs i WHERE i.job_id = j.id AND i.key_name = ?2)"
-        " OR json_extract(j.spec, '$.upload.key') = ?2"
+        " OR ?2 IN (json_extract(j.spec, '$.upload.key'), json_extract(j.spec, '$.mirror.key'))"
         " OR EXISTS (SELECT 1 FROM json_each(j.spec, '$.key') WHERE value = ?2)) ORDER BY j.id",
         (owner_uid, name),
     )

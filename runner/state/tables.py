@@ -24,8 +24,9 @@ from sqlmodel import Field, SQLModel
 
 from runner.state.tables_books import Account, Balance, LedgerHead, Price, Transfer
 from runner.state.tables_keys import Key, OldKey
+from runner.state.tables_places import Mirror, Source
 
-__all__ = ["Account", "Balance", "Key", "LedgerHead", "OldKey", "Price", "Transfer"]
+__all__ = ["Account", "Balance", "Key", "LedgerHead", "Mirror", "OldKey", "Price", "Source", "Transfer"]
 
 
 class Allocation(SQLModel, table=True):
@@ -350,21 +351,6 @@ class Sample(SQLModel, table=True):
     gpu_memory_bytes: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
     gpu_utilization: float | None = Field(default=None, sa_column=Column(REAL, nullable=True))
     power_mw: int | None = Field(default=None, sa_column=Column(Integer, nullable=True))
-
-
-class Source(SQLModel, table=True):
-    """One row of `sources`."""
-
-    __tablename__: ClassVar[str] = "sources"
-    __table_args__: ClassVar[tuple[object, ...]] = ({"sqlite_strict": True, "sqlite_with_rowid": False},)
-
-    uri: str = Field(sa_column=Column(Text, primary_key=True, nullable=False))
-    tree_digest: str = Field(sa_column=Column(Text, nullable=False))
-    size_bytes: int = Field(sa_column=Column(Integer, nullable=False))
-    files: int = Field(sa_column=Column(Integer, nullable=False))
-    pins: str = Field(sa_column=Column(Text, nullable=False))
-    fetched_us: int = Field(sa_column=Column(Integer, nullable=False))
-    used_us: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
 
 
 class Variables(SQLModel, table=True):

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 
 import pytest
 
+from storage import mirror
 from storage.credentials import Credential
 from storage.destinations import Destination, open_destination
 from storage.download import fetch
@@ -281,6 +282,57 @@ def test_a_large_file_is_told_of_on_the_way_and_can_be_broken_off(remote: Spot, 
     destination = opened(remote, "two")
     assert destination.read(MANIFEST_NAME, 1000) is None
     destination.close()
+
+
+def test_a_mirror_keeps_the_newest_set(place: Spot, store: Store, tmp_path: Path) -> None:
+    """Sets by turns: the newest comes back, only what differs travels, and what a set has no more goes."""
+    directory = tmp_path / "kept"
+    tree(store, directory, big=5000)
+    for number in range(1, 5):
+        (directory / "number").write_text(str(number))
+        (directory / f"only in {number}").write_text("x")
+        (directory / f"only in {number - 1}").unlink(missing_ok=True)
+        taken = mirror.take(store, directory, settled_s=0)
+        assert taken is not None and taken[0].tree_digest is not None
+        note, sent = mirror.send(
+            store,
+            taken[0].tree_digest,
+            place.uri("mirror"),
+            place.options,
+            writer=mirror.Writer("me", "42"),
+            known=None,
+            progress=lambda *_: None,
+            cancelled=lambda: False,
+            retry=QUICK,
+        )
+        assert note.number == number
+    if place.kind not in {"ftp", "ftps"}:  # where nothing tells a file from a changed one
+        assert sent.sent_bytes == 2
+    other = Store(tmp_path / "other")
+    back = mirror.bring(
+        other,
+        place.uri("mirror"),
+        place.options,
+        progress=lambda *_: None,
+        cancelled=lambda: False,
+        retry=QUICK,
+        identity="",
+    )
+    assert back == note
+    paths = {each.path for each in other.manifest(note.digest).entries}
+    assert "only in 4" in paths and len(paths) == 6
+    assert names_at(place, "mirror/checkpoint-b") == paths | {MANIFEST_NAME}
+
+
+def names_at(place: Spot, name: str) -> set[str]:
+    """Return the files that lie at a place, whatever its manifest says."""
+    if place.kind == "local":
+        root = Path(place.uri(name).path)
+        return {str(each.relative_to(root)) for each in root.rglob("*") if each.is_file()}
+    destination = opened(place, name)
+    found = set(destination.files())
+    destination.close()
+    return found
 
 
 def test_small_files_are_read_written_and_removed(remote: Spot) -> None:

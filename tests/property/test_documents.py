@@ -65,6 +65,10 @@ DOCUMENTS = st.fixed_dictionaries(
         "output": PATHS,
         "upload": UPLOADS,
         "checkpoint": PATHS,
+        "mirror": st.fixed_dictionaries(
+            {"uri": PATHS.map("s3://bucket/{}/".format)},
+            optional={"every": st.integers(10, 10**8).map(float), "key": st.just("work")},
+        ),
         "keep_model": st.from_regex(r"[A-Za-z][A-Za-z._-]{0,10}", fullmatch=True),
         "requirements": PATHS,
         "input": st.dictionaries(KEYS, INPUTS, max_size=2),
@@ -97,11 +101,16 @@ def flags(document: dict[str, Any]) -> list[tuple[str, str]]:
     for key, value in document.items():
         if key == "command" or (key == "output" and "upload" in document):
             continue
+        if key == "checkpoint" and "mirror" in document:
+            continue
         if key == "upload":
             pairs.append(("--output", f"{document.get('output', '')}={item_text(value)}"))
             continue
         if isinstance(value, list):
             pairs += [(f"--{key}", item) for item in value]
+        elif key == "mirror":
+            every = {"every": f"{value['every']:.0f}s"} if "every" in value else {}
+            pairs.append(("--checkpoint", f"{document.get('checkpoint', '')}={item_text(value | every)}"))
         elif isinstance(value, dict):
             for name, item in value.items():
                 text = item_text(item) if key == "input" else json.dumps(item) if isinstance(item, bool | int) else item
@@ -376,10 +385,10 @@ def test_the_last_word_counts_and_is_known(layers: list[tuple[str, dict[str, Any
 def test_every_key_has_its_flag() -> None:
     """What a document can say, a flag can say, but for what is no part of one job's command line.
 
-    `pass_env` and `upload` have none of their own: `--env NAME` and `--output DIR=URI` fill them; `code_digest` is
-    filled in when a snapshot was taken.
+    `pass_env`, `upload` and `mirror` have none of their own: `--env NAME`, `--output DIR=URI` and `--checkpoint
+    DIR=URI` fill them; `code_digest` is filled in when a snapshot was taken.
     """
     keys = {field.alias or name for name, field in JobSpec.model_fields.items()}
     from_flags = {flag.key for flag in documents.JOB_FLAGS}
-    assert keys - from_flags == {"version", "kind", "command", "pass_env", "upload", "code_digest"}
+    assert keys - from_flags == {"version", "kind", "command", "pass_env", "upload", "mirror", "code_digest"}
     assert from_flags - keys == {"env_file"}

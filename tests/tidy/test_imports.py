@@ -41,7 +41,7 @@ HOMES = {
     "re2": ("runner/telemetry/", "runner/service/"),
     "rich": ("runner/cli/",),
     "s3fs": ("storage/",),
-    "sqlmodel": ("runner/state/tables.py", "runner/state/tables_books.py", "runner/state/tables_keys.py"),
+    "sqlmodel": ("runner/state/tables",),
     "starlette": ("runner/api/",),
     "typer": ("runner/cli/",),
     "uvicorn": ("runner/api/",),

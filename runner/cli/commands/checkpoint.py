@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from runner.cli.commands.rm import removed
+from runner.cli.detail import mirror_text
 from runner.cli.jobs import job_path
 from runner.cli.text import counted, plain, size, when
 from runner.core.errors import UsageError
@@ -37,6 +38,8 @@ def run(args: Args, client: Client, out: Out) -> int:
         document = client.get(path)
         files = counted(document["files"], "file")
         out.note(f"job {document['job']}: {files}, {size(document['size_bytes'])}, in {document['path']}")
+        if document["mirror"] is not None:
+            out.note(f"mirror: {mirror_text(document['mirror'])}")
         entries = ("path", "size_bytes", "changed_at")
         out.listing(document, document["entries"], _FILES, name="path", fields=entries)
         return 0
