@@ -16,8 +16,8 @@ from runner.api.room import Room, room_of, uid_of
 from runner.api.routes_jobs import ID_MAX
 from runner.api.streams import Asked, Ear, Place, follow_array, follow_job, frame
 from runner.api.strict import StrictRoute
+from runner.core.arrays import ARRAY_MAX
 from runner.core.errors import UsageError, WaitTimedOut
-from runner.core.spec import ARRAY_MAX
 from runner.service import logs, views
 from runner.service.times import iso
 from runner.state import listing

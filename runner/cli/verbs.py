@@ -270,9 +270,7 @@ VERBS: dict[str, Verb] = {
             (Flag("--overwrite", "restore: replace what is there."), _YES, _KEY),
             actions=("ls", "show", "restore", "rm"),
             more="restore JOB OTHER gives another job, one that does not run, a copy; a word with a slash is a "
-            "directory to copy it into. `stoker model create NAME JOB --checkpoint` keeps one as a model. "
-            "Of a job with `--checkpoint DIR=URI` show says what is kept there and as of when; rm leaves that, and the "
-            "next attempt begins with it.\n\n"
+            "directory to copy it into. `model create NAME JOB --checkpoint` keeps one. rm spares mirrors.\n\n"
             "\b\nstoker checkpoint restore 42 57\nstoker checkpoint restore 42 ./ckpt",
         ),
         Verb(

@@ -19,6 +19,7 @@ from pydantic import (
     field_validator,
 )
 
+from runner.core.arrays import parse_array
 from runner.core.environment import too_long
 from runner.core.errors import UsageError
 from runner.core.faults import sentence
@@ -27,7 +28,6 @@ from runner.core.nearest import nearest
 from runner.core.units import DURATION_MAX_S, SIZE_MAX_BYTES, parse_duration, parse_size
 
 SPEC_VERSION = 1
-ARRAY_MAX = 100_000
 COMMAND_MAX_BYTES = 1 << 20
 CPUS_MIN = 0.001
 MEMORY_MIN_BYTES = 1 << 20
@@ -41,7 +41,6 @@ _ENDPOINT = r"^https?://[A-Za-z0-9.:\[\]_-]{1,255}(/[A-Za-z0-9._~%/-]{0,500})?$"
 _DIGEST = r"^[0-9a-f]{64}$"
 # The name of the input that is a job's code: none that a user states is called so.
 CODE = "=code"
-_ARRAY = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?(?:%([0-9]{1,9}))?", re.ASCII)
 _ARRAY_SCHEMA = WithJsonSchema(
     {"type": "string", "pattern": r"^[0-9]{1,9}(-[0-9]{1,9})?(%(?!0+$)[0-9]{1,9})?$", "maxLength": 40}
 )
@@ -300,23 +299,6 @@ class JobSpec(_Document):
     def document(self) -> dict[str, Any]:
         """Return the document that gives this spec again: only what was stated, in its own units."""
         return self.model_dump(by_alias=True, exclude_defaults=True) | {"version": SPEC_VERSION}
-
-
-def parse_array(text: str) -> tuple[int, int, int | None]:
-    """Return (first, last, most at once) of `0-99%8`; ValueError says what is wrong."""
-    match = _ARRAY.fullmatch(text)
-    if not match:
-        raise ValueError("an array is FIRST-LAST or FIRST-LAST%N, like 0-99%8")
-    first = int(match[1])
-    last = int(match[2]) if match[2] is not None else first
-    limit = int(match[3]) if match[3] is not None else None
-    if last < first:
-        raise ValueError("an array counts upwards")
-    if last - first >= ARRAY_MAX:
-        raise ValueError(f"an array has at most {ARRAY_MAX} elements")
-    if limit == 0:
-        raise ValueError("an array runs at least one element at once")
-    return first, last, limit
 
 
 def validate(document: dict[str, Any], origins: dict[str, str] | None = None) -> JobSpec:

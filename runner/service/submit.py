@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from runner.core import documents, environment, names, references
+from runner.core.arrays import parse_array
 from runner.core.errors import NeverFits, StokerError, Unavailable, UsageError
 from runner.core.job import PLAIN, Ref
-from runner.core.spec import CODE, JobSpec, Upload, is_text, parse_array, read, validate
+from runner.core.spec import CODE, JobSpec, Upload, is_text, read, validate
 from runner.identity.sealing import Sealer
 from runner.ledger.pricing import rate_for
 from runner.service import keys, places
