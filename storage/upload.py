@@ -127,7 +127,8 @@ def _to_directory(
         if journal is not None:
             left = _replace(directory, manifest, journal, earlier)
             done = manifest.size_bytes - left.size_bytes
-        marker.unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):  # a file in the directory's place is told of below
+            marker.unlink()
     progress(done, manifest.size_bytes)
     export(store, left, directory, overwrite=True, whole=manifest.digest, written=written)
     temp = directory / f"{MANIFEST_NAME}.{secrets.token_hex(4)}"
