@@ -34,9 +34,7 @@ class Lease:
         self._path = directory / f"{name}.json"
         self._keeps: set[str] = set()
         self._temp = self._path.with_suffix(".new")
-        # The steady clock first here and last in `live`: whatever passes between the two looks makes the lease older.
-        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        ahead_ns = time.time_ns() - boot_ns
+        steady_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         with disk_errors(directory):
             self._temp.touch(exist_ok=False)
         self._facts = {
@@ -45,7 +43,7 @@ class Lease:
             "started": _started(os.getpid()),
             "boot": boot_id(),
             "since_ns": self._temp.stat().st_ctime_ns,
-            "ahead_ns": ahead_ns,
+            "steady_ns": steady_ns,
         }
         self._write()
 
@@ -75,7 +73,7 @@ def live(directory: Path) -> Iterator[tuple[Path, Held | None]]:
         try:
             facts = json.loads(path.read_text())
             alive = facts["boot"] == boot_id() and _started(int(facts["pid"])) == facts["started"]
-            since_ns = int(facts["since_ns"]) - max(0, int(facts["ahead_ns"]) - ahead_ns)
+            since_ns = min(int(facts["since_ns"]), int(facts["steady_ns"]) + ahead_ns)
             keeps = frozenset(digest for digest in facts["keeps"] if DIGEST.fullmatch(digest))
         except (OSError, ValueError, KeyError, TypeError):
             yield path, None
