@@ -10,6 +10,7 @@ from storage.errors import Corrupt, NotStored
 from storage.journal import set_aside
 from storage.manifest import decode
 from storage.store import Store
+from storage.views import MENDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,24 @@ def held_alone(store: Store, digests: Iterable[str]) -> int:
             else:
                 shared |= {entry.digest for entry in entries}
     return sum(size for digest, size in alone.items() if digest not in shared)
+
+
+def lost(store: Store, digest: str) -> list[str]:
+    """Return the paths of a tree whose bytes are known to be gone or were set aside; an empty one is its manifest."""
+    if store.has_tree(digest):
+        return []
+    try:
+        return [each.path for each in store.manifest(digest).entries if not store.has_object(each.digest, each.size)]
+    except (NotStored, Corrupt):
+        return [""]
+
+
+def missing(store: Store, digest: str) -> NotStored:
+    """Return what to say of a tree that is not there, or has lost files."""
+    first = (lost(store, digest) or [""])[0]
+    return NotStored(
+        f"{first!r} is missing from the store" if first else f"{digest[:12]} is gone from the store", MENDS
+    )
 
 
 def restore(store: Store) -> None:

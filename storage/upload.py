@@ -21,12 +21,13 @@ from typing import TypeVar
 from storage import files
 from storage.destinations import Destination, open_destination
 from storage.download import single_flight
-from storage.errors import Cancelled, NotStored, SourceFailed, disk_errors
+from storage.errors import Cancelled, SourceFailed, disk_errors
 from storage.manifest import MANIFEST_NAME, Entry, Manifest
 from storage.publish import export
 from storage.sources.base import SourceOptions
 from storage.store import Store
 from storage.transfer import Meter, Retry
+from storage.upkeep import missing
 from storage.uri import Uri
 
 _CANCEL_POLL_S = 0.25
@@ -63,7 +64,7 @@ def push(
     manifest = store.manifest(digest)
     with store.lease(f"push {os.getpid()}") as lease:
         if not store.keep(lease, digest):
-            raise NotStored(f"no artifact {digest[:12]} in the store")
+            raise missing(store, digest)
         lock = store.root / "locks" / hashlib.sha256(f"push {uri.text}".encode("utf-8", "surrogateescape")).hexdigest()
         with single_flight(lock, retry, cancelled):
             if uri.scheme == "file":

@@ -16,6 +16,8 @@ from storage import files
 from storage.errors import NotStored
 from storage.manifest import Entry, Manifest
 
+# What to do about a file whose bytes are gone or wrong.
+MENDS = "`stoker model verify` says what is damaged; `create` with the same bytes mends it, `cp` copies other files"
 _NO_LINK = frozenset({errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP})
 
 
@@ -76,7 +78,7 @@ def link(store: Objects, entry: Entry, path: Path) -> bool:
         return False
     except OSError as error:
         if error.errno == errno.ENOENT:
-            raise NotStored(f"{entry.path!r} is missing from the store", "verify it, then fetch it again") from error
+            raise NotStored(f"{entry.path!r} is missing from the store", MENDS) from error
         if error.errno not in _NO_LINK:
             raise
         return not copy_object(store, entry, path, mode=0o444)
@@ -91,9 +93,7 @@ def copy_object(
     try:
         source = os.open(store.object_path(entry.digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise NotStored(
-            f"{entry.path!r} is missing from the store", "verify the artifact, then fetch it again"
-        ) from None
+        raise NotStored(f"{entry.path!r} is missing from the store", MENDS) from None
     try:
         target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
