@@ -307,6 +307,7 @@ VERBS: dict[str, Verb] = {
             "",
             (
                 Flag("--dry-run", "Prune: show what would go; give up nothing."),
+                Flag("--damaged", "Prune: remove what verify set aside, too; it may be all that is left of a file."),
                 Flag("--all", "Verify: models, data and outputs too, not only staged inputs."),
                 _KEY,
             ),
