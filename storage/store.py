@@ -106,11 +106,14 @@ class Store:
         return self._tree_path(digest).exists()
 
     def manifest(self, digest: str) -> Manifest:
-        """Return a tree's manifest; raise `NotStored` or `Corrupt`."""
-        try:
-            found = decode(self._tree_path(digest).read_bytes())
-        except FileNotFoundError:
-            raise NotStored(f"no artifact {digest[:12]} in the store") from None
+        """Return a tree's manifest, also of one that has lost files; raise `NotStored` or `Corrupt`."""
+        path = self._tree_path(digest)
+        for suffix in (".json", ".damaged", ".json"):  # one that is mended meanwhile is under its first name again
+            with suppress(FileNotFoundError):
+                found = decode(path.with_suffix(suffix).read_bytes())
+                break
+        else:
+            raise NotStored(f"no artifact {digest[:12]} in the store", "create it again")
         if found.digest != digest:
             raise Corrupt(f"the manifest of {digest[:12]} is not what its name says", "fetch the artifact again")
         return found
@@ -200,11 +203,11 @@ class Store:
         report: Callable[[int, int], None] = lambda _done, _total: None,
         cancelled: Callable[[], bool] = files.never,
     ) -> list[BadObject]:
-        """Hash every object of some trees again; set bad ones aside, and with them every tree that holds them.
+        """Hash every object of some trees again; set bad ones aside, and mark every tree that holds them as damaged.
 
-        Such a tree is then as if it had never been fetched: fetching it again mends it, and its view, which stays for
-        the jobs that read it. `report(done, total)` counts
-        bytes, from any thread. Raise `Cancelled`, or `OSError` where a file cannot be read: then nothing was set aside.
+        Such a tree is not handed out whole, its other files are read as before; fetching it again mends it, and its
+        view, which stays for the jobs that read it. `report(done, total)` counts bytes, from any thread. Raise
+        `Cancelled`, or `OSError` where a file cannot be read: then nothing was set aside.
         """
         bad: list[BadObject] = []
         found: list[tuple[str, Entry]] = []

@@ -10,6 +10,7 @@ from storage.errors import Corrupt, NotStored
 from storage.journal import set_aside
 from storage.manifest import decode
 from storage.store import Store
+from storage.views import MENDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,15 @@ def scraps(store: Store) -> Scraps:
     return Scraps(downloads, set_aside(partial), sum(1 for _ in damaged.iterdir()), set_aside(damaged))
 
 
+def drop_damaged(store: Store) -> int:
+    """Remove what was set aside because its bytes had changed; return how many bytes of the disk that were."""
+    folder = store.root / "damaged"
+    held = set_aside(folder)
+    for path in folder.iterdir():
+        path.unlink(missing_ok=True)
+    return held - set_aside(folder)
+
+
 def held_alone(store: Store, digests: Iterable[str]) -> int:
     """Return the bytes of the objects that these trees hold and no other tree does."""
     going, alone, shared = set(digests), dict[str, int](), set[str]()
@@ -40,6 +50,24 @@ def held_alone(store: Store, digests: Iterable[str]) -> int:
             else:
                 shared |= {entry.digest for entry in entries}
     return sum(size for digest, size in alone.items() if digest not in shared)
+
+
+def lost(store: Store, digest: str) -> list[str]:
+    """Return the paths of a tree whose bytes are known to be gone or were set aside; an empty one is its manifest."""
+    if store.has_tree(digest):
+        return []
+    try:
+        return [each.path for each in store.manifest(digest).entries if not store.has_object(each.digest, each.size)]
+    except (NotStored, Corrupt):
+        return [""]
+
+
+def missing(store: Store, digest: str) -> NotStored:
+    """Return what to say of a tree that is not there, or has lost files."""
+    first = (lost(store, digest) or [""])[0]
+    return NotStored(
+        f"{first!r} is missing from the store" if first else f"{digest[:12]} is gone from the store", MENDS
+    )
 
 
 def restore(store: Store) -> None:

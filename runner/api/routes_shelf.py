@@ -30,8 +30,8 @@ KINDS = {"models": "model", "data": "data"}
 def list_artifacts(request: Request, everything: Annotated[int, Query(ge=0, le=1, alias="all")] = 0) -> JSONResponse:
     """List those of this kind, or of every kind."""
     room = room_of(request)
-    found = models.listed(room.reader(), uid_of(request), _kind(request), room.live, everything=bool(everything))
-    return JSONResponse(found)
+    uid, kind = uid_of(request), _kind(request)
+    return JSONResponse(models.listed(room.reader(), room.store, uid, kind, room.live, everything=bool(everything)))
 
 
 async def create_artifact(request: Request) -> JSONResponse:

@@ -96,6 +96,8 @@ def _verdict(result: dict[str, Any]) -> str:
     ]
     lines += [f"{str(tree)[:12]} is whole again: it was fetched once more" for tree in result["mended"]]
     lines += [f"{str(each['tree'])[:12]} is lost: {plain(each['why'])}" for each in result["lost"]]
+    if result["lost"]:
+        lines.append("what else these hold stays and `stoker cp` copies it; `create` with the same bytes mends them")
     return "\n".join([*lines, f"checked {counted(result['trees'], 'artifact')}: {_sum(result)}"])
 
 

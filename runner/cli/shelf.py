@@ -12,14 +12,21 @@ if TYPE_CHECKING:
 
     from runner.cli.out import Column
 
+
+def _state(row: dict[str, Any]) -> str:
+    """Return the word for a row's state; of one that has lost files, with the first."""
+    paths, word = row.get("damaged") or (), str(row.get("state") or "ready")
+    return word if not paths else f"{word}: {paths[0]}" + (f" +{len(paths) - 1}" if len(paths) > 1 else "")
+
+
 FIELDS = (
     *("id", "name", "version", "kind", "state", "digest", "size_bytes", "files"),
-    *("tags", "pinned", "job", "source", "created_at"),
+    *("tags", "pinned", "job", "source", "created_at", "damaged"),
 )
 COLUMNS: tuple[Column, ...] = (
     ("NAME", lambda row: str(row["name"])),
     ("VERSION", lambda row: str(row.get("version") or "-")),
-    ("STATE", lambda row: str(row.get("state") or "ready")),
+    ("STATE", _state),
     ("SIZE", lambda row: size(row.get("size_bytes")) if row.get("digest") else "-"),
     ("FILES", lambda row: str(row.get("files") or "-")),
     ("JOB", lambda row: str(row.get("job") or "-")),

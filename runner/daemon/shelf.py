@@ -12,8 +12,9 @@ from runner.daemon.fetch import Wanted
 from runner.service.desk import Change
 from runner.state import artifacts, staged
 from storage.download import Fetched
-from storage.errors import BadName, NotStored, SourceMissing
+from storage.errors import BadName, SourceMissing
 from storage.manifest import part_of
+from storage.upkeep import missing
 from storage.uri import Uri
 
 
@@ -45,9 +46,9 @@ def take(context: Context, artifact_id: int, path: str) -> Fetched:
     if found.tree_digest is None:
         raise NotReady(found.id, found.label)
     pins = {"artifact": found.label, "digest": found.tree_digest}
-    if not context.store.has_tree(found.tree_digest):
-        raise NotStored("its bytes are damaged or gone", f"`stoker {found.kind} verify` says which; create it again")
     if not path:
+        if not context.store.has_tree(found.tree_digest):
+            raise missing(context.store, found.tree_digest)
         return Fetched(found.tree_digest, found.size_bytes, found.files, pins)
     try:
         piece = part_of(context.store.manifest(found.tree_digest), path)

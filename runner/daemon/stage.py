@@ -234,7 +234,8 @@ class Stager:
                     f"its copy of input {name}", fetched.size_bytes, cache.room_on_disk(self.context)
                 ) from None
             except (StorageError, OSError) as error:
-                raise Failed(Ending.INPUT_FAILED, f"input {name}: {error}", name=name) from error
+                hint = f" ({error.hint})" if isinstance(error, StorageError) and error.hint else ""
+                raise Failed(Ending.INPUT_FAILED, f"input {name}: {error}{hint}", name=name) from error
 
     def restore(self, preparation: Preparation, facts: JobFacts, index: int) -> Mirror | None:
         """Give an element without a checkpoint what is kept of it where its job says; return that, as `restored` does.

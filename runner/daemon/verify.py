@@ -50,6 +50,7 @@ class Verifier:
             for digest in wanted:
                 store.keep(lease, digest)
             operation.say("checking")
+            restore(store)
             try:
                 bad = store.verify(*wanted, report=operation.report, cancelled=cancelled)
             except OSError as error:
@@ -76,7 +77,7 @@ class Verifier:
     def _mend_views(self, trees: Sequence[str]) -> list[dict[str, Any]]:
         """Mend views that show something else than their trees, as one whose files a job's user changed."""
         store, mended = self.context.store, list[dict[str, Any]]()
-        for tree in trees:
+        for tree in filter(store.has_tree, trees):
             with suppress(NotStored, Corrupt):
                 if changed := mend(store, store.manifest(tree)):
                     mended.append({"tree": tree, "paths": [printable(path) for path in changed[:BAD_SHOWN]]})

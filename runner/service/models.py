@@ -14,22 +14,26 @@ from runner.service.desk import Abandon, Change, Discard
 from runner.service.facts import LiveFacts
 from runner.service.keep import Verify, verify_trees
 from runner.service.operations import Operations
-from runner.service.outputs import document, entries_of, exported
+from runner.service.outputs import document, entries_of, exported, printable
 from runner.service.references import Which, contents, named, tree_of
 from runner.service.remove import NotConfirmed
 from runner.service.times import iso
 from runner.state import artifacts, jobs
 from runner.state.artifacts import Artifact
 from storage.store import Store
+from storage.upkeep import lost
+from storage.views import MENDS
+
+DAMAGED_SHOWN = 1000
 
 
 def listed(
-    connection: sqlite3.Connection, owner_uid: int, kind: str, live: LiveFacts, *, everything: bool
+    connection: sqlite3.Connection, store: Store, owner_uid: int, kind: str, live: LiveFacts, *, everything: bool
 ) -> dict[str, Any]:
     """Return a user's artifacts of a kind, or of every kind, newest first."""
     found = artifacts.listing(connection, owner_uid, None if everything else kind)
     key = "models" if kind == "model" else kind
-    return {"version": 1, key: [_document(each, live) for each in found]}
+    return {"version": 1, key: [_document(each, live) | _damage(store, each) for each in found]}
 
 
 def shown(connection: sqlite3.Connection, store: Store, which: Which, live: LiveFacts) -> dict[str, Any]:
@@ -37,19 +41,24 @@ def shown(connection: sqlite3.Connection, store: Store, which: Which, live: Live
     found = named(connection, which)
     parent = artifacts.get(connection, found.parent_id) if found.parent_id is not None else None
     entries = []
-    if found.tree_digest is not None and store.has_tree(found.tree_digest):
+    damage = _damage(store, found)
+    if found.tree_digest is not None and damage["damaged"] != [""]:
         entries = entries_of(contents(store, found))
-    return _document(found, live) | {
-        "made_by": _made_by(connection, found),
-        "parent": {"label": parent.label, "digest": parent.tree_digest} if parent is not None else None,
-        "made_from": _made_from(connection, found),
-        "used_by": [str(each) for each in artifacts.users(connection, found, unfinished=False)],
-        "in_use_by": [str(each) for each in artifacts.users(connection, found)],
-        "led_to": [
-            {"label": each.label, "digest": each.tree_digest} for each in artifacts.descendants(connection, found)
-        ],
-        "entries": entries,
-    }
+    return (
+        _document(found, live)
+        | damage
+        | {
+            "made_by": _made_by(connection, found),
+            "parent": {"label": parent.label, "digest": parent.tree_digest} if parent is not None else None,
+            "made_from": _made_from(connection, found),
+            "used_by": [str(each) for each in artifacts.users(connection, found, unfinished=False)],
+            "in_use_by": [str(each) for each in artifacts.users(connection, found)],
+            "led_to": [
+                {"label": each.label, "digest": each.tree_digest} for each in artifacts.descendants(connection, found)
+            ],
+            "entries": entries,
+        }
+    )
 
 
 def followed(connection: sqlite3.Connection, artifact_id: int, live: LiveFacts) -> dict[str, Any]:
@@ -61,8 +70,11 @@ def followed(connection: sqlite3.Connection, artifact_id: int, live: LiveFacts) 
 
 
 def removed(change: Change, which: Which, *, confirmed: bool) -> dict[str, Any]:
-    """Take an artifact away; refused while it is pinned, or while a job that has not finished uses it."""
-    found = named(change.connection, which)
+    """Take an artifact away; refused while it is pinned, or while a job that has not finished uses it.
+
+    A name alone means its newest version here, one that failed as well: the good one before it is not lost by that.
+    """
+    found = named(change.connection, which, failed_too=True)
     users = artifacts.users(change.connection, found)
     if users:
         raise Conflict(f"{which.name} is in use by job {', '.join(map(str, users))}", hint="wait for it, or stop it")
@@ -128,6 +140,16 @@ def _document(artifact: Artifact, live: LiveFacts) -> dict[str, Any]:
         "pinned": artifact.pinned,
         "created_at": iso(artifact.created_us),
     }
+
+
+def _damage(store: Store, artifact: Artifact) -> dict[str, Any]:
+    """Say of an artifact that has lost files which these are; an empty path stands for all of them."""
+    paths = [] if artifact.tree_digest is None else lost(store, artifact.tree_digest)
+    if not paths:
+        return {"damaged": []}
+    what = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    fault = f"{printable(what)}: damaged or gone; {MENDS}" if paths[0] else "it is gone from the store; create it again"
+    return {"state": "damaged", "fault": fault, "damaged": [printable(each) for each in paths[:DAMAGED_SHOWN]]}
 
 
 def _made_by(connection: sqlite3.Connection, artifact: Artifact) -> dict[str, Any] | None:
