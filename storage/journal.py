@@ -1,8 +1,8 @@
-"""Remembers which parts of a large download are on disk, so that a killed transfer goes on where it was.
+"""Remembers which parts of large files are here, or there, so that a killed transfer goes on where it was.
 
-A journal belongs to one (address, strong tag, size): other bytes never mix in. It names the boot, because after a
-power loss a part may be recorded that never reached the disk. Two files under `partial/`: the data, preallocated,
-and the list of complete parts.
+A download's journal belongs to one (address, strong tag, size): other bytes never mix in. It names the boot, because
+after a power loss a part may be recorded that never reached the disk. Two files under `partial/`: the data,
+preallocated, and the list of complete parts. A push's journal belongs to one place and one tree, and is a list alone.
 """
 
 from __future__ import annotations
@@ -10,12 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from storage import files
 from storage.errors import disk_errors
 from storage.leases import boot_id
 from storage.sources.base import Item
+
+# A file that is written: path and tag. An upload: path, its name (none: it is over), the length of a part. A part:
+# path, number and tag.
+Row = list[str | int]
 
 
 def set_aside(folder: Path) -> int:
@@ -88,3 +95,99 @@ class Journal:
         # The text after the last newline is a record cut short.
         known = {int(line) for line in lines[:-1] if line.isdecimal()} if boot == boot_id() else set()
         return {index for index in known if index < self.count}
+
+
+class Parts:
+    """How far one file is that a push sends in parts: the service's name for the upload, how long a part is, the tags.
+
+    Any thread may add to it. `upload` is empty before one has begun.
+    """
+
+    def __init__(self, path: str, note: Callable[[Row], None]) -> None:
+        self._path, self._note = path, note
+        self.upload, self.part_bytes, self.tags = "", 0, dict[int, str]()
+
+    def held(self, size: int) -> int:
+        """Return how many bytes of a file of this size the parts that are there hold."""
+        return sum(min(size - (number - 1) * self.part_bytes, self.part_bytes) for number in self.tags)
+
+    def begin(self, upload: str, part_bytes: int) -> None:
+        """Note what has begun, durably: a power loss must not leave an upload that nobody knows."""
+        self._note([self._path, upload, part_bytes])
+
+    def add(self, number: int, tag: str) -> None:
+        """Note a part that is there."""
+        self._note([self._path, number, tag])
+
+    def drop(self) -> None:
+        """Note that the upload is no more."""
+        self._note([self._path, "", 0])
+
+
+class PushJournal:
+    """What a push has written to one place: whole files with the tags they have there, others part by part.
+
+    `what` is for whom it is and its tree: where either is another, nothing of the push before counts, and `strays` are
+    the uploads that it left there.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        """Read what an earlier push noted; the text after the last newline is a record cut short."""
+        self._path, self._what, self._guard = path, what, threading.Lock()
+        self._files: dict[str, Parts] = {}
+        self.tags: dict[str, str] = {}
+        self.strays: list[tuple[str, str]] = []
+        self._known = False
+        with suppress(OSError, ValueError):
+            first, *lines = path.read_text().split("\n")[:-1]
+            for line in lines:
+                with suppress(ValueError):
+                    self._take(json.loads(line))
+            self._known = first == what
+        if not self._known:
+            self.strays, self._files, self.tags = self.uploads(), {}, {}
+
+    def begin(self) -> None:
+        """Make sure that records can be appended, and that none is of another tree."""
+        if not self._known:
+            with disk_errors(self._path.parent):
+                self._path.write_text(self._what + "\n")
+            self._known = True
+
+    def parts(self, path: str) -> Parts:
+        """Return how far a file is."""
+        if path not in self._files:
+            self._files[path] = Parts(path, self._note)
+        return self._files[path]
+
+    def uploads(self) -> list[tuple[str, str]]:
+        """Return the uploads that have begun and are not over: of which file, and their names."""
+        return [(path, parts.upload) for path, parts in self._files.items() if parts.upload]
+
+    def record(self, path: str, tag: str) -> None:
+        """Note a file that is written."""
+        self._note([path, tag])
+
+    def forget(self) -> None:
+        """Remove the notes."""
+        self._path.unlink(missing_ok=True)
+
+    def _note(self, row: Row) -> None:
+        """Append a record, whole or absent."""
+        with self._guard, disk_errors(self._path.parent), self._path.open("ab", buffering=0) as file:
+            file.write(json.dumps(row).encode("ascii") + b"\n")
+            if len(row) == 3 and isinstance(row[1], str):
+                os.fsync(file.fileno())
+                files.sync_directory(self._path.parent)
+            self._take(row)
+
+    def _take(self, row: Row) -> None:
+        match row:
+            case [str(path), str(tag)]:
+                self._files.pop(path, None)
+                self.tags[path] = tag
+            case [str(path), str(upload), int(part_bytes)]:
+                parts = self.parts(path)
+                parts.upload, parts.part_bytes, parts.tags = upload, part_bytes, {}
+            case [str(path), int(number), str(tag)]:
+                self.parts(path).tags[number] = tag

@@ -7,29 +7,31 @@ nobody takes half a tree for a whole one; a push that was broken off goes on wit
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from storage import files
 from storage.destinations import Destination, open_destination
 from storage.download import single_flight
-from storage.errors import Cancelled, NotStored, SourceFailed, disk_errors
+from storage.errors import Cancelled, NotStored, SourceFailed, SourceRefused, StorageError, disk_errors
+from storage.journal import PushJournal
 from storage.manifest import MANIFEST_NAME, Entry, Manifest
+from storage.parallel import each, pools
 from storage.publish import export
+from storage.sinks.base import Outgoing
 from storage.sources.base import SourceOptions
 from storage.store import Store
 from storage.transfer import Meter, Retry
 from storage.uri import Uri
 
-_CANCEL_POLL_S = 0.25
 _T = TypeVar("_T")
 
 
@@ -57,15 +59,17 @@ def push(
 
     `identity` says for whom: what one wrote at an address says nothing of where it leads another.
     `progress(done, total)` counts bytes and may be called from any thread. Raise any `StorageError`; a later call
-    goes on with what this one completed. Files there that are not of the tree stay.
+    goes on with the files that this one completed, and after a kill or an outage with the parts of others, where the
+    place tells that they are there as they were sent: a directory and an FTP server get all of them again. Files there
+    that are not of the tree stay.
     """
     retry = retry or Retry()
     manifest = store.manifest(digest)
     with store.lease(f"push {os.getpid()}") as lease:
         if not store.keep(lease, digest):
             raise NotStored(f"no artifact {digest[:12]} in the store")
-        lock = store.root / "locks" / hashlib.sha256(f"push {uri.text}".encode("utf-8", "surrogateescape")).hexdigest()
-        with single_flight(lock, retry, cancelled):
+        place = hashlib.sha256(f"push {uri.text}".encode("utf-8", "surrogateescape")).hexdigest()
+        with single_flight(store.root / "locks" / place, retry, cancelled):
             if uri.scheme == "file":
                 return _to_directory(store, manifest, Path(uri.path), progress, cancelled)
             destination = open_destination(uri, options)
@@ -74,7 +78,7 @@ def push(
                     store=store,
                     manifest=manifest,
                     uri=uri,
-                    identity=identity,
+                    journal=PushJournal(store.root / "partial" / f"{place}.pushed", f"{identity} {digest}"),
                     destination=destination,
                     options=options,
                     progress=progress,
@@ -133,7 +137,7 @@ class _Push:
         store: Store,
         manifest: Manifest,
         uri: Uri,
-        identity: str,
+        journal: PushJournal,
         destination: Destination,
         options: SourceOptions,
         progress: Callable[[int, int | None], None],
@@ -143,35 +147,53 @@ class _Push:
         self._store, self._manifest, self._destination = store, manifest, destination
         self._cancelled, self._retry, self._shown = cancelled, retry, uri.shown
         self._meter = Meter(progress, manifest.size_bytes)
-        self._journal = _Journal(store.root / "partial", uri.text, f"{identity} {manifest.digest}")
-        self._throttle, self._guard, self._sent = options.throttle, threading.Lock(), 0
+        self._journal, self._throttle = journal, options.throttle
 
     def run(self) -> Pushed:
         """Write what is not there yet."""
-        manifest, ask = self._manifest, self._ask
+        try:
+            return self._run()
+        except StorageError as error:
+            if not (isinstance(error, SourceFailed) and error.transient):
+                self._give_up()
+            raise
+
+    def _run(self) -> Pushed:
+        manifest, journal, ask = self._manifest, self._journal, self._ask
         encoded = manifest.encoded
         if ask(lambda: self._destination.read(MANIFEST_NAME, len(encoded) + 1)) == encoded:
-            self._journal.forget()
+            self._give_up()
+            journal.forget()
             return Pushed(len(manifest.entries), manifest.size_bytes, 0)
         left = self._left()
+        here = sum(journal.parts(entry.path).held(entry.size) for entry in left)
         ask(lambda: self._destination.remove(MANIFEST_NAME))
-        with disk_errors(self._store.root):
-            self._journal.begin()
+        for path, upload in journal.strays:
+            with suppress(SourceRefused):
+                ask(partial(self._destination.abort, path, upload))
+        journal.begin()
         self._send(sorted(left, key=lambda entry: -entry.size))
         if ask(lambda: self._destination.read(MANIFEST_NAME, 1)) is not None:
             raise SourceFailed(f"{self._shown}: somebody else has written there meanwhile", transient=True)
         ask(lambda: self._destination.write(MANIFEST_NAME, encoded))
         if self._throttle is not None:
             self._throttle.take(len(encoded))
-        self._journal.forget()
-        return Pushed(len(manifest.entries), manifest.size_bytes, self._sent)
+        journal.forget()
+        return Pushed(len(manifest.entries), manifest.size_bytes, sum(entry.size for entry in left) - here)
 
     def _ask(self, work: Callable[[], _T]) -> _T:
         return self._retry.run(work, self._cancelled)
 
+    def _give_up(self) -> None:
+        """End what was begun there and nobody will go on with; what cannot be ended now may be by the next push."""
+        with suppress(StorageError):
+            for path, upload in self._journal.uploads():
+                self._destination.abort(path, upload)
+                self._journal.parts(path).drop()
+
     def _left(self) -> list[Entry]:
         """Return the files that an earlier push has not written, or that are not there any more as it wrote them."""
-        done = self._journal.read()
+        done = {path: tag for path, tag in self._journal.tags.items() if tag}
         there = self._ask(self._destination.files) if done else {}
         left = []
         for entry in self._manifest.entries:
@@ -181,79 +203,36 @@ class _Push:
                 left.append(entry)
         return left
 
-    def _send(self, entries: Iterable[Entry]) -> None:
+    def _send(self, entries: Collection[Entry]) -> None:
         """Write files a few at a time; the first failure stops those that have not begun."""
-        with ThreadPoolExecutor(self._destination.parallel) as pool:
-            waiting: set[Future[None]] = {pool.submit(self._send_one, entry) for entry in entries}
-            failed: BaseException | None = None
-            while waiting:
-                done, waiting = wait(waiting, timeout=_CANCEL_POLL_S, return_when="FIRST_COMPLETED")
-                if self._cancelled():
-                    failed = failed or Cancelled()
-                for future in done:
-                    if not future.cancelled() and (error := future.exception()) is not None:
-                        failed = error if failed is None or isinstance(failed, Cancelled) else failed
-                if failed is not None:
-                    for future in waiting:
-                        future.cancel()
-            if failed is not None:
-                raise failed
 
-    def _send_one(self, entry: Entry) -> None:
-        counted = there = 0
+        def interrupt() -> None:
+            if self._cancelled():
+                self._destination.close()
+
+        parallel = self._destination.parallel
+        with pools(parallel) as (parts, pool):
+            each(pool, entries, lambda entry: self._send_one(entry, parts), parallel, interrupt)
+
+    def _send_one(self, entry: Entry, pool: Executor) -> None:
+        counted, guard = 0, threading.Lock()
 
         def tell(count: int, /, *, sent: bool = True) -> None:
-            nonlocal counted, there
-            with self._guard:
+            nonlocal counted
+            with guard:
                 counted += count
-                there += 0 if sent else count
             self._meter.add(count)
             self._retry.pay(self._throttle if sent else None, count, self._cancelled)
 
+        parts, source = self._journal.parts(entry.path), self._store.object_path(entry.digest)
+        file = Outgoing(source, entry.path, entry.size, tell, parts, pool)
+
         def send() -> str:
-            nonlocal counted, there
+            nonlocal counted
             self._meter.add(-counted)
-            counted = there = 0
-            return self._destination.put(self._store.object_path(entry.digest), entry.path, entry.size, tell)
+            counted = 0
+            return self._destination.put(file)
 
-        tag = self._ask(send)
+        tag = self._retry.run(send, self._cancelled, got=lambda: len(parts.tags))
         self._meter.add(entry.size - counted)
-        with self._guard:
-            self._sent += entry.size - there
-        with disk_errors(self._store.root):
-            self._journal.record(entry.path, tag)
-
-
-class _Journal:
-    """Which files a push has written to one destination, and the tags they have there; of the last push alone.
-
-    `what` is for whom it was and its tree: where either is another, nothing of the one before counts.
-    """
-
-    def __init__(self, directory: Path, uri_text: str, what: str) -> None:
-        key = hashlib.sha256(uri_text.encode("utf-8", "surrogateescape")).hexdigest()
-        self._path, self._what = directory / f"{key}.pushed", what
-        self._guard = threading.Lock()
-
-    def read(self) -> dict[str, str]:
-        """Return the tags of the files that were written; the text after the last newline is a record cut short."""
-        try:
-            what, *lines = self._path.read_text().split("\n")[:-1]
-            rows = [json.loads(line) for line in lines] if what == self._what else []
-            return {str(path): str(tag) for path, tag in rows if tag}
-        except (OSError, ValueError, TypeError):
-            return {}
-
-    def begin(self) -> None:
-        """Make sure that records can be appended, and that none is of another tree."""
-        if not self.read():
-            self._path.write_text(self._what + "\n")
-
-    def record(self, path: str, tag: str) -> None:
-        """Note a file that is written; one short append, whole or absent."""
-        with self._guard, self._path.open("ab", buffering=0) as file:
-            file.write(json.dumps([path, tag]).encode("ascii") + b"\n")
-
-    def forget(self) -> None:
-        """Remove the notes."""
-        self._path.unlink(missing_ok=True)
+        self._journal.record(entry.path, tag)
