@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from storage import filesystems
 from storage.errors import BadUri, SourceFailed, SourceRefused, StorageError
 from storage.filesystems import Remote
 from storage.sinks.azure import AzureSink
-from storage.sinks.base import Tell
+from storage.sinks.base import Outgoing
 from storage.sinks.ftp import FtpSink
 from storage.sinks.gcs import GcsSink
+from storage.sinks.s3 import S3Sink
 from storage.sources.base import SourceOptions
 from storage.uri import Uri
 
@@ -37,11 +37,12 @@ class Destination(Protocol):
         """Write a small file whole."""
         ...
 
-    def put(self, source: Path, path: str, size: int, tell: Tell) -> str:
-        """Write a file of `size` bytes whole, from a local one, and return its tag there, empty where it has none.
+    def put(self, file: Outgoing) -> str:
+        """Write a file whole; return its tag there, empty where it has none."""
+        ...
 
-        `tell` counts bytes and may raise `Cancelled`.
-        """
+    def abort(self, path: str, upload: str) -> None:
+        """Give up an upload that was begun for a file; one that is not there is fine."""
         ...
 
     def remove(self, path: str) -> None:
@@ -110,20 +111,23 @@ class FsspecDestination:
         except Exception as error:
             raise self._failed("written", error) from error
 
-    def put(self, source: Path, path: str, size: int, tell: Tell) -> str:
-        """Write a file of `size` bytes whole, from a local one, and return its tag there, empty where it has none."""
-        place = self._at(path)
+    def put(self, file: Outgoing) -> str:
+        """Write a file whole; return its tag there, empty where it has none."""
+        place, size = self._at(file.path), file.size
         try:
             self._remote.make_parents(place)
-            self._remote.put(source, place, tell)
+            self._remote.put(file.source, place, file.tell)
             facts = self._remote.system.info(place)
         except StorageError:
             raise
         except Exception as error:
             raise self._failed("written", error) from error
         if facts.get("size") != size:
-            raise SourceFailed(f"{self._uri.shown}: {facts.get('size')} of {size} bytes of {path!r} arrived")
+            raise SourceFailed(f"{self._uri.shown}: {facts.get('size')} of {size} bytes of {file.path!r} arrived")
         return _tag(facts)
+
+    def abort(self, path: str, upload: str) -> None:
+        """Nothing is begun there that does not end by itself."""
 
     def remove(self, path: str) -> None:
         """Remove a file; one that is not there is fine."""
@@ -145,16 +149,12 @@ class FsspecDestination:
         """Say what a back end raised; they have no common base, and their texts may hold a signed address."""
         if isinstance(error, StorageError):
             return error
-        status = filesystems.status_of(error)
-        if isinstance(error, PermissionError) or status in {401, 403}:
+        if isinstance(error, PermissionError):
             return SourceRefused(f"{self._uri.shown} may not be {verb}", "check the credentials and their permissions")
-        if isinstance(error, FileNotFoundError) or status == 404:
-            return SourceRefused(f"{self._uri.shown} is not there to be {verb}", "make the bucket first")
-        return SourceFailed(
-            f"{self._uri.shown} cannot be {verb}: {type(error).__name__}" + (f" ({status})" if status else ""),
-            "check endpoint, region and credentials",
-            transient=status is None or status >= 500 or status in {408, 429},
-        )
+        if isinstance(error, FileNotFoundError):
+            return SourceRefused(f"{self._uri.shown} is not there to be {verb}", "make the directory first")
+        hint = "check the address and the credentials"
+        return SourceFailed(f"{self._uri.shown} cannot be {verb}: {type(error).__name__}", hint)
 
 
 def _tag(facts: Mapping[str, Any]) -> str:
@@ -175,5 +175,6 @@ SINKS: Mapping[str, Callable[[Uri, SourceOptions], Destination]] = {
     "ftp": FtpSink,
     "ftps": FtpSink,
     "gs": GcsSink,
+    "s3": S3Sink,
     **dict.fromkeys(filesystems.REMOTES, _by_fsspec),
 }

@@ -8,8 +8,7 @@ import json
 import os
 import secrets
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from storage.batch import Batch
 from storage.described import check, describe
 from storage.errors import Cancelled, Corrupt, NotStored, SourceMissing, disk_errors
 from storage.manifest import DIGEST, Entry, Manifest, build
+from storage.parallel import each, pools
 from storage.plan import Known, Plan, diff, fingerprint
 from storage.sources.base import Item, Listing, Source, SourceOptions
 from storage.sources.local import LocalSource, open_root
@@ -149,7 +149,7 @@ def _fetch(
             source.close()
 
     try:
-        with store.batch() as batch, ThreadPoolExecutor(options.threads) as parts:
+        with store.batch() as batch, pools(options.threads) as (parts, pool):
             carrier = Carrier(source, uri, memory.place, batch, parts, meter, retry, cancelled, options, memory.note)
             take = _local_taker(uri, batch, meter, cancelled) if isinstance(source, LocalSource) else carrier.carry
 
@@ -162,7 +162,7 @@ def _fetch(
                 learned[item.path] = Known(seen.etag or "", size, digest)
                 memory.note(item.path, learned[item.path])
 
-            _all(plan.fetch, keep, options.threads, interrupt)
+            each(pool, plan.fetch, keep, options.threads, interrupt)
     finally:
         memory.write(learned)
     if unpack is not None:
@@ -224,33 +224,6 @@ def _asked(ask: Callable[[], _T], source: Source, retry: Retry, cancelled: Calla
         if future.exception() is not None and cancelled():
             raise Cancelled
         return future.result()
-
-
-def _all(items: Sequence[Item], keep: Callable[[Item], None], threads: int, interrupt: Callable[[], None]) -> None:
-    """Store each file; the first failure stops those that have not begun."""
-    waiting = deque(items)
-
-    def work() -> None:
-        try:
-            while True:
-                try:
-                    item = waiting.popleft()
-                except IndexError:
-                    return
-                keep(item)
-        except BaseException:
-            waiting.clear()
-            raise
-
-    with ThreadPoolExecutor(threads) as pool:
-        workers = [pool.submit(work) for _ in range(min(threads, len(items)))]
-        while wait(workers, timeout=_CANCEL_POLL_S).not_done:
-            interrupt()
-    errors = [error for error in (worker.exception() for worker in workers) if error is not None]
-    # What broke off because of another's failure says less than that failure.
-    errors.sort(key=lambda error: isinstance(error, Cancelled))
-    if errors:
-        raise errors[0]
 
 
 def _local_taker(uri: Uri, batch: Batch, meter: Meter, cancelled: Callable[[], bool]) -> Callable[[Item], Taken]:

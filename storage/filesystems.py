@@ -16,10 +16,7 @@ from urllib.parse import urlsplit
 
 from storage.errors import BadUri, SourceRefused
 from storage.sinks.base import Tell
-from storage.sinks.s3 import S3Parts
 from storage.sources.base import SourceOptions
-from storage.sources.proxies import proxy_for
-from storage.sources.wire import Wire
 from storage.uri import EXTRAS, OTHERS, Uri
 
 DEFAULT_REGION = "us-east-1"
@@ -97,50 +94,6 @@ def wasabi_endpoint(region: str | None) -> str:
     return f"https://s3.{region or DEFAULT_REGION}.wasabisys.com"
 
 
-def open_s3(access: AwsAccess, options: SourceOptions) -> Any:
-    """Return an s3fs file system bound to these credentials and to nothing else."""
-    # Heavy, and needed only once somebody names an S3 source.
-    try:
-        import s3fs
-        from aiobotocore.session import AioSession
-        from botocore.configprovider import (
-            BOTOCORE_DEFAUT_SESSION_VARIABLES as VARIABLES,
-        )
-    except ImportError as error:
-        raise SourceRefused("s3:// needs the s3fs package", "install s3fs") from error
-    # botocore would take these from the environment and the home directory; only their defaults are left.
-    unbound = {name: (None, None, default, convert) for name, (_, _, default, convert) in VARIABLES.items()}
-    place = urlsplit(access.endpoint or f"https://s3.{access.region}.amazonaws.com")
-    port = place.port or (443 if place.scheme == "https" else 80)
-    proxy = proxy_for(options.proxies, place.scheme, place.hostname or "", port)
-    system = s3fs.S3FileSystem(
-        anon=access.key is None,
-        key=access.key,
-        secret=access.secret,
-        token=access.token,
-        endpoint_url=access.endpoint,
-        client_kwargs={"region_name": access.region, **({"verify": str(options.ca_file)} if options.ca_file else {})},
-        config_kwargs={
-            "request_checksum_calculation": "when_required",
-            "response_checksum_validation": "when_required",
-            "ignore_configured_endpoint_urls": True,
-            "retries": {"max_attempts": 0},
-            "connect_timeout": options.stall_s,
-            "read_timeout": options.stall_s,
-            # Stated even where there is none: else the environment's would be taken.
-            "proxies": {place.scheme: proxy.geturl()} if proxy is not None else {},
-            **({"s3": {"addressing_style": "path"}} if access.endpoint else {}),
-        },
-        session=AioSession(session_vars=unbound),
-        # Instances are cached by their arguments otherwise: one user's listing would answer another's question.
-        skip_instance_cache=True,
-        use_listings_cache=False,
-    )
-    # Whoever calls tries again, and says so meanwhile: not botocore, nor s3fs on top of it.
-    system.retries = 1
-    return system
-
-
 @dataclass(frozen=True, slots=True)
 class Remote:
     """A file system to write to, opened for one push.
@@ -155,19 +108,6 @@ class Remote:
     put: Callable[[Path, str, Tell], None]
     make_parents: Callable[[str], None] = lambda _path: None
     close: Callable[[], None] = lambda: None
-
-
-def s3_remote(uri: Uri, options: SourceOptions) -> Remote:
-    """Return the S3 file system that an address is of, its endpoint checked."""
-    access = s3_access(uri.kind, options)
-    if access.endpoint is not None:
-        wire = Wire(options)
-        try:
-            wire.check(access.endpoint, uri.shown)
-        finally:
-            wire.close()
-    system, limited = open_s3(access, options), options.throttle is not None
-    return Remote(system, uri.path, 1 if limited else 4, S3Parts(system, 1 if limited else 2).put)
 
 
 def ssh_remote(uri: Uri, options: SourceOptions) -> Remote:
@@ -192,18 +132,9 @@ def ssh_remote(uri: Uri, options: SourceOptions) -> Remote:
 
 
 REMOTES: Mapping[str, Callable[[Uri, SourceOptions], Remote]] = {
-    "s3": s3_remote,
     "sftp": ssh_remote,
     "ssh": ssh_remote,
 }
-
-
-def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status that botocore's error holds, somewhere below the one that s3fs made of it."""
-    response = getattr(error.__cause__ or error, "response", None)
-    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-    status = metadata.get("HTTPStatusCode")
-    return status if isinstance(status, int) else None
 
 
 def check_package(uri: Uri) -> None:

@@ -1,8 +1,8 @@
-"""Remembers which parts of a large download are on disk, so that a killed transfer goes on where it was.
+"""Remembers which parts of large files are here, or there, so that a killed transfer goes on where it was.
 
-A journal belongs to one (address, strong tag, size): other bytes never mix in. It names the boot, because after a
-power loss a part may be recorded that never reached the disk. Two files under `partial/`: the data, preallocated,
-and the list of complete parts.
+A download's journal belongs to one (address, strong tag, size): other bytes never mix in. It names the boot, because
+after a power loss a part may be recorded that never reached the disk. Two files under `partial/`: the data,
+preallocated, and the list of complete parts. A push's journal belongs to one place and one tree, and is a list alone.
 """
 
 from __future__ import annotations
@@ -10,12 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from storage import files
 from storage.errors import disk_errors
 from storage.leases import boot_id
 from storage.sources.base import Item
+
+# A file that is written: path, what it is, tag. An upload: path, its name (none: it is over), the length of a part, of
+# what. A part: path, number and tag.
+Row = list[str | int]
+# What a file is, and the tag that it has at its place.
+Noted = tuple[str, str]
 
 
 def set_aside(folder: Path) -> int:
@@ -88,3 +98,119 @@ class Journal:
         # The text after the last newline is a record cut short.
         known = {int(line) for line in lines[:-1] if line.isdecimal()} if boot == boot_id() else set()
         return {index for index in known if index < self.count}
+
+
+class Parts:
+    """How far one file is that a push sends in parts: the service's name for the upload, how long a part is, the tags.
+
+    Any thread may add to it. `upload` is empty before one has begun; `identity` is what the file is.
+    """
+
+    def __init__(self, path: str, identity: str, note: Callable[[Row], None]) -> None:
+        self._path, self.identity, self._note = path, identity, note
+        self.upload, self.part_bytes, self.tags = "", 0, dict[int, str]()
+
+    def held(self, size: int) -> int:
+        """Return how many bytes of a file of this size the parts that are there hold."""
+        return sum(min(size - (number - 1) * self.part_bytes, self.part_bytes) for number in self.tags)
+
+    def begin(self, upload: str, part_bytes: int) -> None:
+        """Note what has begun, durably: a power loss must not leave an upload that nobody knows."""
+        self._note([self._path, upload, part_bytes, self.identity])
+
+    def add(self, number: int, tag: str) -> None:
+        """Note a part that is there."""
+        self._note([self._path, number, tag])
+
+    def drop(self) -> None:
+        """Note that the upload is no more."""
+        self._note([self._path, "", 0, self.identity])
+
+    @property
+    def rows(self) -> list[Row]:
+        """What is noted of it."""
+        if not self.upload:
+            return []
+        parts: list[Row] = [[self._path, number, tag] for number, tag in self.tags.items()]
+        return [[self._path, self.upload, self.part_bytes, self.identity], *parts]
+
+
+class PushJournal:
+    """What pushes have written to one place: whole files with the tags they have there, others part by part.
+
+    `known` are the files that are written. Nothing of it counts for another than for whom it was.
+    """
+
+    def __init__(self, path: Path, whose: str) -> None:
+        """Read what earlier pushes noted; the text after the last newline is a record cut short."""
+        self._path, self._guard = path, threading.Lock()
+        self._first = json.dumps(whose)
+        self._files: dict[str, Parts] = {}
+        self._others: list[tuple[str, str]] = []
+        self.known: dict[str, Noted] = {}
+        with suppress(OSError, ValueError):
+            first, *lines = path.read_text().split("\n")[:-1]
+            for line in lines:
+                with suppress(ValueError):
+                    self._take(json.loads(line))
+            if first != self._first:
+                self._others, self._files, self.known = self.strays({}), {}, {}
+
+    def begin(self, known: Mapping[str, Noted], wanted: Mapping[str, str]) -> None:
+        """Note these files and no other, and how far uploads are of those that are still `wanted`, by what they are."""
+        self._files = {path: each for path, each in self._files.items() if each.identity == wanted.get(path)}
+        self._others, self.known = [], dict(known)
+        rows: list[Row] = [[path, *each] for path, each in known.items()]
+        rows += [row for each in self._files.values() for row in each.rows]
+        temp = self._path.with_suffix(f".{secrets.token_hex(4)}")
+        with disk_errors(self._path.parent):
+            try:
+                temp.write_text("".join(f"{line}\n" for line in (self._first, *map(json.dumps, rows))))
+                temp.rename(self._path)
+            finally:
+                temp.unlink(missing_ok=True)
+
+    def parts(self, path: str, identity: str) -> Parts:
+        """Return how far a file is."""
+        found = self._files.get(path)
+        if found is None or found.identity != identity:
+            found = self._files[path] = Parts(path, identity, self._note)
+        return found
+
+    def strays(self, wanted: Mapping[str, str]) -> list[tuple[str, str]]:
+        """Return the uploads that have begun, are not over and are of no `wanted` file: of which, and their names."""
+        mine = [(path, each.upload) for path, each in self._files.items() if each.identity != wanted.get(path)]
+        return self._others + [(path, upload) for path, upload in mine if upload]
+
+    def drop(self, path: str) -> None:
+        """Note that what was begun of a file is no more."""
+        if path in self._files:
+            self._files[path].drop()
+
+    def record(self, path: str, identity: str, tag: str) -> None:
+        """Note a file that is written. One without a tag there is sent again."""
+        self._note([path, identity, tag])
+
+    def forget(self) -> None:
+        """Remove the notes."""
+        self._path.unlink(missing_ok=True)
+
+    def _note(self, row: Row) -> None:
+        """Append a record, whole or absent."""
+        with self._guard, disk_errors(self._path.parent), self._path.open("ab", buffering=0) as file:
+            file.write(json.dumps(row).encode("ascii") + b"\n")
+            if len(row) == 4:
+                os.fsync(file.fileno())
+                files.sync_directory(self._path.parent)
+            self._take(row)
+
+    def _take(self, row: Row) -> None:
+        match row:
+            case [str(path), str(identity), str(tag)]:
+                self._files.pop(path, None)
+                self.known[path] = (identity, tag)
+            case [str(path), str(upload), int(part_bytes), str(identity)]:
+                parts = self.parts(path, identity)
+                parts.upload, parts.part_bytes, parts.tags = upload, part_bytes, {}
+            case [str(path), int(number), str(tag)] if path in self._files:
+                self._files[path].tags[number] = tag

@@ -84,14 +84,25 @@ class Retry:
             left -= _SLICE_S
         raise Cancelled
 
-    def run(self, work: Callable[[], _T], cancelled: Callable[[], bool], *, first: bool = False) -> _T:
-        """Do idempotent work until it works, or fails for good; `first` says that nobody was reached before."""
+    def run(
+        self,
+        work: Callable[[], _T],
+        cancelled: Callable[[], bool],
+        *,
+        first: bool = False,
+        got: Callable[[], int] = lambda: 0,
+    ) -> _T:
+        """Do idempotent work until it works, or fails for good.
+
+        `first` says that nobody was reached before. A try that `got` further begins the count again.
+        """
         failure = 0
         while True:
+            before = got()
             try:
                 return work()
             except SourceFailed as error:
-                failure += 1
+                failure = failure + 1 if got() <= before else 1
                 first = first and error.unreached
                 if not error.transient or failure >= (min(self.first_tries, self.tries) if first else self.tries):
                     raise

@@ -7,13 +7,12 @@ nobody takes half a tree for a whole one; a push that was broken off goes on wit
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +22,12 @@ from typing import TypeVar
 from storage import files
 from storage.destinations import Destination, open_destination
 from storage.download import single_flight
-from storage.errors import Cancelled, Corrupt, SourceFailed, disk_errors
+from storage.errors import Cancelled, Corrupt, SourceFailed, SourceRefused, StorageError, disk_errors
+from storage.journal import Noted, Parts, PushJournal
 from storage.manifest import MANIFEST_NAME, Entry, Manifest, build, decode
+from storage.parallel import each, pools
 from storage.publish import export
+from storage.sinks.base import Outgoing
 from storage.sources.base import SourceOptions
 from storage.store import Store
 from storage.transfer import Meter, Retry
@@ -33,7 +35,6 @@ from storage.upkeep import missing
 from storage.uri import Uri
 from storage.views import check_object
 
-_CANCEL_POLL_S = 0.25
 # As far as the manifest of an earlier tree is read: longer ones leave files behind, no more.
 _EARLIER_BYTES = 64 << 20
 _T = TypeVar("_T")
@@ -64,17 +65,19 @@ def push(
 
     `identity` says for whom: what one wrote at an address says nothing of where it leads another.
     `progress(done, total)` counts bytes and may be called from any thread. Raise any `StorageError`; a later call
-    goes on with what this one completed. Files there that are not of the tree stay; where it `replaces` the tree that
-    was written there before, files of that one go, and what both have is not sent again.
+    goes on with the files that this one completed, and after a kill or an outage with the parts of others, where the
+    place tells that they are there as they were sent: a directory and an FTP server get all of them again. Files there
+    that are not of the tree stay; where it `replaces` the tree that was written there before, files of that one go, and
+    what both have is not sent again.
     """
     retry = retry or Retry()
     manifest = store.manifest(digest)
     with store.lease(f"push {os.getpid()}") as lease:
         if not store.keep(lease, digest):
             raise missing(store, digest)
-        lock = store.root / "locks" / hashlib.sha256(f"push {uri.text}".encode("utf-8", "surrogateescape")).hexdigest()
-        with single_flight(lock, retry, cancelled):
-            journal = _Journal(store.root / "partial", f"{identity} {uri.text}")
+        place = hashlib.sha256(f"push {uri.text}".encode("utf-8", "surrogateescape")).hexdigest()
+        with single_flight(store.root / "locks" / place, retry, cancelled):
+            journal = PushJournal(store.root / "partial" / f"{place}.pushed", identity)
             if uri.scheme == "file":
                 known = journal if replaces else None
                 return _to_directory(store, manifest, Path(uri.path), known, progress=progress, cancelled=cancelled)
@@ -100,7 +103,7 @@ def _to_directory(
     store: Store,
     manifest: Manifest,
     directory: Path,
-    journal: _Journal | None,
+    journal: PushJournal | None,
     *,
     progress: Callable[[int, int | None], None],
     cancelled: Callable[[], bool],
@@ -142,24 +145,24 @@ def _to_directory(
         finally:
             os.close(fd)
         if journal is not None:
-            journal.begin({each.path: _noted(directory, each) for each in manifest.entries})
+            journal.begin({each.path: _noted(directory, each) for each in manifest.entries}, {})
         temp.rename(marker)
         files.sync_directory(directory)
     return Pushed(len(manifest.entries), manifest.size_bytes, left.size_bytes)
 
 
-def _replace(directory: Path, manifest: Manifest, journal: _Journal, earlier: bytes) -> Manifest:
+def _replace(directory: Path, manifest: Manifest, journal: PushJournal, earlier: bytes) -> Manifest:
     """Make room for a tree where another was written: what is not of both goes. Return what is still to be written."""
-    known = journal.read()
+    known = journal.known
     kept = {each.path: row for each in manifest.entries if known.get(each.path) == (row := _noted(directory, each))}
     stale = _stale(manifest, known, earlier)
-    journal.begin({**dict.fromkeys(stale, ("", "")), **kept})
+    journal.begin({**dict.fromkeys(stale, ("", "")), **kept}, {})
     (directory / MANIFEST_NAME).unlink(missing_ok=True)
     _remove(directory, stale)
     return build(each for each in manifest.entries if each.path not in kept)
 
 
-def _noted(directory: Path, entry: Entry) -> tuple[str, str]:
+def _noted(directory: Path, entry: Entry) -> Noted:
     """Return what is noted of a file that a local directory has."""
     try:
         return _identity(entry), files.signature((directory / entry.path).lstat())
@@ -214,7 +217,7 @@ class _Push:
         store: Store,
         manifest: Manifest,
         uri: Uri,
-        journal: _Journal,
+        journal: PushJournal,
         destination: Destination,
         options: SourceOptions,
         progress: Callable[[int, int | None], None],
@@ -225,30 +228,41 @@ class _Push:
         self._store, self._manifest, self._destination = store, manifest, destination
         self._cancelled, self._retry, self._shown = cancelled, retry, uri.shown
         self._meter = Meter(progress, manifest.size_bytes)
-        self._journal, self._replaces = journal, replaces
-        self._throttle, self._guard, self._sent = options.throttle, threading.Lock(), 0
+        self._journal, self._replaces, self._throttle = journal, replaces, options.throttle
+        self._identities = {entry.path: _identity(entry) for entry in manifest.entries}
 
     def run(self) -> Pushed:
         """Write what is not there yet."""
-        manifest, ask = self._manifest, self._ask
+        try:
+            return self._run()
+        except StorageError as error:
+            if not (isinstance(error, SourceFailed) and error.transient):
+                self._give_up()
+            raise
+
+    def _run(self) -> Pushed:
+        manifest, journal, ask = self._manifest, self._journal, self._ask
         encoded = manifest.encoded
         most = _EARLIER_BYTES if self._replaces else len(encoded) + 1
         earlier = ask(lambda: self._destination.read(MANIFEST_NAME, most))
-        known = self._journal.read()
-        kept = self._kept(known, is_there=earlier == encoded)
+        kept = self._kept(is_there=earlier == encoded)
         if earlier == encoded and len(kept) == len(manifest.entries):
+            self._give_up()
             self._over()
             return Pushed(len(manifest.entries), manifest.size_bytes, 0)
-        stale = _stale(manifest, known, earlier or b"") if self._replaces else set()
-        with disk_errors(self._store.root):
-            self._journal.begin({**dict.fromkeys(stale, ("", "")), **kept})
+        for path, upload in journal.strays(self._identities):
+            with suppress(SourceRefused):
+                ask(partial(self._destination.abort, path, upload))
+        stale = _stale(manifest, journal.known, earlier or b"") if self._replaces else set()
+        journal.begin({**dict.fromkeys(stale, ("", "")), **kept}, self._identities)
         ask(lambda: self._destination.remove(MANIFEST_NAME))
         for path in sorted(stale):
             ask(partial(self._destination.remove, path))
-        with disk_errors(self._store.root):
-            self._journal.begin(kept)
+        if stale:
+            journal.begin(kept, self._identities)
         left = [entry for entry in manifest.entries if entry.path not in kept]
         self._meter.add(manifest.size_bytes - sum(entry.size for entry in left))
+        here = sum(self._parts(entry).held(entry.size) for entry in left)
         self._send(sorted(left, key=lambda entry: -entry.size))
         if ask(lambda: self._destination.read(MANIFEST_NAME, 1)) is not None:
             raise SourceFailed(f"{self._shown}: somebody else has written there meanwhile", transient=True)
@@ -256,7 +270,7 @@ class _Push:
         if self._throttle is not None:
             self._throttle.take(len(encoded))
         self._over()
-        return Pushed(len(manifest.entries), manifest.size_bytes, self._sent)
+        return Pushed(len(manifest.entries), manifest.size_bytes, sum(entry.size for entry in left) - here)
 
     def _ask(self, work: Callable[[], _T]) -> _T:
         return self._retry.run(work, self._cancelled)
@@ -266,101 +280,64 @@ class _Push:
         if not self._replaces:
             self._journal.forget()
 
-    def _kept(self, known: Mapping[str, tuple[str, str]], *, is_there: bool) -> dict[str, tuple[str, str]]:
+    def _give_up(self) -> None:
+        """End what was begun there and nobody will go on with; what cannot be ended now may be by the next push."""
+        with suppress(StorageError):
+            for path, upload in self._journal.strays({}):
+                self._destination.abort(path, upload)
+                self._journal.drop(path)
+
+    def _kept(self, *, is_there: bool) -> dict[str, Noted]:
         """Return what is to be noted of the tree's files that are there as an earlier push wrote them, by their tags.
 
         Where the place says that the tree `is_there`, those that are there in their size.
         """
-        identities = {each.path: _identity(each) for each in self._manifest.entries}
-        if not (is_there or any(known.get(path, ("", ""))[0] == identity for path, identity in identities.items())):
+        known = self._journal.known
+        if not (is_there or any(known.get(path, ("", ""))[0] == each for path, each in self._identities.items())):
             return {}
         there, kept = self._ask(self._destination.files), {}
-        for each in self._manifest.entries:
-            size, tag = there.get(each.path, (None, ""))
-            row = (identities[each.path], tag)
-            if size == each.size and (is_there or (tag and known.get(each.path) == row)):
-                kept[each.path] = row
+        for entry in self._manifest.entries:
+            size, tag = there.get(entry.path, (None, ""))
+            row = (self._identities[entry.path], tag)
+            if size == entry.size and (is_there or (tag and known.get(entry.path) == row)):
+                kept[entry.path] = row
         return kept
 
-    def _send(self, entries: Iterable[Entry]) -> None:
-        """Write files a few at a time; the first failure stops those that have not begun."""
-        with ThreadPoolExecutor(self._destination.parallel) as pool:
-            waiting: set[Future[None]] = {pool.submit(self._send_one, entry) for entry in entries}
-            failed: BaseException | None = None
-            while waiting:
-                done, waiting = wait(waiting, timeout=_CANCEL_POLL_S, return_when="FIRST_COMPLETED")
-                if self._cancelled():
-                    failed = failed or Cancelled()
-                for future in done:
-                    if not future.cancelled() and (error := future.exception()) is not None:
-                        failed = error if failed is None or isinstance(failed, Cancelled) else failed
-                if failed is not None:
-                    for future in waiting:
-                        future.cancel()
-            if failed is not None:
-                raise failed
+    def _parts(self, entry: Entry) -> Parts:
+        return self._journal.parts(entry.path, self._identities[entry.path])
 
-    def _send_one(self, entry: Entry) -> None:
-        counted = there = 0
+    def _send(self, entries: Collection[Entry]) -> None:
+        """Write files a few at a time; the first failure stops those that have not begun."""
+
+        def interrupt() -> None:
+            if self._cancelled():
+                self._destination.close()
+
+        parallel = self._destination.parallel
+        with pools(parallel) as (parts, pool):
+            each(pool, entries, lambda entry: self._send_one(entry, parts), parallel, interrupt)
+
+    def _send_one(self, entry: Entry, pool: Executor) -> None:
+        counted, guard = 0, threading.Lock()
 
         def tell(count: int, /, *, sent: bool = True) -> None:
-            nonlocal counted, there
-            with self._guard:
+            nonlocal counted
+            with guard:
                 counted += count
-                there += 0 if sent else count
             self._meter.add(count)
             self._retry.pay(self._throttle if sent else None, count, self._cancelled)
 
+        parts, source = self._parts(entry), self._store.object_path(entry.digest)
+        file = Outgoing(source, entry.path, entry.size, tell, parts, pool)
+
         def send() -> str:
-            nonlocal counted, there
+            nonlocal counted
             self._meter.add(-counted)
-            counted = there = 0
-            return self._destination.put(self._store.object_path(entry.digest), entry.path, entry.size, tell)
+            counted = 0
+            return self._destination.put(file)
 
         # Read twice, the second time from memory: not a byte of a damaged file leaves, however a place takes files.
         check_object(self._store, entry, self._cancelled)
-        tag = self._ask(send)
+        tag = self._retry.run(send, self._cancelled, got=lambda: len(parts.tags))
         self._meter.add(entry.size - counted)
-        with self._guard:
-            self._sent += entry.size - there
-        with disk_errors(self._store.root):
-            self._journal.record(entry.path, _identity(entry), tag)
-
-
-class _Journal:
-    """Which files one who may has written to a destination: what each is, and the tag that it has there."""
-
-    def __init__(self, directory: Path, place: str) -> None:
-        key = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()
-        self._path = directory / f"{key}.pushed"
-        self._guard = threading.Lock()
-
-    def read(self) -> dict[str, tuple[str, str]]:
-        """Return (identity, tag) of the files that were written; what follows the last newline was cut short."""
-        try:
-            rows = [json.loads(line) for line in self._path.read_text().split("\n")[:-1]]
-            return {str(path): (str(identity), str(tag)) for path, identity, tag in rows}
-        except (OSError, ValueError, TypeError):
-            return {}
-
-    def begin(self, known: Mapping[str, tuple[str, str]]) -> None:
-        """Note these files and no other."""
-        temp = self._path.with_suffix(f".{secrets.token_hex(4)}")
-        try:
-            temp.write_bytes(b"".join(_row(path, *row) for path, row in known.items()))
-            temp.rename(self._path)
-        finally:
-            temp.unlink(missing_ok=True)
-
-    def record(self, path: str, identity: str, tag: str) -> None:
-        """Note a file that is written; one short append, whole or absent. One without a tag there is sent again."""
-        with self._guard, self._path.open("ab", buffering=0) as file:
-            file.write(_row(path, identity, tag))
-
-    def forget(self) -> None:
-        """Remove the notes."""
-        self._path.unlink(missing_ok=True)
-
-
-def _row(path: str, identity: str, tag: str) -> bytes:
-    return json.dumps([path, identity, tag]).encode("ascii") + b"\n"
+        self._journal.record(entry.path, self._identities[entry.path], tag)

@@ -115,6 +115,8 @@ def s3_server(root: Path, aws_dir: Path, *, port: int = 0) -> Iterator[S3]:
     process = subprocess.Popen(
         [rclone(), "serve", "s3", "--auth-key", f"{S3_KEY},{S3_SECRET}", "--addr", f"127.0.0.1:{port}",
          "--config", "/dev/null", "--vfs-cache-mode", "off", "--dir-cache-time", "1ms", "--poll-interval", "0",
+         # Else one part that breaks off spoils all others of its upload, as no service does.
+         "--disable-multipart-streaming",
          str(root)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
         env={"PATH": "/usr/bin:/bin", "HOME": str(aws_dir)},

@@ -67,7 +67,7 @@ def push(path: str, destination: str, args: Args, client: Client, out: Out) -> i
         "caller": {"cwd": os.getcwd(), "env": {"HOME": os.environ["HOME"]} if "HOME" in os.environ else {}},
     }
     body |= {name: args.get(name) for name in ("from", "endpoint", "key") if args.get(name)}
-    again = "push it again: what is there already is not sent again"
+    again = "push it again: files that are there are not sent again, but to FTP"
     document = follow(client.post(path, body, key=args.get("idempotency_key") or ""), client, out, again)
     if document["state"] != "done":
         raise StokerError("it was cancelled", hint=again)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 from storage.errors import SourceMissing
-from storage.sinks.base import PIECE_BYTES, Pieces, Sink
+from storage.sinks.base import PIECE_BYTES, Outgoing, Pieces, Sink
 from storage.sources.azure import VERSION, AzureSource
 from storage.sources.base import SourceOptions
 from storage.sources.ranges import strong_etag
@@ -29,9 +28,10 @@ class AzureSink(Sink):
         """Write a small file whole."""
         self._send("PUT", path, data, {"x-ms-blob-type": "BlockBlob"})
 
-    def put(self, source: Path, path: str, size: int, tell: Callable[[int], None]) -> str:
-        """Write a file of `size` bytes whole, from a local one, and return its tag there, empty where it has none."""
-        pieces, count, names, tag = Pieces(source, tell, max(PIECE_BYTES, -(-size // BLOCKS_MAX))), 0, list[str](), ""
+    def put(self, file: Outgoing) -> str:
+        """Write a file whole; return its tag there, empty where it has none."""
+        path, size = file.path, file.size
+        pieces, count, names, tag = Pieces(file, max(PIECE_BYTES, -(-size // BLOCKS_MAX))), 0, list[str](), ""
         for piece in pieces if size else (b"",):
             count += len(piece)
             if size <= PIECE_BYTES:

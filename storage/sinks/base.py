@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from storage.errors import SourceFailed, SourceMissing, SourceRefused
+from storage.journal import Parts
 from storage.sources.base import MIB, Item, Source
 from storage.uri import Uri
 
 PIECE_BYTES = 4 * MIB
+_SEND_BYTES = 256 << 10
 
 
 class Tell(Protocol):
@@ -22,6 +26,21 @@ class Tell(Protocol):
     def __call__(self, count: int, /, *, sent: bool = True) -> None:
         """Count."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One file on its way to `path` below a place: `size` bytes of the local `source`.
+
+    `parts` remembers across a kill how far it is, where the place takes it in parts; `pool` sends these.
+    """
+
+    source: Path
+    path: str
+    size: int
+    tell: Tell
+    parts: Parts
+    pool: Executor
 
 
 class Sink:
@@ -49,7 +68,8 @@ class Sink:
         """Return a small file, as far as `most` bytes; None where there is none."""
         data, at = bytearray(most), 0
         try:
-            stream = self._reader.open(self._uri, Item(path, self._at(path), None))
+            # By no name of its own: what cannot be read is the place, for whoever is told.
+            stream = self._reader.open(self._uri, Item("", self._at(path), None))
         except SourceMissing:
             return None
         try:
@@ -58,6 +78,9 @@ class Sink:
         finally:
             stream.close()
         return bytes(data[:at])
+
+    def abort(self, path: str, upload: str) -> None:
+        """Give up what was begun there under a name; most places drop it by themselves."""
 
     def close(self) -> None:
         """Drop connections."""
@@ -84,8 +107,8 @@ class Sink:
 class Pieces:
     """A file read piece by piece, hashed on the way; `tell` counts what was taken by the place, and may raise."""
 
-    def __init__(self, source: Path, tell: Callable[[int], None], size: int = PIECE_BYTES) -> None:
-        self._source, self._tell, self._size = source, tell, size
+    def __init__(self, file: Outgoing, size: int = PIECE_BYTES) -> None:
+        self._source, self._tell, self._size = file.source, file.tell, size
         self._hash = hashlib.md5(usedforsecurity=False)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -100,3 +123,42 @@ class Pieces:
     def md5(self) -> bytes:
         """The digest of what was read."""
         return self._hash.digest()
+
+
+class Span:
+    """A stretch of a file as a request's body, read through a small buffer; told of once, however often it is sent."""
+
+    def __init__(self, fd: int, start: int, end: int, tell: Tell) -> None:
+        self._fd, self._start, self._end, self._tell = fd, start, end, tell
+        self._told = start
+
+    def __len__(self) -> int:
+        """Return its length in bytes."""
+        return self._end - self._start
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Yield the pieces; one is told of once the next is asked for."""
+        at = self._start
+        for piece in self._read():
+            yield piece
+            at += len(piece)
+            if at > self._told:
+                count, self._told = at - self._told, at
+                self._tell(count)
+
+    @property
+    def md5(self) -> bytes:
+        """Its digest; reads it."""
+        found = hashlib.md5(usedforsecurity=False)
+        for piece in self._read():
+            found.update(piece)
+        return found.digest()
+
+    def _read(self) -> Iterator[memoryview]:
+        buffer, at = memoryview(bytearray(min(_SEND_BYTES, len(self)))), self._start
+        while at < self._end:
+            count = os.preadv(self._fd, [buffer[: self._end - at]], at)
+            if not count:
+                raise SourceFailed("a stored file is shorter than it was", "run stoker cache verify", transient=False)
+            yield buffer[:count]
+            at += count

@@ -1,16 +1,19 @@
-"""Writes to `ftp://` and `ftps://` servers, on connections that were checked as those of the source are."""
+"""Writes to `ftp://` and `ftps://` servers, on connections that were checked as those of the source are.
+
+No server says of a file there that it is the one that was written, so a push that broke off sends all of them again.
+"""
 
 from __future__ import annotations
 
 import ftplib
 import secrets
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from storage.errors import SourceMissing
-from storage.sinks.base import Pieces, Sink
+from storage.sinks.base import Outgoing, Pieces, Sink
 from storage.sources.base import SourceOptions
 from storage.sources.ftp import MAX_CONNECTIONS, FtpSource, Session, size_of, word
 from storage.uri import Uri
@@ -36,12 +39,12 @@ class FtpSink(Sink):
             self._store(session, temp, (data,))
             session.ftp.rename(temp, self._at(path))
 
-    def put(self, source: Path, path: str, size: int, tell: Callable[[int], None]) -> str:
-        """Write a file of `size` bytes whole, from a local one, and return its tag there, empty where it has none."""
+    def put(self, file: Outgoing) -> str:
+        """Write a file whole; return its tag there, empty where it has none."""
         with self._written(), self._source.session(self._uri) as session:
-            self._store(session, self._at(path), Pieces(source, tell, _SEND_BYTES))
-            arrived = size_of(session.ftp, self._at(path))
-        self._check(path, size, size if arrived is None else arrived)
+            self._store(session, self._at(file.path), Pieces(file, _SEND_BYTES))
+            arrived = size_of(session.ftp, self._at(file.path))
+        self._check(file.path, file.size, file.size if arrived is None else arrived)
         return ""  # none that a listing states too
 
     def remove(self, path: str) -> None:

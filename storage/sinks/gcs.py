@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from storage.errors import SourceFailed, SourceMissing, SourceRefused
-from storage.sinks.base import PIECE_BYTES, Pieces, Sink
+from storage.sinks.base import PIECE_BYTES, Outgoing, Pieces, Sink
 from storage.sources.base import SourceOptions
 from storage.sources.gcs import GcsSource
 from storage.sources.wire import Response
@@ -34,9 +33,9 @@ class GcsSink(Sink):
         with self._written():
             self._answer(self._send("POST", self._upload(path, "media"), data, path, _BYTES), path)
 
-    def put(self, source: Path, path: str, size: int, tell: Callable[[int], None]) -> str:
-        """Write a file of `size` bytes whole, from a local one, and return its tag there, empty where it has none."""
-        pieces = Pieces(source, tell)
+    def put(self, file: Outgoing) -> str:
+        """Write a file whole; return its tag there, empty where it has none."""
+        path, size, pieces = file.path, file.size, Pieces(file)
         with self._written():
             if size <= PIECE_BYTES:
                 url, facts = self._upload(path, "media"), None

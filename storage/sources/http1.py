@@ -11,8 +11,10 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import chain
+from typing import Protocol
 
 MAX_HEAD_BYTES = 64 << 10
 MAX_INTERIM = 16
@@ -22,6 +24,18 @@ _STATUS = re.compile(r"HTTP/1\.([01]) ([1-5]\d\d)(?: .*)?", re.ASCII)
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
 _UNSENDABLE = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
 _NO_BODY = frozenset({204, 304})
+
+
+class Body(Protocol):
+    """What a request carries, piece by piece; asked for once more where it is sent again. Its reader may raise."""
+
+    def __len__(self) -> int:
+        """Return its length in bytes."""
+        ...
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Yield the pieces; one is no longer needed when the next is asked for."""
+        ...
 
 
 class Malformed(Exception):
@@ -70,20 +84,30 @@ class Exchange:
         """Speak TLS from now on; raise `ssl.SSLError`."""
         self._tls = _Tls(self.socket, context, host, self._timeout_s)
 
-    def ask(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None = None) -> None:
-        """Send a request."""
+    def ask(self, method: str, target: str, headers: Mapping[str, str], body: bytes | Body | None = None) -> None:
+        """Send a request; whatever a body's reader raises leaves it cut short."""
         if body is not None:
             headers = {**headers, "Content-Length": str(len(body))}
         head = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
         if " " in target or any(_UNSENDABLE.search(line) for line in head):
             raise Malformed("the request cannot be sent")
         data = ("\r\n".join(head) + "\r\n\r\n").encode("latin-1")
-        small = body is None or len(body) < _READ_BYTES  # then in one packet, else without another copy of it
+        pieces: Iterable[bytes | memoryview]
+        if body is not None and not isinstance(body, bytes):
+            pieces = chain((data,), body)
+        elif body is not None and len(body) >= _READ_BYTES:
+            pieces = (data, body)
+        else:
+            pieces = (data + (body or b""),)  # in one packet
         try:
-            for each in (data + (body or b""),) if small else (data, body or b""):
+            for each in pieces:
                 self._tls.send(each) if self._tls is not None else self.socket.sendall(each)
         except BlockingIOError as error:
             raise TimeoutError from error
+        except (BrokenPipeError, ConnectionResetError):
+            # Who refuses a body need not read all of it: the answer that came first says why.
+            if body is None:
+                raise
 
     def answer(self, method: str) -> tuple[int, dict[str, str]]:
         """Read the head of the answer; return its status and its headers by lower-case name."""
@@ -253,7 +277,7 @@ class _Tls:
             finally:
                 self._flush()
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         self._session.write(data)
         self._flush()
 

@@ -30,11 +30,11 @@ _MD5_ETAG = re.compile(r'"([0-9a-f]{32})"')
 class S3Source:
     """An object store that speaks S3."""
 
-    def __init__(self, options: SourceOptions, kind: str = "aws") -> None:
-        """Read the credentials for addresses of this kind; connect lazily."""
+    def __init__(self, options: SourceOptions, kind: str = "aws", *, verb: str = "read") -> None:
+        """Read the credentials for addresses of this kind; connect lazily. `verb` is what is done there."""
         self._access = filesystems.s3_access(kind, options)
         self.server = self._access.endpoint or ""
-        self._wire = Wire(options, sign=sign_as(self._access, "s3", self._access.region))
+        self.wire = Wire(options, sign=sign_as(self._access, "s3", self._access.region), verb=verb)
 
     def list(self, uri: Uri, cancelled: Callable[[], bool] = never) -> Listing:
         """Return the object, or all objects below the prefix."""
@@ -50,7 +50,9 @@ class S3Source:
                 check_path(name)
             except BadName as error:
                 raise SourceRefused(f"{uri.shown} holds a key that cannot be a file: {name[:80]!r}") from error
-            etag = strong_etag({"etag": facts.get("ETag", "")})
+            tag = facts.get("ETag", "")
+            # Listings of some servers leave out the quotes that their answers have.
+            etag = strong_etag({"etag": tag if '"' in tag else f'"{tag}"'})
             size = int(facts["Size"])
             items.append(Item(name, f"{bucket}/{facts['Key']}", size, etag, ranged=True))
             if len(items) > MAX_FILES:
@@ -62,14 +64,14 @@ class S3Source:
     def stat(self, uri: Uri, item: Item) -> Item:
         """Ask for the checksums, which a listing does not hold."""
         headers = {"x-amz-checksum-mode": "ENABLED"}
-        response = self._wire.get(self._url(*_split(item)), headers, method="HEAD", shown=uri.shown_at(item.path))
+        response = self.wire.get(self.url(item.locator), headers, method="HEAD", shown=uri.shown_at(item.path))
         response.close()
         return replace(
             item,
             ranged=True,
             size=total_size(response),
             etag=strong_etag(response.headers),
-            checksum=_checksum(response.headers, whole=True),
+            checksum=stated_by(response.headers, whole=True),
             version=_version(response.headers),
         )
 
@@ -77,19 +79,19 @@ class S3Source:
         """Open the object at `start`."""
         headers = {} if start or end is not None else {"x-amz-checksum-mode": "ENABLED"}
         return open_range(
-            self._wire,
-            self._url(*_split(item)),
+            self.wire,
+            self.url(item.locator),
             item,
             headers,
             start=start,
             end=end,
             shown=uri.shown_at(item.path),
-            stated=lambda found, whole: _checksum(found, whole=whole),
+            stated=lambda found, whole: stated_by(found, whole=whole),
         )
 
     def close(self) -> None:
         """Drop connections."""
-        self._wire.close()
+        self.wire.close()
 
     def _one(self, uri: Uri, bucket: str, key: str) -> Item:
         try:
@@ -110,7 +112,7 @@ class S3Source:
             if token:
                 query["continuation-token"] = token
             words = "&".join(f"{name}={quote(query[name], safe='-_.~')}" for name in sorted(query))
-            response = self._wire.get(f"{self._url(bucket, '')}?{words}", {}, shown=uri.shown)
+            response = self.wire.get(f"{self.url(bucket + '/')}?{words}", {}, shown=uri.shown)
             page = xml_of(response.read_all(MAX_PAGE_BYTES))
             if page is None:
                 raise SourceFailed(f"{uri.shown}: the server's answer is no listing", "check the endpoint")
@@ -125,7 +127,9 @@ class S3Source:
                 return
             token = pages.after(page.findtext("NextContinuationToken") or "")
 
-    def _url(self, bucket: str, key: str) -> str:
+    def url(self, locator: str) -> str:
+        """Return where an object is that an item's locator names: bucket and key."""
+        bucket, _, key = locator.partition("/")
         # '+' and others must travel as %XX, because the signature is over this very spelling.
         path = quote(key, safe="/-_.~")
         if self._access.endpoint is not None:
@@ -142,12 +146,7 @@ def sign_as(access: AwsAccess, service: str, region: str) -> Signer | None:
     return Signer(access.key, access.secret, access.token, region, service=service)
 
 
-def _split(item: Item) -> tuple[str, str]:
-    bucket, _, key = item.locator.partition("/")
-    return bucket, key
-
-
-def _checksum(headers: Mapping[str, str], *, whole: bool) -> Checksum | None:
+def stated_by(headers: Mapping[str, str], *, whole: bool) -> Checksum | None:
     """Return what S3 states about the whole object; a tag is an md5 only for one part that KMS did not encrypt."""
     stated = decoded("sha256", headers.get("x-amz-checksum-sha256", "")) if whole else None
     if stated is not None and headers.get("x-amz-checksum-type", "FULL_OBJECT") == "FULL_OBJECT":

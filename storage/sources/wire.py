@@ -20,7 +20,7 @@ from storage.credentials import secrets
 from storage.errors import SourceChanged, SourceFailed, SourceMissing, SourceRefused
 from storage.sources.base import SourceOptions
 from storage.sources.dial import Dials, address, allowed, dial, why
-from storage.sources.http1 import Exchange, Malformed
+from storage.sources.http1 import Body, Exchange, Malformed
 from storage.sources.proxies import proxy_for
 from storage.sources.reasons import reason
 
@@ -30,6 +30,8 @@ MAX_DRAINED_BYTES = 64 << 10
 MAX_REASON_BYTES = 8 << 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BREAKS = (OSError, Malformed)
+# What object stores call a body that was damaged on its way, or too slow, with a status that means for ever.
+_AGAIN = frozenset({"BadDigest", "Md5Mismatch", "RequestTimeout"})
 
 Signer = Callable[[str, str, Mapping[str, str]], Mapping[str, str]]
 
@@ -91,7 +93,7 @@ class Wire:
         headers: Mapping[str, str],
         *,
         method: str = "GET",
-        body: bytes | None = None,
+        body: bytes | Body | None = None,
         shown: str,
         redirects: int = MAX_REDIRECTS,
         was_public: bool = False,
@@ -164,7 +166,7 @@ class Wire:
             raise SourceRefused(f"{shown} is in another region", f"set the region to {region[:40]!r}")
         raise SourceFailed(
             f"{shown} answers with status {status}{said and f': {said}'}",
-            transient=status in {408, 425, 429} or status >= 500,
+            transient=status in {408, 425, 429} or status >= 500 or said.partition(":")[0] in _AGAIN,
             retry_after_s=retry_after_s(response.headers.get("retry-after", ""), time.time()),
         )
 
@@ -179,7 +181,7 @@ class Wire:
         method: str,
         parts: SplitResult,
         headers: Mapping[str, str],
-        body: bytes | None,
+        body: bytes | Body | None,
         *,
         shown: str,
         was_public: bool,
@@ -193,15 +195,14 @@ class Wire:
                 whole = connection.prefix + target
                 connection.ask(method, whole, {"Host": _host(parts), **connection.headers, **headers}, body)
                 status, found = connection.answer(method)
-            except _BREAKS as error:
+            except BaseException as error:
                 connection.close()
+                if not isinstance(error, _BREAKS):
+                    raise
                 # A kept connection may have been closed by the server in the meantime: that is no failure yet.
                 if kept and not isinstance(error, TimeoutError):
                     continue
                 raise SourceFailed(f"{shown} cannot be reached: {_why(error)}") from error
-            except SourceRefused:
-                connection.close()
-                raise
             close = self._closer(parts, connection)
             return Response(status, found, parts.geturl(), connection, close, connection.public), connection.public
 

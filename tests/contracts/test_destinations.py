@@ -1,4 +1,4 @@
-"""What places promise that trees are written to, on real servers; S3 has tests/integration/test_push.py."""
+"""What places promise that trees are written to, on real servers."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from tests.clouds import (
     gcs_server,
     sftp_server,
 )
-from tests.servers import Answer, http_server
+from tests.servers import S3_KEY, Answer, http_server, s3_server
 
-REMOTE = ["gcs", "azure", "ftp", "ftps", "sftp"]
+REMOTE = ["s3", "gcs", "azure", "ftp", "ftps", "sftp"]
 QUICK = Retry(tries=4, base_s=0.0, cap_s=0.0, sleep=lambda _: None, random=random.Random(1).random)
 BIG = 2 * PIECE_BYTES + 4321
 CANARY = "Y2FuYXJ5LW9mLWEtc2VjcmV0LWtleQ=="
@@ -80,6 +80,11 @@ def _spot(kind: str, base: Path, stack: ExitStack) -> Spot:
     made = lambda name: (root / name).mkdir()  # noqa: E731 - what a directory is made by
     if kind == "local":
         return Spot(kind, str(root), options, made, None)
+    if kind == "s3":
+        s3 = stack.enter_context(s3_server(root, base / ".aws"))
+        reached = replace(options, endpoint=s3.endpoint, aws_dir=s3.aws_dir, part_bytes=PIECE_BYTES)
+        wrong = {"access_key_id": S3_KEY, "secret_access_key": CANARY}
+        return Spot(kind, "s3:/", reached, made, replace(reached, credential=Credential("aws", wrong)))
     if kind == "gcs":
         google = stack.enter_context(gcs_server())
         return Spot(kind, "gs:/", replace(options, endpoint=google.endpoint), google.make, None)
@@ -351,7 +356,7 @@ def test_small_files_are_read_written_and_removed(remote: Spot) -> None:
     destination.close()
 
 
-@pytest.mark.parametrize("kind", ["gcs", "azure"])
+@pytest.mark.parametrize("kind", ["s3", "gcs", "azure"])
 def test_a_bucket_that_is_not_there_is_refused(
     kind: str, spots: Callable[[str], Spot], store: Store, tmp_path: Path
 ) -> None:
@@ -362,7 +367,7 @@ def test_a_bucket_that_is_not_there_is_refused(
     assert not isinstance(caught.value, SourceFailed) and " first" in caught.value.hint
 
 
-@pytest.mark.parametrize("kind", ["azure", "sftp"])
+@pytest.mark.parametrize("kind", ["s3", "azure", "sftp"])
 def test_wrong_credentials_are_refused_and_never_shown(
     kind: str, spots: Callable[[str], Spot], store: Store, tmp_path: Path
 ) -> None:

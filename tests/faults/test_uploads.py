@@ -18,14 +18,14 @@ from urllib.parse import urlsplit
 import pytest
 
 from storage.manifest import MANIFEST_NAME, decode
-from storage.sinks.s3 import PART_BYTES
+from storage.sinks.s3 import PART_BYTES, PARTS_AT_ONCE, S3Sink
 from tests.faults.campaign import Box, count, kill, open_box, patiently, report, seeded, until
 from tests.servers import S3, s3_server
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
-PARTS, SMALL, SMALL_BYTES = 3, 40, 20_000
-PARALLEL = 4  # files that a push to S3 sends at a time: each may be there and not yet noted
+PARTS, SMALL, SMALL_BYTES = 8, 80, 20_000
+PARALLEL = S3Sink.parallel  # files that a push to S3 sends at a time: each may be there and not yet noted
 KILLS_AN_UPLOAD = 2
 SLICE = 64 << 10
 Sent = tuple[str, str]
@@ -147,8 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
-        # A file is looked at once it is there, and then noted; a part is the server's to know.
-        if status == 200 and self.command == ("PUT" if number else "HEAD"):
+        # A file or part is noted once its answer has come.
+        if status == 200 and self.command == "PUT":
             link.finished.append(what)
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
@@ -317,12 +317,13 @@ def way_is_open(place: Path, digests: dict[str, str]) -> bool:
 def tally(totals: dict[str, list[int]], finished: list[Sent], again: list[Sent]) -> None:
     """Count what was finished before a kill and how much of it was not sent again.
 
-    A thread sends its next file once it has noted the last one: all but the newest of each were finished.
+    A thread sends its next file or part once it has noted the last one: all but the newest of each were finished.
     """
     files = [each for each in finished if not each[1] and not each[0].endswith(MANIFEST_NAME)]
+    parts = [each for each in finished if each[1]]
     for what, done in (
         ("files", files[: max(0, len(files) - PARALLEL)]),
-        ("parts", [each for each in finished if each[1]]),
+        ("parts", parts[: max(0, len(parts) - PARTS_AT_ONCE)]),
     ):
         totals[what][0] += len(done)
         totals[what][1] += len(set(done) - set(again))

@@ -194,7 +194,7 @@ def test_who_waits_for_a_push_is_told_of_a_restart(tmp_path: Path, how: str) -> 
         _, told = watching.communicate(timeout=60)
         assert told.decode().endswith(
             "error: the runner was restarted before it was done\n"
-            "  hint: push it again: what is there already is not sent again\n"
+            "  hint: push it again: files that are there are not sent again, but to FTP\n"
         )
         assert watching.returncode == 1
 

@@ -52,7 +52,7 @@ def test_every_dependency_has_a_floor() -> None:
     """A version that was never tried is not installed; what another package pins exactly gives its own floor."""
     groups = [PYPROJECT["project"]["dependencies"], *PYPROJECT["dependency-groups"].values()]
     without = {name for group in groups for name, bounds in _requirements(group) if ">=" not in bounds}
-    assert without - {"stoker"} == {"aiobotocore", "botocore"}
+    assert without - {"stoker"} == {"botocore"}
 
 
 def _by_name(name: str) -> list[str]:

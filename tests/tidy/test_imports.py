@@ -27,8 +27,6 @@ CLI_MAY_IMPORT = (
 # A library has one home, so that it can be replaced there.
 HOMES = {
     "adlfs": ("storage/",),
-    "aiobotocore": ("storage/",),
-    "botocore": ("storage/",),
     "cryptography": ("runner/identity/", "storage/sources/google.py"),
     "fastapi": ("runner/api/",),
     "fsspec": ("storage/",),
@@ -40,7 +38,6 @@ HOMES = {
     "pynvml": ("runner/gpus/",),
     "re2": ("runner/telemetry/", "runner/service/"),
     "rich": ("runner/cli/",),
-    "s3fs": ("storage/",),
     "sqlmodel": ("runner/state/tables",),
     "starlette": ("runner/api/",),
     "typer": ("runner/cli/",),

@@ -156,7 +156,7 @@ def test_a_set_that_somebody_changed_gives_way_to_the_one_before(place: Place) -
     (place.there / "checkpoint-b/a").write_text("X")
     assert place.bring() == {"a": "1"}
     (place.there / "checkpoint-a" / MANIFEST_NAME).unlink()
-    with pytest.raises(WrongBytes, match="checkpoint-b.* should be "):
+    with pytest.raises(WrongBytes, match=r"checkpoint-b.* should be "):
         place.bring()
 
 

@@ -33,6 +33,22 @@ def test_a_listing_is_signed_as_botocore_signs_it(method: str, token: str | None
     check(method, url, {"x-amz-checksum-mode": "ENABLED"}, token)
 
 
+def test_a_body_is_bound_by_its_digest_as_botocore_binds_it() -> None:
+    """Its md5 is signed, its bytes are not read."""
+    url, headers = (
+        "https://s3.example/bucket/a?partNumber=2&uploadId=x%2Fy",
+        {"Content-MD5": "XUFAKrxLKna5cZ2REBfFkg=="},
+    )
+    request = AWSRequest(method="PUT", url=url, headers=dict(headers))
+    request.context["has_streaming_input"] = True
+    S3SigV4Auth(Credentials("AKID", "secret/+", None), "s3", "eu-north-1").add_auth(request)
+    now = dt.datetime.strptime(str(request.headers["X-Amz-Date"]), "%Y%m%dT%H%M%SZ").replace(tzinfo=dt.UTC)
+    headers |= {"x-amz-content-sha256": str(request.headers["X-Amz-Content-SHA256"])}
+    signed = Signer("AKID", "secret/+", None, "eu-north-1", lambda: now)("PUT", url, headers)
+    assert headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD"
+    assert signed["Authorization"] == request.headers["Authorization"]
+
+
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30))
 def test_any_key_is_signed_as_botocore_signs_it(key: str) -> None:
     """Whatever a key is made of."""
