@@ -81,13 +81,13 @@ def checkout(
 
     Read-only it is the view's own path (`dest` is not used), writable a private copy at `dest`. The copy appears at
     `dest` whole, by rename; `dest` must not exist or be an empty directory. Files are 0644 or 0755 and never share an
-    inode with the store. Raise `NotStored`, `BadName` for a part that it lacks, `Exists`, `DiskFull`.
+    inode with the store. Raise `NotStored`, `Corrupt`, `BadName` for a part that it lacks, `Exists`, `DiskFull`.
     """
     if not writable:
         return Handout("view", view(store, digest) / part)
     manifest = store.manifest(digest)
     piece = part_of(manifest, part)
-    shared = copy_out(store, piece, dest, reflink_first=reflink_first, whole=digest)
+    shared = copy_out(store, piece, dest, reflink_first=reflink_first, trust_clones=True, whole=digest)
     return Handout("reflink" if shared else "copy", dest)
 
 
@@ -132,9 +132,17 @@ def view(store: Store, digest: str) -> Path:
 
 
 def copy_out(
-    store: Store, manifest: Manifest, dest: Path, *, reflink_first: bool = True, whole: str | None = None
+    store: Store,
+    manifest: Manifest,
+    dest: Path,
+    *,
+    reflink_first: bool = True,
+    trust_clones: bool = False,
+    whole: str | None = None,
 ) -> bool:
     """Write a private copy of a tree to `dest`, whole or not at all; true when all of it shares the store's blocks.
+
+    Its bytes are hashed on the way, with `trust_clones` those that have to be read.
 
     What is there after a power cut is whole, too: a job that waits for its copy takes the one that it finds.
     Where it is a part of a stored tree `whole` is that one's digest: it is kept meanwhile.
@@ -147,7 +155,13 @@ def copy_out(
             with ThreadPoolExecutor(_THREADS) as pool:
                 shared = list(
                     pool.map(
-                        lambda entry: copy_object(store, entry, temp / entry.path, reflink_first=reflink_first),
+                        lambda entry: copy_object(
+                            store,
+                            entry,
+                            temp / entry.path,
+                            reflink_first=reflink_first,
+                            trust_clone=trust_clones,
+                        ),
                         manifest.entries,
                     )
                 )

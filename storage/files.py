@@ -48,14 +48,21 @@ def copy_hashed(source_fd: int, target_fd: int, cancelled: Callable[[], bool] = 
     """Bring a file's bytes into the target and return the sha256 and size of what the target now holds.
 
     A clone is hashed after it was made; a copy is hashed from the same buffer that is written. Either way the source
-    may change meanwhile and the digest still tells the truth about the target. No more is read than the source
-    held at first: one that grows as fast as it is read would never end.
+    may change meanwhile and the digest still tells the truth about the target.
     """
-    limit = os.fstat(source_fd).st_size
     if clone(source_fd, target_fd):
         return hash_fd(target_fd, cancelled)
+    return copy(source_fd, target_fd, cancelled)
+
+
+def copy(source_fd: int, target_fd: int, cancelled: Callable[[], bool] = never) -> tuple[str, int]:
+    """Copy a file and return the sha256 and size of what was written.
+
+    No more is read than the source held at first: one that grows as fast as it is read would never end.
+    """
+    limit = os.fstat(source_fd).st_size
     digest, size = hashlib.sha256(), 0
-    buffer = memoryview(bytearray(CHUNK_BYTES))
+    buffer = memoryview(bytearray(min(CHUNK_BYTES, limit)))
     while count := os.preadv(source_fd, [buffer[: limit - size]], size):
         if cancelled():
             raise Cancelled
@@ -63,27 +70,6 @@ def copy_hashed(source_fd: int, target_fd: int, cancelled: Callable[[], bool] = 
         write_at(target_fd, buffer[:count], size)
         size += count
     return digest.hexdigest(), size
-
-
-def copy(source_fd: int, target_fd: int, *, reflink_first: bool = True) -> bool:
-    """Copy a whole file; true when its blocks are shared instead."""
-    if reflink_first and clone(source_fd, target_fd):
-        return True
-    offset = 0
-    while True:
-        try:
-            count = os.copy_file_range(source_fd, target_fd, 1 << 30, offset, offset)
-        except OSError as error:
-            if error.errno not in _CANNOT_CLONE:
-                raise
-            break
-        if count == 0:
-            return False
-        offset += count
-    while data := os.pread(source_fd, CHUNK_BYTES, offset):
-        write_at(target_fd, memoryview(data), offset)
-        offset += len(data)
-    return False
 
 
 def hash_fd(fd: int, cancelled: Callable[[], bool] = never) -> tuple[str, int]:

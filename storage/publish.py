@@ -91,7 +91,7 @@ def export(
     whole: str | None = None,
     written: Callable[[Entry], None] = lambda _entry: None,
 ) -> int:
-    """Copy a tree into a directory of the user's and return the number of files.
+    """Copy a tree into a directory of the user's and return the number of files; what is damaged raises `Corrupt`.
 
     A new directory appears whole. Into an existing one each file is written by rename; a path that is taken raises
     `Exists` before anything is written, unless `overwrite`. No link below `dest` is followed. `written` is told of each

@@ -29,6 +29,7 @@ from storage.store import Store
 from storage.transfer import Meter, Retry
 from storage.upkeep import missing
 from storage.uri import Uri
+from storage.views import check_object
 
 _CANCEL_POLL_S = 0.25
 _T = TypeVar("_T")
@@ -217,6 +218,8 @@ class _Push:
             counted = there = 0
             return self._destination.put(self._store.object_path(entry.digest), entry.path, entry.size, tell)
 
+        # Read twice, the second time from memory: not a byte of a damaged file leaves, however a place takes files.
+        check_object(self._store, entry, self._cancelled)
         tag = self._ask(send)
         self._meter.add(entry.size - counted)
         with self._guard:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
 from storage import files
-from storage.errors import NotStored
+from storage.errors import Corrupt, NotStored
 from storage.manifest import Entry, Manifest
 
 # What to do about a file whose bytes are gone or wrong.
@@ -85,25 +86,55 @@ def link(store: Objects, entry: Entry, path: Path) -> bool:
 
 
 def copy_object(
-    store: Objects, entry: Entry, path: Path, *, reflink_first: bool = True, mode: int | None = None
+    store: Objects,
+    entry: Entry,
+    path: Path,
+    *,
+    reflink_first: bool = True,
+    trust_clone: bool = False,
+    mode: int | None = None,
 ) -> bool:
-    """Write one file of a tree to a new path; true when it shares the store's blocks."""
+    """Write one file of a tree to a new path; true when it shares the store's blocks.
+
+    Raise `Corrupt` where the bytes are not what they should be, `NotStored` where they are gone. With `trust_clone`
+    those of a file that shares its blocks are not read.
+    """
     if mode is None:
         mode = 0o755 if entry.executable else 0o644
+    source = _open(store, entry)
     try:
-        source = os.open(store.object_path(entry.digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise NotStored(f"{entry.path!r} is missing from the store", MENDS) from None
-    try:
-        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        target = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            shared = files.copy(source, target, reflink_first=reflink_first)
+            shared = reflink_first and files.clone(source, target)
+            if not (shared and trust_clone):
+                _check(entry, files.hash_fd(target) if shared else files.copy(source, target))
             os.fchmod(target, mode)
         finally:
             os.close(target)
     finally:
         os.close(source)
     return shared
+
+
+def check_object(store: Objects, entry: Entry, cancelled: Callable[[], bool]) -> None:
+    """Read one file of a tree; raise `Corrupt` where it is not what it should be, `NotStored` where it is gone."""
+    source = _open(store, entry)
+    try:
+        _check(entry, files.hash_fd(source, cancelled))
+    finally:
+        os.close(source)
+
+
+def _open(store: Objects, entry: Entry) -> int:
+    try:
+        return os.open(store.object_path(entry.digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotStored(f"{entry.path!r} is missing from the store", MENDS) from None
+
+
+def _check(entry: Entry, found: tuple[str, int]) -> None:
+    if found != (entry.digest, entry.size):
+        raise Corrupt(f"{entry.path!r} is damaged: its bytes in the store have changed", MENDS)
 
 
 def _differs(store: Objects, root: Path, entry: Entry) -> bool:

@@ -58,10 +58,10 @@ async def push_outputs(request: Request, ref: str) -> JSONResponse:
 
 @router.get("/jobs/{ref}/outputs/file")
 def read_output(request: Request, ref: str, file: Annotated[str, Query(max_length=PATH_MAX)] = "") -> Response:
-    """Return the bytes of one file of an output."""
+    """Return the bytes of one file of an output, and what they should be: `X-Stoker-Digest` is their sha256."""
     room = room_of(request)
     found = copies.opened(room.reader(), room.store, room.target(ref, uid_of(request)), file)
-    headers = {"Content-Length": str(found.size_bytes)}
+    headers = {"Content-Length": str(found.size_bytes), "X-Stoker-Digest": found.digest}
     return StreamingResponse(found.pieces(), media_type="application/octet-stream", headers=headers)
 
 

@@ -232,7 +232,8 @@ class Stager:
                     f"its copy of input {name}", fetched.size_bytes, cache.room_on_disk(self.context)
                 ) from None
             except (StorageError, OSError) as error:
-                raise Failed(Ending.INPUT_FAILED, f"input {name}: {error}", name=name) from error
+                hint = f" ({error.hint})" if isinstance(error, StorageError) and error.hint else ""
+                raise Failed(Ending.INPUT_FAILED, f"input {name}: {error}{hint}", name=name) from error
 
     def _check_directory(self, digest: str, directory: str) -> None:
         entries = self.context.store.manifest(digest).entries

@@ -18,6 +18,7 @@ from runner.service.refs import Target
 from runner.state.artifacts import Artifact
 from storage.manifest import Entry, build
 from storage.store import Store
+from storage.views import MENDS
 
 PIECE_BYTES = 1 << 20
 NAMES_SHOWN = 5
@@ -25,10 +26,14 @@ NAMES_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A file of the store that is being read: what is swept meanwhile is read to its end."""
+    """A file of the store that is being read, to its end also where it is swept meanwhile.
+
+    Who gets the bytes compares them with the digest: they are on their way before the last of them is read.
+    """
 
     descriptor: int
     size_bytes: int
+    digest: str
 
     def pieces(self) -> Iterator[bytes]:
         """Yield its bytes and close it."""
@@ -51,13 +56,15 @@ def opened(connection: sqlite3.Connection, store: Store, target: Target, path: s
 
 
 def open_object(store: Store, entry: Entry) -> Opened:
-    """Open the bytes of a file. Raises `Conflict` where they are gone."""
+    """Open the bytes of a file. Raises `Conflict` where they are gone, or some of them."""
     try:
         descriptor = os.open(store.object_path(entry.digest), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        hint = "`stoker model verify` says what else is damaged"
-        raise Conflict(f"{entry.path!r} cannot be read: {error.strerror}", hint=hint) from None
-    return Opened(descriptor, entry.size)
+        raise Conflict(f"{entry.path!r} cannot be read: {error.strerror}", hint=MENDS) from None
+    if os.fstat(descriptor).st_size != entry.size:
+        os.close(descriptor)
+        raise Conflict(f"{entry.path!r} is damaged: its length in the store has changed", hint=MENDS)
+    return Opened(descriptor, entry.size, entry.digest)
 
 
 def copied(connection: sqlite3.Connection, store: Store, owner_uid: int, document: dict[str, Any]) -> dict[str, Any]:

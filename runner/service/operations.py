@@ -16,7 +16,7 @@ from typing import Any
 from runner.core.errors import Conflict, NotFound, Refused, StokerError, UsageError
 from runner.core.progress import Sample, kept, progress
 from runner.service.desk import Hub
-from storage.errors import BadUri, Cancelled, Exists, NotStored, SourceMissing, SourceRefused, StorageError
+from storage.errors import BadUri, Cancelled, Corrupt, Exists, NotStored, SourceMissing, SourceRefused, StorageError
 
 WORKERS = 2
 KEPT = 100
@@ -28,6 +28,7 @@ _KINDS: Mapping[type[StorageError], type[StokerError]] = {
     BadUri: UsageError,
     Exists: Conflict,
     NotStored: Conflict,
+    Corrupt: Conflict,
 }
 
 log = logging.getLogger("stoker.operations")

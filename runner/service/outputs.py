@@ -12,7 +12,7 @@ from runner.service.references import contents
 from runner.service.refs import Target
 from runner.state import artifacts
 from runner.state.artifacts import Artifact
-from storage.errors import DiskFull, Exists, NotStored
+from storage.errors import Corrupt, DiskFull, Exists, NotStored
 from storage.manifest import Manifest
 from storage.publish import export
 from storage.store import Store
@@ -71,7 +71,7 @@ def exported(
         raise Conflict(printable(error.message), hint=_ANOTHER if overwrite else _ELSEWHERE) from None
     except DiskFull as error:
         raise Unavailable(error.message, hint=error.hint) from None
-    except NotStored as error:
+    except (NotStored, Corrupt) as error:
         raise Conflict(printable(error.message), hint=error.hint) from None
     except OSError as error:
         raise UsageError(f"{destination} cannot be written: {error.strerror}", hint="give another directory") from None

@@ -1,4 +1,4 @@
-"""Bytes of the store that changed: what is whole is read all the same, and what is not leaves it nowhere."""
+"""Bytes of the store that changed: what is whole is read all the same, and what is not leaves it by no way."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import hashlib
 import json
 from pathlib import Path
 
-import pytest
-
+from storage.manifest import MANIFEST_NAME
 from tests.kit import Box
+from tests.servers import S3
 
 CONFIG = b'{"layers": 12}'
-WEIGHTS = b"weights" * 100_000
+WEIGHTS = b"weights" * 500_000
 SCRIPT = "cp weights.bin config.json $STOKER_OUTPUT_DIR"
 
 
@@ -29,9 +29,8 @@ def spoil(box: Box, data: bytes) -> None:
     path.chmod(0o444)
 
 
-@pytest.fixture
-def model(runner: Box, tmp_path: Path) -> str:
-    """Have a model of two files that a job made; return the job."""
+def made(runner: Box, tmp_path: Path) -> str:
+    """Have a job make a model of two files; return the job."""
     source = tmp_path / "source"
     source.mkdir()
     (source / "weights.bin").write_bytes(WEIGHTS)
@@ -42,8 +41,9 @@ def model(runner: Box, tmp_path: Path) -> str:
     return job
 
 
-def test_what_a_damaged_file_leaves_whole_stays_readable(runner: Box, model: str, tmp_path: Path) -> None:
+def test_what_a_damaged_file_leaves_whole_stays_readable(runner: Box, tmp_path: Path) -> None:
     """`verify` names the file, `ls` and `show` go on to; the others are copied, and the same bytes mend it."""
+    model = made(runner, tmp_path)
     (tmp_path / "source" / "config.json").unlink()
     spoil(runner, CONFIG)
     for why in ("its bytes have changed", "it is missing"):
@@ -82,3 +82,33 @@ def test_what_a_damaged_file_leaves_whole_stays_readable(runner: Box, model: str
     assert "damaged" not in runner.ok("model", "ls")
     runner.ok("model", "pull", "final", out)
     assert Path(out, "config.json").read_bytes() == CONFIG
+
+
+def test_damaged_bytes_leave_the_store_by_no_way(tmp_path: Path, s3: S3) -> None:
+    """Nobody has looked yet: whoever reads them is refused and told the file, and no manifest is written over them."""
+    with Box(tmp_path, STOKER_SOURCES__S3__ENDPOINT=s3.endpoint) as runner:
+        job = made(runner, tmp_path)
+        spoil(runner, WEIGHTS)
+        out, there = tmp_path / "out", tmp_path / "there"
+        there.mkdir()
+        for words in (
+            ("model", "pull", "final", str(out)),
+            ("model", "pull", "final", str(there)),
+            ("outputs", "pull", job, str(out)),
+            ("cp", f"{job}:weights.bin", f"{there}/"),
+            ("outputs", "cat", f"{job}:weights.bin"),
+            ("model", "push", "final", f"{out}/"),
+            ("model", "push", "final", "s3://bucket/out/"),
+            ("outputs", "push", job, "s3://bucket/out/"),
+        ):
+            refused = runner.cli(*words)
+            assert (refused.returncode, "'weights.bin' is damaged" in refused.stderr) == (5, True), refused
+            assert "`stoker model verify`" in refused.stderr
+            assert len(refused.stdout) < len(WEIGHTS)
+        spoiled = bytes([WEIGHTS[0] ^ 1])
+        left = [path for root in (out, there, s3.root) for path in root.rglob("*") if path.is_file()]
+        assert not any(path.read_bytes().startswith(spoiled) for path in left)
+        assert not any(path.name == MANIFEST_NAME for path in left)
+        spoil(runner, CONFIG)
+        refused = runner.cli("outputs", "cat", f"{job}:config.json")
+        assert (refused.returncode, refused.stdout) == (5, "")

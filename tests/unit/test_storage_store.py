@@ -267,6 +267,22 @@ def test_damage_is_found_and_mended_by_fetching_again(store: Store, tmp_path: Pa
     assert stat.S_IMODE(view.stat().st_mode) == 0o555
 
 
+def test_a_copy_for_a_job_is_hashed_on_the_way(store: Store, tmp_path: Path) -> None:
+    """Damaged bytes reach no job that they are copied for, be it its own copy or a program in a view; nothing stays."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run").write_bytes(b"#!")
+    (tmp_path / "out" / "run").chmod(0o755)
+    tree = made(store, tmp_path / "out", a=b"data").tree_digest
+    victim = store.object_path(hashlib.sha256(b"#!").hexdigest())
+    victim.chmod(0o644)
+    victim.write_bytes(b"!#")
+    for writable in (True, False):
+        with pytest.raises(Corrupt, match="'run' is damaged"):
+            checkout(store, tree, tmp_path / "copy", writable=writable, reflink_first=False)
+    assert not (tmp_path / "copy").exists()
+    assert leftovers(store) == []
+
+
 def test_a_view_is_mended_where_it_stands(store: Store, tmp_path: Path) -> None:
     """Whatever was done to its files and directories; a link planted in it leads nothing outside."""
     tree = made(store, tmp_path / "out", a=b"1", d__b=b"2", e__c=b"3", ok=b"4").tree_digest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 from runner.cli.jobs import job_path
@@ -9,7 +10,7 @@ from runner.cli.operations import push
 from runner.cli.shelf import ENTRY_COLUMNS
 from runner.cli.text import counted, plain, size
 from runner.client import query
-from runner.core.errors import UsageError
+from runner.core.errors import Conflict, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,10 +50,18 @@ def run(args: Args, client: Client, out: Out) -> int:
 
 
 def _cat(args: Args, client: Client, out: Out) -> int:
-    """Print one file of an output, byte for byte."""
+    """Print one file of an output, byte for byte; of one that is damaged never the end."""
     if len(args.words) > 1:
         raise UsageError("`stoker outputs cat` takes one file", hint="stoker outputs cat 42:path/of/it")
     job, _, path = args.words[0].partition(":")
+    found, last = hashlib.sha256(), b""
     for piece in client.read(query(job_path(job, "/outputs/file"), file=path)):
-        out.raw(piece)
+        found.update(piece)
+        out.raw(last)
+        last = piece
+    if found.hexdigest() != client.said("digest"):
+        name = path.rpartition("/")[2] or args.words[0]
+        hint = "`stoker model verify` says what is damaged; this is not all of it, and not what was saved"
+        raise Conflict(f"{name!r} is damaged: its bytes in the store have changed", hint=hint)
+    out.raw(last)
     return 0
