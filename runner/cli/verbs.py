@@ -155,7 +155,7 @@ stoker {kind} create {name} s3://bucket/{name}/ --tag vision
 stoker {kind} push {name} s3://bucket/out/{name}/ --key work
 stoker run {use} -- python train.py
 
-NAME alone is its latest version. No version is given twice."""
+NAME alone is its latest version that did not fail. No version is given twice."""
 
 
 VERBS: dict[str, Verb] = {

@@ -70,8 +70,11 @@ def followed(connection: sqlite3.Connection, artifact_id: int, live: LiveFacts) 
 
 
 def removed(change: Change, which: Which, *, confirmed: bool) -> dict[str, Any]:
-    """Take an artifact away; refused while it is pinned, or while a job that has not finished uses it."""
-    found = named(change.connection, which)
+    """Take an artifact away; refused while it is pinned, or while a job that has not finished uses it.
+
+    A name alone means its newest version here, one that failed as well: the good one before it is not lost by that.
+    """
+    found = named(change.connection, which, failed_too=True)
     users = artifacts.users(change.connection, found)
     if users:
         raise Conflict(f"{which.name} is in use by job {', '.join(map(str, users))}", hint="wait for it, or stop it")

@@ -19,11 +19,18 @@ from storage.manifest import Manifest, part_of
 from storage.store import Store
 
 
-def found(connection: sqlite3.Connection, owner_uid: int, reference: Reference) -> Artifact:
-    """Return the artifact that a reference means now. Raises `NotFound`; `Conflict` where a job has no output yet."""
+def found(
+    connection: sqlite3.Connection, owner_uid: int, reference: Reference, *, failed_too: bool = False
+) -> Artifact:
+    """Return the artifact that a reference means now: of a name alone the newest that has not failed, or `failed_too`.
+
+    Raises `NotFound`; `Conflict` where a job has no output yet.
+    """
     if reference.kind == JOB:
         return output_of(connection, resolve(connection, reference.name, owner_uid))
-    artifact = artifacts.find(connection, owner_uid, reference.kind, reference.name, reference.version)
+    artifact = artifacts.find(
+        connection, owner_uid, reference.kind, reference.name, reference.version, failed_too=failed_too
+    )
     if artifact is None:
         version = "" if reference.version is None else f"@{reference.version}"
         raise NotFound(
@@ -42,11 +49,11 @@ class Which:
     name: str
 
 
-def named(connection: sqlite3.Connection, which: Which) -> Artifact:
-    """Return the artifact that is meant now; `job-42` is an output's name. Raises `NotFound`."""
+def named(connection: sqlite3.Connection, which: Which, *, failed_too: bool = False) -> Artifact:
+    """Return the artifact that is meant now, as `found` does; `job-42` is an output's name. Raises `NotFound`."""
     reference = read_name(which.name, which.kind)
     output = artifacts.find(connection, which.owner_uid, OUTPUT, reference.name, reference.version)
-    return output or found(connection, which.owner_uid, reference)
+    return output or found(connection, which.owner_uid, reference, failed_too=failed_too)
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,13 +173,22 @@ def listing(connection: sqlite3.Connection, owner_uid: int, kind: str | None) ->
 
 
 def find(
-    connection: sqlite3.Connection, owner_uid: int, kind: str, name: str, version: int | None = None
+    connection: sqlite3.Connection,
+    owner_uid: int,
+    kind: str,
+    name: str,
+    version: int | None = None,
+    *,
+    failed_too: bool = False,
 ) -> Artifact | None:
-    """Return a version of a name, the newest when none is said."""
+    """Return a version of a name, when none is said the newest that has not failed, if there is one.
+
+    With `failed_too` the newest is that one whatever became of it.
+    """
     row = connection.execute(
-        _SELECT + "WHERE owner_uid = ? AND kind = ? AND name = ? AND removed_us IS NULL"
-        " AND (? IS NULL OR version = ?) ORDER BY version DESC LIMIT 1",
-        (owner_uid, kind, name, version, version),
+        _SELECT + "WHERE owner_uid = ?1 AND kind = ?2 AND name = ?3 AND removed_us IS NULL"
+        " AND (?4 IS NULL OR version = ?4) ORDER BY NOT ?5 AND state = 'failed', version DESC LIMIT 1",
+        (owner_uid, kind, name, version, failed_too),
     ).fetchone()
     return _artifact(row) if row else None
 

@@ -157,6 +157,24 @@ def test_a_job_waits_for_an_artifact_that_is_still_fetched(runner: Box, web: Web
     runner.ok("model", "rm", "lost")
 
 
+def test_a_version_that_failed_hides_none(runner: Box, web: Web, tmp_path: Path) -> None:
+    """A name alone means the newest that can be had; to `rm` it is the newest of all, and the good one stays."""
+    runner.ok("model", "create", "shad", f"{tree(tmp_path / 't', a='good')}/")
+    refused = runner.cli("model", "create", "shad", f"{web.url}/none.zip")
+    assert (refused.returncode, "shad@2 could not be made" in refused.stderr) == (1, True)
+    assert runner.ok("run", "--model", "shad", "--", "sh", "-c", "cat $STOKER_INPUT_model/a") == "good"
+    runner.ok("model", "pull", "shad", str(tmp_path / "out"))
+    runner.ok("cp", "model:shad/a", str(tmp_path / "a"))
+    runner.ok("model", "pin", "shad")
+    assert (shown(runner, "shad")["pinned"], shown(runner, "shad@2")["pinned"]) == (True, False)
+    assert runner.cli("model", "pull", "shad@2", str(tmp_path / "out")).returncode == 5
+    runner.ok("model", "rm", "shad", "-y")
+    assert listed(runner) == ["shad@1"]
+    runner.cli("model", "create", "only", f"{web.url}/none.zip")
+    refused = runner.cli("submit", "--model", "only", "--", "true")
+    assert (refused.returncode, "could not be fetched" in refused.stderr) == (5, True)
+
+
 def test_a_fetch_goes_on_after_the_runner_was_killed(runner: Box, web: Web) -> None:
     """Whoever waits for it waits on, and gets the same version."""
     tree(web.root, **{"big.bin": "bytes"})
