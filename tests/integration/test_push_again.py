@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 import pytest
 
 from storage.download import fetch
-from storage.errors import Cancelled
+from storage.errors import Cancelled, SourceRefused, WrongBytes
 from storage.manifest import MANIFEST_NAME
 from storage.publish import publish
 from storage.sources.base import SourceOptions
@@ -103,14 +103,29 @@ def test_two_pushes_to_one_place_leave_one_whole_tree(how: SourceOptions, store:
     assert brought(tmp_path, "other", how) in trees
 
 
-def test_a_local_directory_is_what_its_user_made_of_it(store: Store, tmp_path: Path) -> None:
-    """A manifest from an earlier push says nothing of files that were edited since."""
+def test_a_local_directory_is_what_its_manifest_says(store: Store, tmp_path: Path) -> None:
+    """Damage and an edit look alike: either is refused, naming the file, until its user removes the manifest.
+
+    What was put beside the pushed files is taken with them.
+    """
     digest = tree(store, tmp_path / "one", a="one", b="two")
-    place = parse(f"{tmp_path}/place/", PurePath("/"))
+    place, there = parse(f"{tmp_path}/place/", PurePath("/")), tmp_path / "place"
     push(store, digest, place, SourceOptions(), progress=lambda *_: None, cancelled=lambda: False)
-    assert (tmp_path / "place" / MANIFEST_NAME).exists()
-    (tmp_path / "place/a").write_text("edited")
-    fetched = fetch(store, place, SourceOptions(), progress=lambda *_: None, cancelled=lambda: False)
-    entries = {each.path: each for each in store.manifest(fetched.tree_digest).entries}
-    assert set(entries) == {"a", "b"}
-    assert store.object_path(entries["a"].digest).read_text() == "edited"
+
+    def taken() -> dict[str, str]:
+        fetched = fetch(store, place, SourceOptions(), progress=lambda *_: None, cancelled=lambda: False)
+        entries = store.manifest(fetched.tree_digest).entries
+        return {each.path: store.object_path(each.digest).read_text() for each in entries}
+
+    assert taken() == {"a": "one", "b": "two"}
+    (there / "c").write_text("more")
+    assert taken() == {"a": "one", "b": "two", "c": "more"}
+    (there / "a").write_text("eno")
+    with pytest.raises(WrongBytes, match=r"a is .* and should be") as changed:
+        taken()
+    (there / "a").unlink()
+    with pytest.raises(SourceRefused, match="lacks 1 of its files, such as 'a'") as gone:
+        taken()
+    assert all(f"remove {MANIFEST_NAME} there" in each.value.hint for each in (changed, gone))
+    (there / MANIFEST_NAME).unlink()
+    assert taken() == {"b": "two", "c": "more"}
