@@ -30,6 +30,15 @@ def scraps(store: Store) -> Scraps:
     return Scraps(downloads, set_aside(partial), sum(1 for _ in damaged.iterdir()), set_aside(damaged))
 
 
+def drop_damaged(store: Store) -> int:
+    """Remove what was set aside because its bytes had changed; return how many bytes of the disk that were."""
+    folder = store.root / "damaged"
+    held = set_aside(folder)
+    for path in folder.iterdir():
+        path.unlink(missing_ok=True)
+    return held - set_aside(folder)
+
+
 def held_alone(store: Store, digests: Iterable[str]) -> int:
     """Return the bytes of the objects that these trees hold and no other tree does."""
     going, alone, shared = set(digests), dict[str, int](), set[str]()

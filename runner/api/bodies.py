@@ -106,7 +106,7 @@ RENAME = _body(["name"], name=_TEXT)
 RESTORE = _body([], job=_TEXT, destination=_TEXT, overwrite=_TRUE)
 COPY = _body(["source", "destination"], source=_TEXT, destination=_TEXT, overwrite=_TRUE)
 BACKUP = _body([], destination=_TEXT)
-PRUNE = _body([], dry_run=_TRUE)
+PRUNE = _body([], dry_run=_TRUE, damaged=_TRUE)
 VERIFY = _body([], all=_TRUE)
 _VALUES = {
     "type": "object",

@@ -29,12 +29,15 @@ def show_cache(request: Request) -> JSONResponse:
 
 @router.post("/cache/prune", openapi_extra=bodies.PRUNE)
 async def prune_cache(request: Request) -> JSONResponse:
-    """Give up staged inputs that nothing needs, or with `dry_run` say which those are."""
+    """Give up staged inputs that nothing needs, and if told so what is damaged; with `dry_run` say what that is."""
     room, uid = room_of(request), uid_of(request)
     body = await body_of(request, SMALL_MAX)
-    if read_body(bodies.PRUNE, body).get("dry_run"):
-        return JSONResponse(await run_in_threadpool(lambda: keep.prunable(room.reader(), room.store, uid)))
-    prune = partial(keep.prune, room.desk, room.store, room.reader, room.sweep, uid)
+    document = read_body(bodies.PRUNE, body)
+    damaged = bool(document.get("damaged"))
+    if document.get("dry_run"):
+        shown = lambda: keep.prunable(room.reader(), room.store, uid, damaged=damaged)  # noqa: E731 - its own reader
+        return JSONResponse(await run_in_threadpool(shown))
+    prune = partial(keep.prune, room.desk, room.store, room.reader, room.sweep, uid, damaged=damaged)
     return JSONResponse(await Once(request, body).outside(prune))
 
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from runner.config import Storage
+from runner.core.errors import Refused
 from runner.service.desk import Change, Desk
 from runner.service.operations import Operation, Operations
 from runner.service.views import iso
 from runner.state import staged
 from runner.state.staged import Tree
 from storage.store import Store, Swept
-from storage.upkeep import held_alone, scraps
+from storage.upkeep import drop_damaged, held_alone, scraps
 
 # How the daemon hashes trees again and mends them: which, with whose credentials, and for which operation.
 Verify = Callable[[Sequence[str], int | None, Operation], dict[str, Any]]
@@ -60,21 +61,37 @@ def df(connection: sqlite3.Connection, store: Store, settings: Storage, uid: int
     }
 
 
-def prunable(connection: sqlite3.Connection, store: Store, uid: int) -> dict[str, Any]:
+def prunable(connection: sqlite3.Connection, store: Store, uid: int, *, damaged: bool) -> dict[str, Any]:
     """Return what `prune` would give up and how many bytes that frees: what it shares with others stays."""
+    _check_damaged(uid, damaged)
     going = [each for each in staged.trees(connection, scope(uid)) if each.unused]
-    loose = scraps(store) if _takes_scraps(connection, uid) else None
+    loose = scraps(store)
+    partial_bytes = loose.partial_bytes if _takes_scraps(connection, uid) else 0
+    damaged_bytes = loose.damaged_bytes if damaged else 0
     return {
         "version": 1,
         "dry_run": True,
         "trees": [_told(each) for each in going],
-        "partial_bytes": loose.partial_bytes if loose else 0,
-        "freed_bytes": held_alone(store, [each.digest for each in going]) + (loose.partial_bytes if loose else 0),
+        "partial_bytes": partial_bytes,
+        "damaged_bytes": damaged_bytes,
+        "freed_bytes": held_alone(store, [each.digest for each in going]) + partial_bytes + damaged_bytes,
     }
 
 
-def prune(desk: Desk, store: Store, reader: Callable[[], sqlite3.Connection], sweep: Sweep, uid: int) -> dict[str, Any]:
-    """Give up every staged tree that nothing needs, and what broken-off downloads left; say what went."""
+def prune(
+    desk: Desk,
+    store: Store,
+    reader: Callable[[], sqlite3.Connection],
+    sweep: Sweep,
+    uid: int,
+    *,
+    damaged: bool,
+) -> dict[str, Any]:
+    """Give up every staged tree that nothing needs, and what broken-off downloads left; say what went.
+
+    What was set aside goes when `damaged` says so, and never by itself: it may be all that is left of a file.
+    """
+    _check_damaged(uid, damaged)
 
     def forget(change: Change) -> list[Tree]:
         going = [each for each in staged.trees(change.connection, scope(uid)) if each.unused]
@@ -86,12 +103,14 @@ def prune(desk: Desk, store: Store, reader: Callable[[], sqlite3.Connection], sw
     before = scraps(store).partial_bytes
     swept = sweep(takes_scraps)
     partial = max(0, before - scraps(store).partial_bytes)
+    damaged_bytes = drop_damaged(store) if damaged else 0
     return {
         "version": 1,
         "dry_run": False,
         "trees": [_told(each) for each in going if not store.has_tree(each.digest)],
         "partial_bytes": partial,
-        "freed_bytes": swept.size_bytes + partial,
+        "damaged_bytes": damaged_bytes,
+        "freed_bytes": swept.size_bytes + partial + damaged_bytes,
     }
 
 
@@ -124,6 +143,11 @@ def _told(tree: Tree) -> dict[str, Any]:
         "fetched_at": iso(tree.fetched_us),
         "used_at": iso(tree.used_us),
     }
+
+
+def _check_damaged(uid: int, damaged: bool) -> None:
+    if damaged and scope(uid) is not None:
+        raise Refused("what was set aside is of everybody", hint="the administrator of this runner may remove it")
 
 
 def _takes_scraps(connection: sqlite3.Connection, uid: int) -> bool:

@@ -101,6 +101,7 @@ def test_bad_words_and_flags_are_refused(runner: Box) -> None:
         ("empty",),
         ("df", "x"),
         ("df", "--dry-run"),
+        ("df", "--damaged"),
         ("prune", "--al"),
         ("prune", "--all"),
         ("df", "-o", "x"),
@@ -188,7 +189,10 @@ def test_what_another_fetch_brings_back_mends_too(runner: Box, web: Web) -> None
 
 
 def test_verify_says_what_is_lost(runner: Box, web: Web) -> None:
-    """A source that has changed cannot mend what it was, an output has none; the exit code says that bytes are gone."""
+    """A source that has changed cannot mend what it was, an output has none; the exit code says that bytes are gone.
+
+    What was set aside goes only when its owner says so.
+    """
     put(web, data=50_000)
     before = (web.root / "data").read_bytes()
     ran(runner, web, "data")
@@ -201,6 +205,13 @@ def test_verify_says_what_is_lost(runner: Box, web: Web) -> None:
     assert done.returncode == 1
     assert "has changed: it is" in done.stdout and "nothing says where it came from" in done.stdout
     assert "0 mended, 2 lost" in done.stdout
+    runner.ok("cache", "prune")
+    assert parts(runner)["damaged"][0] == 2, "it may be all that is left"
+    held = parts(runner)["damaged"][1]
+    shown = json.loads(runner.ok("cache", "prune", "--damaged", "--dry-run", "--json"))
+    assert (shown["damaged_bytes"], parts(runner)["damaged"]) == (held, (2, held))
+    assert "that was damaged" in runner.cli("cache", "prune", "--damaged").stderr
+    assert parts(runner)["damaged"] == (0, 0)
     assert max(map(len, done.stdout.splitlines())) <= 200
 
 

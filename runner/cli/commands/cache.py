@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def run(args: Args, client: Client, out: Out) -> int:
     """Print what is held, give up what nothing needs, or check it."""
-    for flag, action in (("dry_run", "prune"), ("all", "verify")):
+    for flag, action in (("dry_run", "prune"), ("damaged", "prune"), ("all", "verify")):
         if args.get(flag) and args.action != action:
             name = flag.replace("_", "-")
             raise UsageError(f"--{name} is for `stoker cache {action}`", hint=f"`stoker cache {args.action}` alone")
@@ -33,7 +33,7 @@ def run(args: Args, client: Client, out: Out) -> int:
 
 
 def _prune(args: Args, client: Client, out: Out) -> int:
-    body = {"dry_run": bool(args.get("dry_run"))}
+    body = {"dry_run": bool(args.get("dry_run")), "damaged": bool(args.get("damaged"))}
     document = client.post("/v1/cache/prune", body, key=args.get("idempotency_key") or "", timeout_s=None)
     trees = document["trees"]
     if trees or out.format not in {"table", "wide"}:
@@ -42,6 +42,8 @@ def _prune(args: Args, client: Client, out: Out) -> int:
     whole = counted(len(trees), "tree")
     if document["partial_bytes"]:
         whole += f" and {size(document['partial_bytes'])} of partial downloads"
+    if document["damaged_bytes"]:
+        whole += f" and {size(document['damaged_bytes'])} that was damaged"
     out.note(f"{'would free' if document['dry_run'] else 'freed'} {size(document['freed_bytes'])}: {whole}")
     return 0
 
