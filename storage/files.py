@@ -62,7 +62,7 @@ def copy(source_fd: int, target_fd: int, cancelled: Callable[[], bool] = never) 
     """
     limit = os.fstat(source_fd).st_size
     digest, size = hashlib.sha256(), 0
-    buffer = memoryview(bytearray(CHUNK_BYTES))
+    buffer = memoryview(bytearray(min(CHUNK_BYTES, limit)))
     while count := os.preadv(source_fd, [buffer[: limit - size]], size):
         if cancelled():
             raise Cancelled

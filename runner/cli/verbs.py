@@ -41,7 +41,6 @@ class Verb:
 
     `starts` is `need` for by need, `always` where it also ends what `service stop` began, `never`, or `apart` for a
     verb that has nothing to do with a runner.
-
     `words` is the metavar of its arguments: `JOB` exactly one, `[JOB]` at most one, `JOB...` at least one,
     `[NAME...]` any number, empty none; `[CMD]` is a script, a job file or a command with all that follows it.
     `actions` are the words of a noun's second level, the first is the default. `hot` verbs are read without typer, and
