@@ -1,7 +1,7 @@
 """What a manifest beside a tree says of it: which files are its own, their modes, and what they should be.
 
 It is written last, so where one is there every file that it names has to be; what it does not name is of something
-else that is or was at the place.
+else that is or was at the place. Before the first file there is a mark in its stead: what has that is no tree yet.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from storage.errors import Corrupt, SourceRefused, WrongBytes
-from storage.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, decode
+from storage.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, UNFINISHED, decode
 from storage.sources.base import Item, Listing, Source
 from storage.uri import Uri
 
@@ -20,16 +20,19 @@ _NOT_WRITTEN = frozenset({"git", "hf", "kaggle"})
 def describe(source: Source, uri: Uri, listing: Listing) -> Listing:
     """Return the files of a listing that the manifest among them names, with what they should be.
 
-    A local directory is what its user made of it since: there it is only left out.
+    A local directory is what its user made of it since: there it is only left out. Raise `SourceRefused` for a place
+    that is being written, or was when that broke off.
     """
     marker = next((item for item in listing.items if item.path == MANIFEST_NAME), None)
     if marker is None or not listing.is_tree or uri.kind in _NOT_WRITTEN:
         return listing
+    data, hint = _read(source, uri, marker), f"remove {MANIFEST_NAME} there to take the files as they are"
+    if data.startswith(UNFINISHED):
+        raise SourceRefused(f"{uri.shown}: a push to it was not finished", f"push to it again, or {hint}")
     if uri.is_local:
         return replace(listing, items=tuple(item for item in listing.items if item is not marker))
-    hint = f"remove {MANIFEST_NAME} there to take the files as they are"
     try:
-        named = decode(_read(source, uri, marker)).entries
+        named = decode(data).entries
     except Corrupt as error:
         raise SourceRefused(f"{uri.shown}: {MANIFEST_NAME} is no manifest", hint) from error
     there = {item.path: item for item in listing.items}

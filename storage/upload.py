@@ -1,7 +1,8 @@
 """Writes a stored tree to a place that somebody names: the files in parallel, the manifest last.
 
-A place whose manifest is there holds the whole tree that it describes. While it is being written it has none, so
-nobody takes half a tree for a whole one; a push that was broken off goes on with the files that are missing.
+A place whose manifest is there holds the whole tree that it describes. Before the first file is written a mark takes
+its place, so nobody takes half a tree for a whole one; a push that was broken off goes on with the files that are
+missing.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from storage.destinations import Destination, open_destination
 from storage.download import single_flight
 from storage.errors import Cancelled, NotStored, SourceFailed, SourceRefused, StorageError, disk_errors
 from storage.journal import PushJournal
-from storage.manifest import MANIFEST_NAME, Entry, Manifest
+from storage.manifest import MANIFEST_NAME, Entry, Manifest, unfinished
 from storage.parallel import each, pools
-from storage.publish import export
+from storage.publish import check_room, export
 from storage.sinks.base import Outgoing
 from storage.sources.base import SourceOptions
 from storage.store import Store
@@ -110,22 +111,28 @@ def _to_directory(
     with suppress(FileNotFoundError, NotADirectoryError):
         if marker.read_bytes() == manifest.encoded:
             return Pushed(len(manifest.entries), manifest.size_bytes, 0)
-        marker.unlink()
     progress(0, manifest.size_bytes)
     with disk_errors(directory):
         files.make_directories(directory)
+    check_room(manifest, directory, overwrite=True)
+    _put(marker, unfinished(manifest), os.fsync)
     count = export(store, manifest, directory, overwrite=True, written=written)
-    temp = directory / f"{MANIFEST_NAME}.{secrets.token_hex(4)}"
-    with disk_errors(directory):
+    _put(marker, manifest.encoded, files.syncfs)
+    return Pushed(count, manifest.size_bytes, manifest.size_bytes)
+
+
+def _put(path: Path, data: bytes, sync: Callable[[int], None]) -> None:
+    """Write a small local file whole and durably; `sync` is given its descriptor before it has its name."""
+    temp = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    with disk_errors(path.parent):
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
-            files.write_at(fd, memoryview(manifest.encoded), 0)
-            files.syncfs(fd)
+            files.write_at(fd, memoryview(data), 0)
+            sync(fd)
         finally:
             os.close(fd)
-        temp.rename(marker)
-        files.sync_directory(directory)
-    return Pushed(count, manifest.size_bytes, manifest.size_bytes)
+        temp.rename(path)
+        files.sync_directory(path.parent)
 
 
 class _Push:
@@ -160,20 +167,22 @@ class _Push:
 
     def _run(self) -> Pushed:
         manifest, journal, ask = self._manifest, self._journal, self._ask
-        encoded = manifest.encoded
-        if ask(lambda: self._destination.read(MANIFEST_NAME, len(encoded) + 1)) == encoded:
+        encoded, mark = manifest.encoded, unfinished(manifest)
+        there = ask(lambda: self._destination.read(MANIFEST_NAME, len(encoded) + 1))
+        if there == encoded:
             self._give_up()
             journal.forget()
             return Pushed(len(manifest.entries), manifest.size_bytes, 0)
         left = self._left()
         here = sum(journal.parts(entry.path).held(entry.size) for entry in left)
-        ask(lambda: self._destination.remove(MANIFEST_NAME))
+        if there != mark:
+            ask(lambda: self._destination.write(MANIFEST_NAME, mark))
         for path, upload in journal.strays:
             with suppress(SourceRefused):
                 ask(partial(self._destination.abort, path, upload))
         journal.begin()
         self._send(sorted(left, key=lambda entry: -entry.size))
-        if ask(lambda: self._destination.read(MANIFEST_NAME, 1)) is not None:
+        if ask(lambda: self._destination.read(MANIFEST_NAME, len(mark) + 1)) != mark:
             raise SourceFailed(f"{self._shown}: somebody else has written there meanwhile", transient=True)
         ask(lambda: self._destination.write(MANIFEST_NAME, encoded))
         if self._throttle is not None:

@@ -214,7 +214,7 @@ def test_a_new_tree_takes_an_old_ones_place(place: Spot, store: Store, tmp_path:
 
 
 def test_a_push_that_broke_off_goes_on(remote: Spot, store: Store, tmp_path: Path) -> None:
-    """While files are missing there is no manifest; the next push sends those alone."""
+    """The next push sends the files alone that are missing."""
     digest = tree(store, tmp_path / "out", big=10, more=40)
     seen: list[int] = []
     with pytest.raises(Cancelled):
@@ -227,8 +227,7 @@ def test_a_push_that_broke_off_goes_on(remote: Spot, store: Store, tmp_path: Pat
             cancelled=lambda: bool(seen) and seen[-1] > 15_000,
         )
     destination = opened(remote)
-    assert destination.read(MANIFEST_NAME, 1000) is None
-    begun = destination.files()
+    begun = destination.files().keys() - {MANIFEST_NAME}
     destination.close()
     assert 0 < len(begun) < 44
     again = pushed(store, digest, remote)
@@ -236,6 +235,36 @@ def test_a_push_that_broke_off_goes_on(remote: Spot, store: Store, tmp_path: Pat
     if remote.kind not in {"ftp", "ftps"}:  # where nothing tells a file from a changed one
         assert again.sent_bytes < again.size_bytes - 10_000
     assert back(remote, tmp_path / "other") == digest
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_place_that_is_half_written_is_no_artifact(place: Spot, older: bool, store: Store, tmp_path: Path) -> None:
+    """Neither the new tree nor the one before, until a push to it is done; what is there says so to everybody."""
+    digest = tree(store, tmp_path / "out", big=10, more=40)
+    if older:
+        pushed(store, tree(store, tmp_path / "old", big=10), place)
+    done: list[int] = []
+    with pytest.raises(Cancelled):
+        push(
+            store, digest, place.uri("deep/place"), place.options,
+            progress=lambda now, _: done.append(now), cancelled=lambda: bool(done) and done[-1] > 15_000,
+        )  # fmt: skip
+    with pytest.raises(SourceRefused, match="a push to it was not finished") as caught:
+        back(place, tmp_path / "other")
+    assert caught.value.hint.startswith("push to it again")
+    assert pushed(store, digest, place).files == 44
+    assert back(place, tmp_path / "other") == digest
+
+
+def test_a_server_that_renames_over_nothing_gets_a_tree_again(store: Store, tmp_path: Path) -> None:
+    """What is in the way of its manifest goes first."""
+    (tmp_path / "there").mkdir()
+    with ftp_server(tmp_path, "no-replace") as server:
+        place = Spot("ftp", server.url, SourceOptions(), str, None)
+        for name in ("one", "two"):
+            digest = tree(store, tmp_path / name, big=10)
+            pushed(store, digest, place, "there")
+            assert back(place, tmp_path / f"other-{name}", "there") == digest
 
 
 def test_a_large_file_is_told_of_on_the_way_and_can_be_broken_off(remote: Spot, store: Store, tmp_path: Path) -> None:
@@ -264,9 +293,8 @@ def test_a_large_file_is_told_of_on_the_way_and_can_be_broken_off(remote: Spot, 
             cancelled=lambda: bool(told) and told[-1][0] > 0,
         )
     assert told[-1][0] < size
-    destination = opened(remote, "two")
-    assert destination.read(MANIFEST_NAME, 1000) is None
-    destination.close()
+    with pytest.raises(SourceRefused, match="was not finished"):
+        back(remote, tmp_path / "other", "two")
 
 
 def test_small_files_are_read_written_and_removed(remote: Spot) -> None:

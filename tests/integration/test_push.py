@@ -10,7 +10,7 @@ import pytest
 
 from storage.download import fetch
 from storage.errors import BadUri, Cancelled, SourceRefused, WrongBytes
-from storage.manifest import MANIFEST_NAME
+from storage.manifest import MANIFEST_NAME, unfinished
 from storage.publish import publish
 from storage.sources.base import SourceOptions
 from storage.store import Store
@@ -56,7 +56,7 @@ def test_a_tree_is_whole_in_a_bucket_and_is_sent_once(how: SourceOptions, store:
 
 
 def test_a_push_that_broke_off_goes_on(how: SourceOptions, store: Store, tmp_path: Path) -> None:
-    """While files are missing there is no manifest; the next push sends those alone."""
+    """The next push sends the files alone that are missing."""
     directory = tmp_path / "out"
     directory.mkdir()
     for number in range(40):
@@ -71,11 +71,13 @@ def test_a_push_that_broke_off_goes_on(how: SourceOptions, store: Store, tmp_pat
     uri = parse("s3://bucket/p/", PurePath("/"))
     with pytest.raises(Cancelled):
         push(store, digest, uri, how, progress=lambda done, _: sent.append(done), cancelled=cancelled)
-    begun = len([each for each in there.rglob("*") if each.is_file()])
-    assert 0 < begun < 44 and not (there / MANIFEST_NAME).exists()
+    begun = len([each for each in there.rglob("*") if each.is_file() and each.name != MANIFEST_NAME])
+    assert 0 < begun < 44
+    with pytest.raises(SourceRefused, match="a push to it was not finished"):
+        fetch(store, uri, how, progress=lambda *_: None, cancelled=lambda: False)
     again = pushed(store, digest, "s3://bucket/p/", how)
     assert again.files == 44 and 0 < again.sent_bytes < again.size_bytes - 10_000
-    assert (there / MANIFEST_NAME).exists()
+    assert (there / MANIFEST_NAME).read_bytes() == store.manifest(digest).encoded
 
 
 def test_a_limited_rate_counts_what_goes_to_a_bucket(s3: S3, how: SourceOptions, store: Store, tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_a_new_tree_in_an_old_place_has_no_manifest_yet(how: SourceOptions, stor
         second,
         parse("s3://bucket/p/", PurePath("/")),
         how,
-        progress=lambda done, _: seen.append(done == 0 or not marker.exists()),
+        progress=lambda done, _: seen.append(done == 0 or marker.read_bytes() == unfinished(store.manifest(second))),
         cancelled=lambda: False,
     )
     assert all(seen) and marker.read_bytes() == store.manifest(second).encoded
