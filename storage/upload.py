@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import threading
 from collections.abc import Callable, Collection
@@ -33,6 +34,8 @@ from storage.store import Store
 from storage.transfer import Meter, Retry
 from storage.uri import Uri
 
+# Control characters and bytes that are no UTF-8: requests, or the listings that tell of them, do not carry these.
+_ODD = re.compile("[\0-\x1f\x7f-\x9f\ufffe\uffff\udc80-\udcff]")
 _T = TypeVar("_T")
 
 
@@ -66,6 +69,7 @@ def push(
     """
     retry = retry or Retry()
     manifest = store.manifest(digest)
+    _check_names(manifest, uri)
     with store.lease(f"push {os.getpid()}") as lease:
         if not store.keep(lease, digest):
             raise NotStored(f"no artifact {digest[:12]} in the store")
@@ -88,6 +92,17 @@ def push(
                 ).run()
             finally:
                 destination.close()
+
+
+def _check_names(manifest: Manifest, uri: Uri) -> None:
+    """Raise `SourceRefused` where a place cannot hold a file's name, or could not tell it again."""
+    if uri.is_local:
+        return
+    for entry in manifest.entries:
+        if _ODD.search(entry.path):
+            raise SourceRefused(
+                f"{uri.shown} takes no file of the name {entry.path!r}", "rename it, or push it to a directory"
+            )
 
 
 def _to_directory(

@@ -256,6 +256,25 @@ def test_a_place_that_is_half_written_is_no_artifact(place: Spot, older: bool, s
     assert back(place, tmp_path / "other") == digest
 
 
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"a\nb\x1b[31m"])
+def test_a_name_that_a_place_cannot_hold_is_refused_before_anything_is_written(
+    remote: Spot, name: bytes, store: Store, tmp_path: Path
+) -> None:
+    """The file is named, without what would change a terminal."""
+    directory = tmp_path / "out"
+    directory.mkdir()
+    (directory / "a").write_text("first")
+    Path(os.fsdecode(os.fsencode(directory) + b"/" + name)).write_text("odd")
+    published = publish(store, directory)
+    assert published is not None and published.tree_digest is not None
+    with pytest.raises(SourceRefused, match="takes no file of the name") as caught:
+        pushed(store, published.tree_digest, remote)
+    assert repr(os.fsdecode(name)) in caught.value.message
+    destination = opened(remote)
+    assert destination.files() == {}
+    destination.close()
+
+
 def test_a_server_that_renames_over_nothing_gets_a_tree_again(store: Store, tmp_path: Path) -> None:
     """What is in the way of its manifest goes first."""
     (tmp_path / "there").mkdir()

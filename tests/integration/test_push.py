@@ -137,6 +137,22 @@ def test_what_cannot_be_written_says_why(s3: S3, how: SourceOptions, store: Stor
     assert "make the bucket" in caught.value.hint
 
 
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"a\nb\x1b[31m"])
+def test_a_name_that_a_bucket_cannot_hold_is_refused_first(
+    how: SourceOptions, store: Store, tmp_path: Path, name: bytes
+) -> None:
+    """It is said which file it is, and nothing is written; a directory takes it."""
+    tree(store, tmp_path / "out", big=10)
+    Path(os.fsdecode(os.fsencode(tmp_path / "out") + b"/" + name)).touch()
+    published = publish(store, tmp_path / "out")
+    assert published is not None and published.tree_digest is not None
+    with pytest.raises(SourceRefused) as caught:
+        pushed(store, published.tree_digest, "s3://bucket/p/", how)
+    assert repr(os.fsdecode(name)) in caught.value.message
+    assert list((tmp_path / "buckets/bucket").iterdir()) == []
+    assert pushed(store, published.tree_digest, f"{tmp_path}/place/", how).files == 5
+
+
 def test_what_was_pushed_comes_back_as_the_same_artifact(how: SourceOptions, store: Store, tmp_path: Path) -> None:
     """A place with a manifest is read as the tree that was pushed: digests compared, modes kept."""
     digest = tree(store, tmp_path / "out", big=1000)
