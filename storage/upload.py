@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,11 +41,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """A tree that is whole at its destination: its files, their bytes, and how many bytes travelled for it."""
+    """A tree that is whole at its destination: its files, their bytes, and how many bytes travelled for it.
+
+    `beside` counts the files there that are not of it, where it was written over another tree.
+    """
 
     files: int
     size_bytes: int
     sent_bytes: int
+    beside: int = 0
 
 
 def push(
@@ -123,9 +127,11 @@ def _to_directory(
         progress(done, manifest.size_bytes)
 
     marker = directory / MANIFEST_NAME
+    older = None
     with suppress(FileNotFoundError, NotADirectoryError):
-        if marker.read_bytes() == manifest.encoded:
-            return Pushed(len(manifest.entries), manifest.size_bytes, 0)
+        older = marker.read_bytes()
+    if older == manifest.encoded:
+        return Pushed(len(manifest.entries), manifest.size_bytes, 0)
     progress(0, manifest.size_bytes)
     with disk_errors(directory):
         files.make_directories(directory)
@@ -133,7 +139,14 @@ def _to_directory(
     _put(marker, unfinished(manifest), os.fsync)
     count = export(store, manifest, directory, overwrite=True, written=written)
     _put(marker, manifest.encoded, files.syncfs)
-    return Pushed(count, manifest.size_bytes, manifest.size_bytes)
+    there = [Path(top, name) for top, _, names in os.walk(directory) for name in names] if older is not None else []
+    beside = _beside(manifest, (str(each.relative_to(directory)) for each in there))
+    return Pushed(count, manifest.size_bytes, manifest.size_bytes, beside)
+
+
+def _beside(manifest: Manifest, there: Iterable[str]) -> int:
+    """Return how many of the files at a place are not of the tree."""
+    return len(set(there) - {entry.path for entry in manifest.entries} - {MANIFEST_NAME})
 
 
 def _put(path: Path, data: bytes, sync: Callable[[int], None]) -> None:
@@ -183,14 +196,15 @@ class _Push:
     def _run(self) -> Pushed:
         manifest, journal, ask = self._manifest, self._journal, self._ask
         encoded, mark = manifest.encoded, unfinished(manifest)
-        there = ask(lambda: self._destination.read(MANIFEST_NAME, len(encoded) + 1))
-        if there == encoded:
+        older = ask(lambda: self._destination.read(MANIFEST_NAME, len(encoded) + 1))
+        if older == encoded:
             self._give_up()
             journal.forget()
             return Pushed(len(manifest.entries), manifest.size_bytes, 0)
-        left = self._left()
+        there = ask(self._destination.files) if older is not None else {}
+        left = self._left(there)
         here = sum(journal.parts(entry.path).held(entry.size) for entry in left)
-        if there != mark:
+        if older != mark:
             ask(lambda: self._destination.write(MANIFEST_NAME, mark))
         for path, upload in journal.strays:
             with suppress(SourceRefused):
@@ -203,7 +217,8 @@ class _Push:
         if self._throttle is not None:
             self._throttle.take(len(encoded))
         journal.forget()
-        return Pushed(len(manifest.entries), manifest.size_bytes, sum(entry.size for entry in left) - here)
+        sent_bytes = sum(entry.size for entry in left) - here
+        return Pushed(len(manifest.entries), manifest.size_bytes, sent_bytes, _beside(manifest, there))
 
     def _ask(self, work: Callable[[], _T]) -> _T:
         return self._retry.run(work, self._cancelled)
@@ -215,10 +230,9 @@ class _Push:
                 self._destination.abort(path, upload)
                 self._journal.parts(path).drop()
 
-    def _left(self) -> list[Entry]:
+    def _left(self, there: Mapping[str, tuple[int, str]]) -> list[Entry]:
         """Return the files that an earlier push has not written, or that are not there any more as it wrote them."""
         done = {path: tag for path, tag in self._journal.tags.items() if tag}
-        there = self._ask(self._destination.files) if done else {}
         left = []
         for entry in self._manifest.entries:
             if entry.path in done and there.get(entry.path) == (entry.size, done[entry.path]):
