@@ -100,13 +100,12 @@ def push(
 
 def _check_names(manifest: Manifest, uri: Uri) -> None:
     """Raise `SourceRefused` where a place cannot hold a file's name, or could not tell it again."""
-    if uri.is_local:
-        return
     for entry in manifest.entries:
-        if _ODD.search(entry.path):
-            raise SourceRefused(
-                f"{uri.shown} takes no file of the name {entry.path!r}", "rename it, or push it to a directory"
-            )
+        no = f"{uri.shown} takes no file of the name {entry.path!r}"
+        if entry.path.partition("/")[0] == MANIFEST_NAME:
+            raise SourceRefused(f"{no}: there it says what was pushed", "rename it, or have it in a directory below")
+        if not uri.is_local and _ODD.search(entry.path):
+            raise SourceRefused(no, "rename it, or push it to a directory")
 
 
 def _to_directory(

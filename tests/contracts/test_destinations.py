@@ -15,7 +15,7 @@ import pytest
 from storage.credentials import Credential
 from storage.destinations import Destination, open_destination
 from storage.download import fetch
-from storage.errors import Cancelled, SourceFailed, SourceRefused, StorageError
+from storage.errors import Cancelled, SourceFailed, SourceMissing, SourceRefused, StorageError
 from storage.manifest import MANIFEST_NAME
 from storage.publish import publish
 from storage.sinks.base import PIECE_BYTES
@@ -275,6 +275,28 @@ def test_a_name_that_a_place_cannot_hold_is_refused_before_anything_is_written(
     destination = opened(remote)
     assert destination.files() == {}
     destination.close()
+
+
+def test_a_manifest_of_the_trees_own_is_refused_before_anything_is_written(
+    place: Spot, store: Store, tmp_path: Path
+) -> None:
+    """It would be taken for that of the push; below the top it is a file like any other, and comes back."""
+    digest = tree(store, tmp_path / "inner", big=10)
+    for top, refused in (("own", True), ("below", False)):
+        directory = tmp_path / top
+        (directory / "sub").mkdir(parents=True)
+        (directory / "a").write_text("first")
+        (directory / ("" if refused else "sub") / MANIFEST_NAME).write_bytes(store.manifest(digest).encoded)
+        published = publish(store, directory)
+        assert published is not None and published.tree_digest is not None
+        if refused:
+            with pytest.raises(SourceRefused, match=f"takes no file of the name '{MANIFEST_NAME}'"):
+                pushed(store, published.tree_digest, place)
+            with pytest.raises(SourceMissing):
+                back(place, tmp_path / "none")
+        else:
+            pushed(store, published.tree_digest, place)
+            assert back(place, tmp_path / "other") == published.tree_digest
 
 
 def test_a_server_that_renames_over_nothing_gets_a_tree_again(store: Store, tmp_path: Path) -> None:
