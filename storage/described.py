@@ -2,7 +2,8 @@
 
 It is written last, so where one is there every file that it names has to be, as it says; what it does not name is of
 something else that is or was at the place. In a local directory that is its user's, and part of what they have there.
-An edit cannot be told from damage: whoever means one removes the manifest.
+An edit cannot be told from damage: whoever means one removes the manifest. Before the first file there is a mark in its
+stead: what has that is no tree yet.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from storage.errors import Corrupt, SourceRefused, WrongBytes
-from storage.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, decode
+from storage.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, UNFINISHED, decode
 from storage.sources.base import Item, Listing, Source
 from storage.uri import Uri
 
@@ -22,13 +23,17 @@ _HINT = f"remove {MANIFEST_NAME} there to take the files as they are"
 def describe(source: Source, uri: Uri, listing: Listing) -> Listing:
     """Return the files of a listing that the manifest among them names, with what they should be; local ones all.
 
-    Raise `SourceRefused` where it is no manifest, or names a file that is not there.
+    Raise `SourceRefused` where it is no manifest, or names a file that is not there, and for a place that is being
+    written, or was when that broke off.
     """
     marker = next((item for item in listing.items if item.path == MANIFEST_NAME), None)
     if marker is None or not listing.is_tree or uri.kind in _NOT_WRITTEN:
         return listing
+    data = _read(source, uri, marker)
+    if data.startswith(UNFINISHED):
+        raise SourceRefused(f"{uri.shown}: a push to it was not finished", f"push to it again, or {_HINT}")
     try:
-        named = decode(_read(source, uri, marker)).entries
+        named = decode(data).entries
     except Corrupt as error:
         raise SourceRefused(f"{uri.shown}: {MANIFEST_NAME} is no manifest", _HINT) from error
     there = {item.path: item for item in listing.items}

@@ -25,6 +25,8 @@ MAX_FILE_BYTES = 1 << 53
 # The file beside a tree, in a place that it was written to, that says what the tree is.
 MANIFEST_NAME = ".stoker-manifest"
 MAX_MANIFEST_BYTES = 256 << 20
+# What that file begins with as long as not all of the tree is there.
+UNFINISHED = b'{"writing":'
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 _HEADER = '{"tree":1}'
@@ -101,6 +103,11 @@ def decode(data: bytes) -> Manifest:
     if manifest.encoded != data:
         raise Corrupt("the manifest is not in its canonical form")
     return manifest
+
+
+def unfinished(manifest: Manifest) -> bytes:
+    """Return what stands in the place of a manifest while its tree is being written beside it."""
+    return UNFINISHED + f'"{manifest.digest}"}}\n'.encode("ascii")
 
 
 def part_of(manifest: Manifest, path: str) -> Manifest:

@@ -102,7 +102,7 @@ def export(
         files.make_directories(dest.parent)
         checkout.copy_out(store, manifest, dest, whole=whole)
         return len(manifest.entries)
-    _check_room(manifest, dest, overwrite=overwrite)
+    check_room(manifest, dest, overwrite=overwrite)
     with store.lease("export") as lease, disk_errors(dest):
         store.keep(lease, whole or manifest.digest)
         for entry in manifest.entries:
@@ -118,7 +118,8 @@ def export(
     return len(manifest.entries)
 
 
-def _check_room(manifest: Manifest, dest: Path, *, overwrite: bool) -> None:
+def check_room(manifest: Manifest, dest: Path, *, overwrite: bool) -> None:
+    """Raise `Exists` where a tree cannot be written into a directory as it is; `overwrite` allows for files there."""
     if not dest.is_dir():
         raise Exists(f"{dest} is a file", "choose a directory")
     parents = {entry.path.rpartition("/")[0] for entry in manifest.entries} - {""}

@@ -1,17 +1,18 @@
 """Writes a stored tree to a place that somebody names: the files in parallel, the manifest last.
 
-A place whose manifest is there holds the whole tree that it describes. While it is being written it has none, so
-nobody takes half a tree for a whole one; a push that was broken off goes on with the files that are missing.
+A place whose manifest is there holds the whole tree that it describes. Before the first file is written a mark takes
+its place, so nobody takes half a tree for a whole one; a push that was broken off goes on with the files that are
+missing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import secrets
+import re
 import stat
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,9 +25,9 @@ from storage.destinations import Destination, open_destination
 from storage.download import single_flight
 from storage.errors import Cancelled, Corrupt, SourceFailed, SourceRefused, StorageError, disk_errors
 from storage.journal import Noted, Parts, PushJournal
-from storage.manifest import MANIFEST_NAME, Entry, Manifest, build, decode
+from storage.manifest import MANIFEST_NAME, Entry, Manifest, build, decode, unfinished
 from storage.parallel import each, pools
-from storage.publish import export
+from storage.publish import check_room, export
 from storage.sinks.base import Outgoing
 from storage.sources.base import SourceOptions
 from storage.store import Store
@@ -37,16 +38,22 @@ from storage.views import check_object
 
 # As far as the manifest of an earlier tree is read: longer ones leave files behind, no more.
 _EARLIER_BYTES = 64 << 20
+# Control characters and bytes that are no UTF-8: requests, or the listings that tell of them, do not carry these.
+_ODD = re.compile("[\0-\x1f\x7f-\x9f\ufffe\uffff\udc80-\udcff]")
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """A tree that is whole at its destination: its files, their bytes, and how many bytes travelled for it."""
+    """A tree that is whole at its destination: its files, their bytes, and how many bytes travelled for it.
+
+    `beside` counts the files there that are not of it, where it was written over another tree.
+    """
 
     files: int
     size_bytes: int
     sent_bytes: int
+    beside: int = 0
 
 
 def push(
@@ -72,6 +79,7 @@ def push(
     """
     retry = retry or Retry()
     manifest = store.manifest(digest)
+    _check_names(manifest, uri)
     with store.lease(f"push {os.getpid()}") as lease:
         if not store.keep(lease, digest):
             raise missing(store, digest)
@@ -99,6 +107,16 @@ def push(
                 destination.close()
 
 
+def _check_names(manifest: Manifest, uri: Uri) -> None:
+    """Raise `SourceRefused` where a place cannot hold a file's name, or could not tell it again."""
+    for entry in manifest.entries:
+        no = f"{uri.shown} takes no file of the name {entry.path!r}"
+        if entry.path.partition("/")[0] == MANIFEST_NAME:
+            raise SourceRefused(f"{no}: there it says what was pushed", "rename it, or have it in a directory below")
+        if not uri.is_local and _ODD.search(entry.path):
+            raise SourceRefused(no, "rename it, or push it to a directory")
+
+
 def _to_directory(
     store: Store,
     manifest: Manifest,
@@ -112,7 +130,7 @@ def _to_directory(
 
     Where a `journal` says what an earlier tree left there, files of that one go and what both have stays.
     """
-    done, earlier = 0, b""
+    done = 0
 
     def written(entry: Entry) -> None:
         nonlocal done
@@ -122,33 +140,50 @@ def _to_directory(
         progress(done, manifest.size_bytes)
 
     marker = directory / MANIFEST_NAME
+    older = None
     with suppress(FileNotFoundError, NotADirectoryError):
-        earlier = marker.read_bytes()
-        if earlier == manifest.encoded and all(_is_long(directory / each.path, each.size) for each in manifest.entries):
-            return Pushed(len(manifest.entries), manifest.size_bytes, 0)
-    left = manifest
+        older = marker.read_bytes()
+    if older == manifest.encoded and all(_is_long(directory / each.path, each.size) for each in manifest.entries):
+        return Pushed(len(manifest.entries), manifest.size_bytes, 0)
     with disk_errors(directory):
         files.make_directories(directory)
-        if journal is not None:
-            left = _replace(directory, manifest, journal, earlier)
-            done = manifest.size_bytes - left.size_bytes
-        with suppress(FileNotFoundError, NotADirectoryError):  # a file in the directory's place is told of below
-            marker.unlink()
+    check_room(manifest, directory, overwrite=True)
+    left = manifest
+    if journal is None:
+        _put(marker, unfinished(manifest), os.fsync)
+    else:
+        left = _replace(directory, manifest, journal, older or b"")
+        done = manifest.size_bytes - left.size_bytes
     progress(done, manifest.size_bytes)
     export(store, left, directory, overwrite=True, whole=manifest.digest, written=written)
-    temp = directory / f"{MANIFEST_NAME}.{secrets.token_hex(4)}"
-    with disk_errors(directory):
+    if journal is not None:
+        files.sync_filesystem(directory)  # the files before the note of them
+        journal.begin({each.path: _noted(directory, each) for each in manifest.entries}, {})
+    _put(marker, manifest.encoded, files.syncfs)
+    mixed = older is not None and journal is None
+    there = [Path(top, name) for top, _, names in os.walk(directory) for name in names] if mixed else []
+    beside = _beside(manifest, (str(each.relative_to(directory)) for each in there))
+    return Pushed(len(manifest.entries), manifest.size_bytes, left.size_bytes, beside)
+
+
+def _beside(manifest: Manifest, there: Iterable[str]) -> int:
+    """Return how many of the files at a place are not of the tree."""
+    return len(set(there) - {entry.path for entry in manifest.entries} - {MANIFEST_NAME})
+
+
+def _put(path: Path, data: bytes, sync: Callable[[int], None]) -> None:
+    """Write a small local file whole and durably; `sync` is given its descriptor before it has its name."""
+    temp = path.with_name(f"{path.name}.new")
+    with disk_errors(path.parent):
+        temp.unlink(missing_ok=True)  # of a push that was killed
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
-            files.write_at(fd, memoryview(manifest.encoded), 0)
-            files.syncfs(fd)
+            files.write_at(fd, memoryview(data), 0)
+            sync(fd)
         finally:
             os.close(fd)
-        if journal is not None:
-            journal.begin({each.path: _noted(directory, each) for each in manifest.entries}, {})
-        temp.rename(marker)
-        files.sync_directory(directory)
-    return Pushed(len(manifest.entries), manifest.size_bytes, left.size_bytes)
+        temp.rename(path)
+        files.sync_directory(path.parent)
 
 
 def _replace(directory: Path, manifest: Manifest, journal: PushJournal, earlier: bytes) -> Manifest:
@@ -157,7 +192,7 @@ def _replace(directory: Path, manifest: Manifest, journal: PushJournal, earlier:
     kept = {each.path: row for each in manifest.entries if known.get(each.path) == (row := _noted(directory, each))}
     stale = _stale(manifest, known, earlier)
     journal.begin({**dict.fromkeys(stale, ("", "")), **kept}, {})
-    (directory / MANIFEST_NAME).unlink(missing_ok=True)
+    _put(directory / MANIFEST_NAME, unfinished(manifest), os.fsync)
     _remove(directory, stale)
     return build(each for each in manifest.entries if each.path not in kept)
 
@@ -242,20 +277,22 @@ class _Push:
 
     def _run(self) -> Pushed:
         manifest, journal, ask = self._manifest, self._journal, self._ask
-        encoded = manifest.encoded
+        encoded, mark = manifest.encoded, unfinished(manifest)
         most = _EARLIER_BYTES if self._replaces else len(encoded) + 1
-        earlier = ask(lambda: self._destination.read(MANIFEST_NAME, most))
-        kept = self._kept(is_there=earlier == encoded)
-        if earlier == encoded and len(kept) == len(manifest.entries):
+        older = ask(lambda: self._destination.read(MANIFEST_NAME, most))
+        there = ask(self._destination.files) if older is not None else {}
+        kept = self._kept(there, is_there=older == encoded)
+        if older == encoded and len(kept) == len(manifest.entries):
             self._give_up()
             self._over()
             return Pushed(len(manifest.entries), manifest.size_bytes, 0)
         for path, upload in journal.strays(self._identities):
             with suppress(SourceRefused):
                 ask(partial(self._destination.abort, path, upload))
-        stale = _stale(manifest, journal.known, earlier or b"") if self._replaces else set()
+        stale = _stale(manifest, journal.known, older or b"") if self._replaces else set()
         journal.begin({**dict.fromkeys(stale, ("", "")), **kept}, self._identities)
-        ask(lambda: self._destination.remove(MANIFEST_NAME))
+        if older != mark:
+            ask(lambda: self._destination.write(MANIFEST_NAME, mark))
         for path in sorted(stale):
             ask(partial(self._destination.remove, path))
         if stale:
@@ -264,13 +301,14 @@ class _Push:
         self._meter.add(manifest.size_bytes - sum(entry.size for entry in left))
         here = sum(self._parts(entry).held(entry.size) for entry in left)
         self._send(sorted(left, key=lambda entry: -entry.size))
-        if ask(lambda: self._destination.read(MANIFEST_NAME, 1)) is not None:
+        if ask(lambda: self._destination.read(MANIFEST_NAME, len(mark) + 1)) != mark:
             raise SourceFailed(f"{self._shown}: somebody else has written there meanwhile", transient=True)
         ask(lambda: self._destination.write(MANIFEST_NAME, encoded))
         if self._throttle is not None:
             self._throttle.take(len(encoded))
         self._over()
-        return Pushed(len(manifest.entries), manifest.size_bytes, sum(entry.size for entry in left) - here)
+        sent_bytes, mixed = sum(entry.size for entry in left) - here, {} if self._replaces else there
+        return Pushed(len(manifest.entries), manifest.size_bytes, sent_bytes, _beside(manifest, mixed))
 
     def _ask(self, work: Callable[[], _T]) -> _T:
         return self._retry.run(work, self._cancelled)
@@ -287,15 +325,12 @@ class _Push:
                 self._destination.abort(path, upload)
                 self._journal.drop(path)
 
-    def _kept(self, *, is_there: bool) -> dict[str, Noted]:
+    def _kept(self, there: Mapping[str, tuple[int, str]], *, is_there: bool) -> dict[str, Noted]:
         """Return what is to be noted of the tree's files that are there as an earlier push wrote them, by their tags.
 
         Where the place says that the tree `is_there`, those that are there in their size.
         """
-        known = self._journal.known
-        if not (is_there or any(known.get(path, ("", ""))[0] == each for path, each in self._identities.items())):
-            return {}
-        there, kept = self._ask(self._destination.files), {}
+        known, kept = self._journal.known, {}
         for entry in self._manifest.entries:
             size, tag = there.get(entry.path, (None, ""))
             row = (self._identities[entry.path], tag)

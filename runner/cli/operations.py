@@ -77,6 +77,9 @@ def push(path: str, destination: str, args: Args, client: Client, out: Out) -> i
         sent = "all of it" if each["sent_bytes"] == each["size_bytes"] else f"{size(each['sent_bytes'])} of that"
         how = f"{sent} was sent" if each["sent_bytes"] else "nothing had to be sent"
         out.note(f"{plain(each['name'])}: {counted(each['files'], 'file')}, {size(each['size_bytes'])}, {how}")
+        if each["older_files"]:
+            older = counted(each["older_files"], "older file")
+            out.note(f"{plain(each['uri'])} holds {older} beside it, which its manifest does not list")
     return 0
 
 

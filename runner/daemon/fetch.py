@@ -249,17 +249,29 @@ class Fetcher:
         """Write a tree to an address, its manifest last; raise any `StorageError`.
 
         `progress(done, total)` is called a few times a second at most, from any thread; `failed` before each retry.
+        What was fetched from there is forgotten, before too: a kill may leave some of it written.
         """
-        return push(
-            self.context.store,
-            digest,
-            wanted.uri,
-            self.options_for(wanted),
-            progress=self._quietly(progress),
-            cancelled=cancelled,
-            retry=Retry(failed=failed),
-            identity=wanted.key,
-        )
+        options = self.options_for(wanted)
+        self._forget(wanted.uri)
+        try:
+            return push(
+                self.context.store,
+                digest,
+                wanted.uri,
+                options,
+                progress=self._quietly(progress),
+                cancelled=cancelled,
+                retry=Retry(failed=failed),
+                identity=wanted.key,
+            )
+        finally:
+            self._forget(wanted.uri)
+
+    def _forget(self, place: Uri) -> None:
+        """Forget what a place that is written to was, whoever fetched it."""
+        if not place.is_local:
+            shown = place.shown.partition("?")[0].rstrip("/") + "/"
+            self.context.desk.insist(lambda change: staged.forget_at(change.connection, shown))
 
     def _quietly(self, tell: Callable[[int, int | None], None]) -> Callable[[int, int | None], None]:
         """Return what calls `tell` a few times a second at most."""

@@ -31,6 +31,7 @@ class Pusher:
                     "files": pushed.files,
                     "size_bytes": pushed.size_bytes,
                     "sent_bytes": pushed.sent_bytes,
+                    "older_files": pushed.beside,
                 }
                 for tree, pushed in done
             ]

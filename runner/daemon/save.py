@@ -259,7 +259,8 @@ class Saver:
 
     def _uploaded(self, change: Change, saving: Saving, where: str, pushed: Pushed) -> None:
         count = "1 file" if pushed.files == 1 else f"{pushed.files} files"
-        sentence = f"{count}, {format_size(pushed.size_bytes)}, to {where}"
+        beside = f", beside {pushed.beside} older there" if pushed.beside else ""
+        sentence = f"{count}, {format_size(pushed.size_bytes)}, to {where}{beside}"
         data = {"uri": where, "files": pushed.files, "bytes": pushed.size_bytes, "sentence": sentence}
         jobs.note(change.connection, change.now_us, "output_written", saving.attempt.ref, data)
         self._saved(change, saving, None)

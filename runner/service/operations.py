@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from runner.core.errors import Conflict, NotFound, Refused, StokerError, UsageError
+from runner.core.errors import Bug, Conflict, NotFound, Refused, StokerError, UsageError
 from runner.core.progress import Sample, kept, progress
 from runner.service.desk import Hub
 from storage.errors import BadUri, Cancelled, Corrupt, Exists, NotStored, SourceMissing, SourceRefused, StorageError
@@ -127,4 +127,4 @@ def _run(operation: Operation, work: Callable[[Operation], dict[str, Any]]) -> N
         operation.end("failed", error=error.document())
     except Exception as error:  # a bug of ours: whoever follows must hear of the end
         log.exception("an operation met a bug")
-        operation.end("failed", error=StokerError(f"it met a bug: {error}", hint="`stoker service logs`").document())
+        operation.end("failed", error=Bug(f"it met a bug: {error}", hint="`stoker service logs`").document())

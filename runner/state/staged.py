@@ -106,6 +106,16 @@ def forget(connection: sqlite3.Connection, digests: Iterable[str]) -> int:
     )
 
 
+def forget_at(connection: sqlite3.Connection, place: str) -> None:
+    """Forget what was fetched from a place, given as it is shown and ending with `/`, from below it or from above."""
+    connection.execute("DELETE FROM sources WHERE substr(uri, 1, length(?1)) = ?1", (place,))
+    first = place.find("://") + 3
+    above = [place[:end] for at in range(first, len(place)) if place[at] == "/" for end in (at, at + 1)]
+    connection.executemany(
+        "DELETE FROM sources WHERE uri = ?1 OR substr(uri, 1, length(?1) + 1) = ?1 || ' '", [(each,) for each in above]
+    )
+
+
 def forget_unused(connection: sqlite3.Connection, wanted_bytes: int) -> int:
     """Forget trees that nothing needs, those unused longest first, until they make up the bytes; return theirs."""
     given, going = 0, []

@@ -37,7 +37,11 @@ class FtpSink(Sink):
         temp = self._at(f"{path}.{secrets.token_hex(4)}")
         with self._written(), self._source.session(self._uri) as session:
             self._store(session, temp, (data,))
-            session.ftp.rename(temp, self._at(path))
+            try:
+                session.ftp.rename(temp, self._at(path))
+            except ftplib.error_perm:  # some servers rename over nothing
+                session.ftp.delete(self._at(path))
+                session.ftp.rename(temp, self._at(path))
 
     def put(self, file: Outgoing) -> str:
         """Write a file whole; return its tag there, empty where it has none."""

@@ -16,7 +16,7 @@ from storage import mirror
 from storage.credentials import Credential
 from storage.destinations import Destination, open_destination
 from storage.download import fetch
-from storage.errors import Cancelled, SourceFailed, SourceRefused, StorageError
+from storage.errors import Cancelled, SourceFailed, SourceMissing, SourceRefused, StorageError
 from storage.manifest import MANIFEST_NAME
 from storage.publish import publish
 from storage.sinks.base import PIECE_BYTES
@@ -226,15 +226,17 @@ def test_the_place_itself_takes_a_tree(place: Spot, store: Store, tmp_path: Path
 
 
 def test_a_new_tree_takes_an_old_ones_place(place: Spot, store: Store, tmp_path: Path) -> None:
-    """What is there is the new one, whichever was there before."""
-    first, second = tree(store, tmp_path / "one", big=10), tree(store, tmp_path / "two", big=20)
-    pushed(store, first, place)
-    assert pushed(store, second, place).sent_bytes == store.manifest(second).size_bytes
-    assert back(place, tmp_path / "other") == second
+    """What is there is the new one, whichever was there before; files of that one alone stay, and are told of."""
+    first, second = tree(store, tmp_path / "one", big=10, more=2), tree(store, tmp_path / "two", big=20)
+    assert pushed(store, first, place).beside == 0
+    size = store.manifest(second).size_bytes
+    assert pushed(store, second, place) == Pushed(4, size, size, beside=2)
+    if place.kind != "local":  # a directory of the user's is all that is in it
+        assert back(place, tmp_path / "other") == second
 
 
 def test_a_push_that_broke_off_goes_on(remote: Spot, store: Store, tmp_path: Path) -> None:
-    """While files are missing there is no manifest; the next push sends those alone."""
+    """The next push sends the files alone that are missing."""
     digest = tree(store, tmp_path / "out", big=10, more=40)
     seen: list[int] = []
     with pytest.raises(Cancelled):
@@ -247,8 +249,7 @@ def test_a_push_that_broke_off_goes_on(remote: Spot, store: Store, tmp_path: Pat
             cancelled=lambda: bool(seen) and seen[-1] > 15_000,
         )
     destination = opened(remote)
-    assert destination.read(MANIFEST_NAME, 1000) is None
-    begun = destination.files()
+    begun = destination.files().keys() - {MANIFEST_NAME}
     destination.close()
     assert 0 < len(begun) < 44
     again = pushed(store, digest, remote)
@@ -256,6 +257,77 @@ def test_a_push_that_broke_off_goes_on(remote: Spot, store: Store, tmp_path: Pat
     if remote.kind not in {"ftp", "ftps"}:  # where nothing tells a file from a changed one
         assert again.sent_bytes < again.size_bytes - 10_000
     assert back(remote, tmp_path / "other") == digest
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_place_that_is_half_written_is_no_artifact(place: Spot, older: bool, store: Store, tmp_path: Path) -> None:
+    """Neither the new tree nor the one before, until a push to it is done; what is there says so to everybody."""
+    digest = tree(store, tmp_path / "out", big=10, more=40)
+    if older:
+        pushed(store, tree(store, tmp_path / "old", big=10), place)
+    done: list[int] = []
+    with pytest.raises(Cancelled):
+        push(
+            store, digest, place.uri("deep/place"), place.options,
+            progress=lambda now, _: done.append(now), cancelled=lambda: bool(done) and done[-1] > 15_000,
+        )  # fmt: skip
+    with pytest.raises(SourceRefused, match="a push to it was not finished") as caught:
+        back(place, tmp_path / "other")
+    assert caught.value.hint.startswith("push to it again")
+    assert pushed(store, digest, place).files == 44
+    assert back(place, tmp_path / "other") == digest
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"a\nb\x1b[31m"])
+def test_a_name_that_a_place_cannot_hold_is_refused_before_anything_is_written(
+    remote: Spot, name: bytes, store: Store, tmp_path: Path
+) -> None:
+    """The file is named, without what would change a terminal."""
+    directory = tmp_path / "out"
+    directory.mkdir()
+    (directory / "a").write_text("first")
+    Path(os.fsdecode(os.fsencode(directory) + b"/" + name)).write_text("odd")
+    published = publish(store, directory)
+    assert published is not None and published.tree_digest is not None
+    with pytest.raises(SourceRefused, match="takes no file of the name") as caught:
+        pushed(store, published.tree_digest, remote)
+    assert repr(os.fsdecode(name)) in caught.value.message
+    destination = opened(remote)
+    assert destination.files() == {}
+    destination.close()
+
+
+def test_a_manifest_of_the_trees_own_is_refused_before_anything_is_written(
+    place: Spot, store: Store, tmp_path: Path
+) -> None:
+    """It would be taken for that of the push; below the top it is a file like any other, and comes back."""
+    digest = tree(store, tmp_path / "inner", big=10)
+    for top, refused in (("own", True), ("below", False)):
+        directory = tmp_path / top
+        (directory / "sub").mkdir(parents=True)
+        (directory / "a").write_text("first")
+        (directory / ("" if refused else "sub") / MANIFEST_NAME).write_bytes(store.manifest(digest).encoded)
+        published = publish(store, directory)
+        assert published is not None and published.tree_digest is not None
+        if refused:
+            with pytest.raises(SourceRefused, match=f"takes no file of the name '{MANIFEST_NAME}'"):
+                pushed(store, published.tree_digest, place)
+            with pytest.raises(SourceMissing):
+                back(place, tmp_path / "none")
+        else:
+            pushed(store, published.tree_digest, place)
+            assert back(place, tmp_path / "other") == published.tree_digest
+
+
+def test_a_server_that_renames_over_nothing_gets_a_tree_again(store: Store, tmp_path: Path) -> None:
+    """What is in the way of its manifest goes first."""
+    (tmp_path / "there").mkdir()
+    with ftp_server(tmp_path, "no-replace") as server:
+        place = Spot("ftp", server.url, SourceOptions(), str, None)
+        for name in ("one", "two"):
+            digest = tree(store, tmp_path / name, big=10)
+            pushed(store, digest, place, "there")
+            assert back(place, tmp_path / f"other-{name}", "there") == digest
 
 
 def test_a_large_file_is_told_of_on_the_way_and_can_be_broken_off(remote: Spot, store: Store, tmp_path: Path) -> None:
@@ -284,9 +356,8 @@ def test_a_large_file_is_told_of_on_the_way_and_can_be_broken_off(remote: Spot, 
             cancelled=lambda: bool(told) and told[-1][0] > 0,
         )
     assert told[-1][0] < size
-    destination = opened(remote, "two")
-    assert destination.read(MANIFEST_NAME, 1000) is None
-    destination.close()
+    with pytest.raises(SourceRefused, match="was not finished"):
+        back(remote, tmp_path / "other", "two")
 
 
 def test_a_mirror_keeps_the_newest_set(place: Spot, store: Store, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """An FTP server over a directory, run as a process: pyftpdlib stands on modules that warn of their end when imported.
 
-`python ftpd.py ROOT PORT USER PASSWORD CERTIFICATE|- [no-mlsd] [cut=BYTES] [hold=BYTES] [most=CONNECTIONS] [log=FILE]`
+`python ftpd.py ROOT PORT USER PASSWORD CERTIFICATE|- [no-mlsd] [no-replace] [cut=BYTES] [hold=BYTES]
+[most=CONNECTIONS] [log=FILE]`
 
 The first transfer is cut off, or held, after so many bytes; where each began is logged.
 """
@@ -46,6 +47,14 @@ def noted(handler: Any, file: str, log: str, base: type[FTPHandler]) -> Any:
     return base.ftp_RETR(handler, file)
 
 
+def kept(handler: Any, path: str) -> None:
+    """Rename, but not over a file."""
+    if handler.fs.lexists(path):
+        handler.respond("553 File exists.")
+    else:
+        FTPHandler.ftp_RNTO(handler, path)
+
+
 def main(root: str, port: str, user: str, password: str, certificate: str, *words: str) -> None:
     """Serve until the process ends."""
     base = FTPHandler if certificate == "-" else TLS_FTPHandler
@@ -57,6 +66,8 @@ def main(root: str, port: str, user: str, password: str, certificate: str, *word
         stated["dtp_handler"] = Cutting
     if "log" in options:
         stated["ftp_RETR"] = lambda self, file: noted(self, file, options["log"], base)
+    if "no-replace" in options:
+        stated["ftp_RNTO"] = kept
     handler = type("Handler", (base,), stated)
     if "no-mlsd" in options:
         handler.proto_cmds = {name: facts for name, facts in handler.proto_cmds.items() if name not in {"MLSD", "MLST"}}

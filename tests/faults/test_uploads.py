@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from storage.manifest import MANIFEST_NAME, decode
+from storage.manifest import MANIFEST_NAME, UNFINISHED, decode
 from storage.sinks.s3 import PART_BYTES, PARTS_AT_ONCE, S3Sink
 from tests.faults.campaign import Box, count, kill, open_box, patiently, report, seeded, until
 from tests.servers import S3, s3_server
@@ -184,11 +184,15 @@ def digests_of(directory: Path) -> dict[str, str]:
 
 def vouches_wrongly(place: Path) -> bool:
     """Say whether the manifest at a place names a file that is not there so."""
+    manifest, there = manifest_at(place), digests_of(place)
+    return manifest is not None and any(there.get(each.path) != each.digest for each in decode(manifest).entries)
+
+
+def manifest_at(place: Path) -> bytes | None:
+    """Return the manifest at a place; None while it is not finished."""
     marker = place / MANIFEST_NAME
-    if not marker.exists():
-        return False
-    there = digests_of(place)
-    return any(there.get(entry.path) != entry.digest for entry in decode(marker.read_bytes()).entries)
+    found = marker.read_bytes() if marker.exists() else None
+    return None if found is None or found.startswith(UNFINISHED) else found
 
 
 def next_gate(chance: random.Random, link: Link) -> Gate:
@@ -199,8 +203,8 @@ def next_gate(chance: random.Random, link: Link) -> Gate:
     if chance.random() < 0.5:
         left = (PARTS - parts) * PART_BYTES + (SMALL - len(files)) * SMALL_BYTES
         return Gate(most_bytes=chance.randrange(max(1, left)))
-    # The parts, what begins and completes them, the small files, the manifest.
-    return Gate(most_requests=chance.randrange(max(1, PARTS - parts + SMALL - len(files) + 3)))
+    # The mark, the parts, what begins and completes them, the small files, the manifest.
+    return Gate(most_requests=chance.randrange(max(1, PARTS - parts + SMALL - len(files) + 4)))
 
 
 class Output:
@@ -277,7 +281,7 @@ def test_an_upload_whose_runner_is_killed_anywhere_ends_whole(tmp_path: Path) ->
                     stands(link, way)
                     tally(totals, finished, link.begun[begun:])
                 lost += patiently(way.state) != "done"
-                wrong += digests_of(place) != digests or not (place / MANIFEST_NAME).exists()
+                wrong += way_is_open(place, digests)
                 wrong += vouches_wrongly(place)
     kept = {what: f"{stayed}/{done}" for what, (done, stayed) in totals.items()}
     report("SIGKILL of an upload", kills=kills, uploads=uploads, under_way=under_way, kept_files=kept["files"],
@@ -311,7 +315,7 @@ def stands(link: Link, way: Output | Pushed) -> bool:
 
 def way_is_open(place: Path, digests: dict[str, str]) -> bool:
     """Say whether a place still lacks something of what it will hold, if it is only the manifest."""
-    return digests_of(place) != digests or not (place / MANIFEST_NAME).exists()
+    return digests_of(place) != digests or manifest_at(place) is None
 
 
 def tally(totals: dict[str, list[int]], finished: list[Sent], again: list[Sent]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from storage.download import fetch
 from storage.errors import BadUri, Cancelled, SourceRefused, WrongBytes
-from storage.manifest import MANIFEST_NAME
+from storage.manifest import MANIFEST_NAME, unfinished
 from storage.publish import publish
 from storage.sources.base import SourceOptions
 from storage.store import Store
@@ -56,7 +56,7 @@ def test_a_tree_is_whole_in_a_bucket_and_is_sent_once(how: SourceOptions, store:
 
 
 def test_a_push_that_broke_off_goes_on(how: SourceOptions, store: Store, tmp_path: Path) -> None:
-    """While files are missing there is no manifest; the next push sends those alone."""
+    """The next push sends the files alone that are missing."""
     directory = tmp_path / "out"
     directory.mkdir()
     for number in range(40):
@@ -71,11 +71,13 @@ def test_a_push_that_broke_off_goes_on(how: SourceOptions, store: Store, tmp_pat
     uri = parse("s3://bucket/p/", PurePath("/"))
     with pytest.raises(Cancelled):
         push(store, digest, uri, how, progress=lambda done, _: sent.append(done), cancelled=cancelled)
-    begun = len([each for each in there.rglob("*") if each.is_file()])
-    assert 0 < begun < 44 and not (there / MANIFEST_NAME).exists()
+    begun = len([each for each in there.rglob("*") if each.is_file() and each.name != MANIFEST_NAME])
+    assert 0 < begun < 44
+    with pytest.raises(SourceRefused, match="a push to it was not finished"):
+        fetch(store, uri, how, progress=lambda *_: None, cancelled=lambda: False)
     again = pushed(store, digest, "s3://bucket/p/", how)
     assert again.files == 44 and 0 < again.sent_bytes < again.size_bytes - 10_000
-    assert (there / MANIFEST_NAME).exists()
+    assert (there / MANIFEST_NAME).read_bytes() == store.manifest(digest).encoded
 
 
 def test_a_limited_rate_counts_what_goes_to_a_bucket(s3: S3, how: SourceOptions, store: Store, tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_a_new_tree_in_an_old_place_has_no_manifest_yet(how: SourceOptions, stor
         second,
         parse("s3://bucket/p/", PurePath("/")),
         how,
-        progress=lambda done, _: seen.append(done == 0 or not marker.exists()),
+        progress=lambda done, _: seen.append(done == 0 or marker.read_bytes() == unfinished(store.manifest(second))),
         cancelled=lambda: False,
     )
     assert all(seen) and marker.read_bytes() == store.manifest(second).encoded
@@ -133,6 +135,22 @@ def test_what_cannot_be_written_says_why(s3: S3, how: SourceOptions, store: Stor
     with pytest.raises(SourceRefused, match="does not exist") as caught:
         pushed(store, digest, "s3://no-such-bucket/p/", how)
     assert "make the bucket" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"a\nb\x1b[31m"])
+def test_a_name_that_a_bucket_cannot_hold_is_refused_first(
+    how: SourceOptions, store: Store, tmp_path: Path, name: bytes
+) -> None:
+    """It is said which file it is, and nothing is written; a directory takes it."""
+    tree(store, tmp_path / "out", big=10)
+    Path(os.fsdecode(os.fsencode(tmp_path / "out") + b"/" + name)).touch()
+    published = publish(store, tmp_path / "out")
+    assert published is not None and published.tree_digest is not None
+    with pytest.raises(SourceRefused) as caught:
+        pushed(store, published.tree_digest, "s3://bucket/p/", how)
+    assert repr(os.fsdecode(name)) in caught.value.message
+    assert list((tmp_path / "buckets/bucket").iterdir()) == []
+    assert pushed(store, published.tree_digest, f"{tmp_path}/place/", how).files == 5
 
 
 def test_what_was_pushed_comes_back_as_the_same_artifact(how: SourceOptions, store: Store, tmp_path: Path) -> None:

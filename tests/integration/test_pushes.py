@@ -80,6 +80,29 @@ def test_a_push_names_its_server_as_an_input_does(tmp_path: Path, s3: S3) -> Non
             assert refused.returncode == 2 and says in refused.stderr and "hint: " in refused.stderr
 
 
+def test_what_was_fetched_from_a_place_is_forgotten_when_it_is_written_to(tmp_path: Path, s3: S3) -> None:
+    """The next fetch of it, of what is below and above it, is of what is there now; a neighbour stays known."""
+    places = ("s3://bucket/out/", "s3://bucket/out/run.sh", "s3://bucket/out/sub/", "s3://bucket/")
+    with box(tmp_path, s3.endpoint) as runner:
+        named(runner, tmp_path)
+        (s3.root / "bucket/outer").mkdir()
+        (s3.root / "bucket/outer/file").write_text("one")
+        runner.ok("model", "push", "net", "s3://bucket/out/")
+        for number, place in enumerate((*places, "s3://bucket/outer/")):
+            runner.ok("data", "create", f"before{number}", place)
+        (s3.root / "bucket/outer/file").write_text("two")
+        (tmp_path / "tree/run.sh").write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / "tree/sub/weights").rename(tmp_path / "tree/sub/other")
+        runner.ok("model", "create", "net", f"{tmp_path}/tree/")
+        done = runner.cli("model", "push", "net", "s3://bucket/out/")
+        assert "s3://bucket/out/ holds 1 older file beside it, which its manifest does not list\n" in done.stderr
+        for number, place in enumerate((*places, "s3://bucket/outer/")):
+            runner.ok("data", "create", f"after{number}", place)
+            same = digest_of(runner, f"before{number}", "data") == digest_of(runner, f"after{number}", "data")
+            assert same == (place == "s3://bucket/outer/"), place
+        assert digest_of(runner, "after0", "data") == digest_of(runner, "net")
+
+
 def test_data_goes_to_a_directory(runner: Box, tmp_path: Path) -> None:
     """A relative one is below where the command stands; a program stays one; other files there stay."""
     named(runner, tmp_path, "data")
