@@ -72,14 +72,23 @@ class Saver:
         if attempt.ref not in self._saving:
             self._new.append(Saving(attempt, output, ended, becomes_, self.uploader.wanted(attempt.ref)))
 
-    def salvage(self, ref: Ref) -> None:
-        """Publish what the last attempt of an element left that will not run again; its row says why it will not."""
+    def resume(self, ref: Ref) -> None:
+        """Publish what the last attempt of an element in saving left.
+
+        One that will not run again has a row that says why; any other goes where its attempt leads.
+        """
         connection = self.context.database.writer
         attempt, word = jobs.last_attempt(connection, ref), jobs.last_word(connection, ref)
-        assert attempt is not None and word is not None, f"job {ref.label} is salvaged without a reason"
+        assert attempt is not None, f"job {ref.label} is being saved without an attempt"
+        output = attempt_dir(self.context.paths, ref, attempt.number) / "output"
+        if word is None:
+            stored = jobs.saving_of(connection, attempt.id)
+            assert stored is not None, f"job {ref.label} is being saved without a reason"
+            ending, code, number, sentence, destination = stored
+            self.save(attempt, output, Ended(Ending(ending), code, number, sentence), Becomes(destination))
+            return
         ended = Ended(Ending(word[0]), None, None, word[1])
         leads_to = Becomes.STOPPED if stays_stopped(ended.ending) else Becomes.FAILED
-        output = attempt_dir(self.context.paths, ref, attempt.number) / "output"
         saving = Saving(attempt, output, ended, leads_to, self.uploader.wanted(ref), salvaged=True)
         if has_files(output):
             self._new.append(saving)

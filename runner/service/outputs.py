@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from runner.core.errors import Conflict, NotFound, Unavailable, UsageError
+from runner.core.job import PLAIN, Ref
+from runner.core.reasons import Ending
 from runner.service.references import contents
 from runner.service.refs import Target
-from runner.state import artifacts
+from runner.state import artifacts, jobs
 from runner.state.artifacts import Artifact
 from storage.errors import DiskFull, Exists, NotStored
 from storage.manifest import Manifest
@@ -36,7 +38,16 @@ def listed(connection: sqlite3.Connection, store: Store, target: Target) -> dict
     entries = [
         entry for label, newest in _newest(found, target) for entry in entries_of(contents(store, newest), label)
     ]
-    return {"version": 1, "outputs": [document(each) for each in found], "entries": entries[:ENTRIES_MAX]}
+    fault = None
+    if not found and not (target.is_array and target.index is None):
+        word = jobs.last_word(connection, Ref(target.job_id, PLAIN if target.index is None else target.index))
+        fault = word[1] if word is not None and word[0] == Ending.OUTPUT_FAILED else None
+    return {
+        "version": 1,
+        "outputs": [document(each) for each in found],
+        "entries": entries[:ENTRIES_MAX],
+        "fault": fault,
+    }
 
 
 def pulled(

@@ -42,6 +42,8 @@ def run(args: Args, client: Client, out: Out) -> int:
         name = output.get("name") or f"attempt {output.get('attempt')}"
         out.note(f"{name} {output['digest']}")
         out.note(f"  {counted(output['files'], 'file')}, {size(output['size_bytes'])}")
+    if document.get("fault"):
+        out.note(f"{document['fault']}; `stoker start {ref}` saves them")
     wide = (("DIGEST", lambda entry: str(entry["digest"])),)
     fields = ("path", "size_bytes", "digest")
     out.listing(document, document["entries"], ENTRY_COLUMNS, more=wide, name="path", fields=fields)
