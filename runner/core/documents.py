@@ -24,6 +24,7 @@ _ADDED_UP = {"pass_env", "key"}
 _NAMED_ONCE = {"input", "metric", "param"}
 # Tables that are one value: whoever states another address means none of the old one's key or server.
 _ONE_ADDRESS = {"git", "upload"}
+_STATED_ONCE = {"output", "upload", "checkpoint"}
 _OUTPUT = re.compile(r"([^=]*)=([A-Za-z][A-Za-z0-9+.-]*:/.*|/.*)", re.DOTALL)
 _WHOLE = {"gpus", "priority", "retries"}
 # What may follow an address: a word stands for a value, a name takes one.
@@ -116,6 +117,10 @@ def _layers(flags: Iterable[tuple[str, str, str]]) -> list[Layer]:
                     hint = f"each {key} has a name of its own"
                     raise UsageError(f"{flag} {name[:60]} is given twice", hint=hint)
                 seen.add((key, name))
+        for key in _STATED_ONCE & document.keys():
+            if (key, "") in seen:
+                raise UsageError(f"{flag} is given twice", hint="a job has one output and one checkpoint")
+            seen.add((key, ""))
         layers.append((f"{flag} {origin}".strip(), document))
     return layers
 
@@ -200,6 +205,9 @@ def _output(flag: str, text: str) -> dict[str, Any]:
     What follows the sign is an address only where it looks like one, so a name may hold it.
     """
     found = _OUTPUT.fullmatch(text)
+    if text.endswith("="):
+        hint = "--output out, or --output out=s3://bucket/dir/"
+        raise UsageError(f"--output {text[:60]!r} has no address behind its =", hint=hint)
     if found is None:
         return {"output": text}
     return {**({"output": found[1]} if found[1] else {}), "upload": addressed(flag, found[2])}

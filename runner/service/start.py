@@ -76,11 +76,11 @@ def _needs_saving_alone(change: Change, element: Element) -> bool:
     if attempt is None or word is None or word[0] != Ending.OUTPUT_FAILED:
         return False
     saving = jobs.saving_of(change.connection, attempt.id)
-    place = Path(
-        change.jobs_dir, str(element.ref.job_id), *([] if element.ref.idx == PLAIN else [str(element.ref.idx)])
-    )
-    there = artifacts.output_of(change.connection, attempt.id) or (place / f"attempt-{attempt.number}/output").is_dir()
-    return saving is not None and saving[4] == Becomes.SUCCEEDED and bool(there)
+    if saving is None or saving[4] != Becomes.SUCCEEDED:
+        return False
+    job_id, index = element.ref
+    place = Path(change.jobs_dir, str(job_id), "" if index == PLAIN else str(index), f"attempt-{attempt.number}/output")
+    return artifacts.output_of(change.connection, attempt.id) is not None or place.is_dir()
 
 
 def _may(element: Element) -> bool:
