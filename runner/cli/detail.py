@@ -42,6 +42,7 @@ def job_text(job: dict[str, Any], state: Callable[[str], str], fits: int | None)
         ("checkpoint", job.get("checkpoint_dir")),
         ("output", job.get("output_dir")),
         ("not saved", left_out_text(job["output_left_out"]) if job.get("output_left_out") else None),
+        ("not kept", job.get("not_kept")),
         ("notice", "; ".join(str(each["notice"]) for each in job.get("inputs") or () if each.get("notice"))),
         ("credits", credit(job.get("charge_micro"))),
     ]
