@@ -111,14 +111,15 @@ class Out:
         text = f"{label} {plain(message)}\n" + (f"  hint: {plain_lines(hint)}\n" if hint else "")
         self._write(self._stderr, text)
 
+    def check_document(self) -> None:
+        """Refuse a format that one document does not have: before work is begun that ends with one."""
+        if self.format not in {"json", "jsonl", "table", "wide"}:
+            raise UsageError(f"this has no {self.format} form", hint="--format table or json")
+
     def document(self, document: Any, human: Callable[[Any], str]) -> None:
         """Print one document: as JSON, or as `human` tells it."""
-        if self.format in {"json", "jsonl"}:
-            self.data(dumps(versioned(document)))
-        elif self.format in {"table", "wide"}:
-            self.data(human(document))
-        else:
-            raise UsageError(f"this has no {self.format} form", hint="--format table or json")
+        self.check_document()
+        self.data(dumps(versioned(document)) if self.format in {"json", "jsonl"} else human(document))
 
     def listing(
         self,

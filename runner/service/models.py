@@ -49,6 +49,7 @@ def shown(connection: sqlite3.Connection, store: Store, which: Which, live: Live
             {"label": each.label, "digest": each.tree_digest} for each in artifacts.descendants(connection, found)
         ],
         "entries": entries,
+        "entries_left_out": max(0, (found.files or 0) - len(entries)) if entries else 0,
     }
 
 

@@ -46,6 +46,7 @@ def listed(connection: sqlite3.Connection, store: Store, target: Target) -> dict
         "version": 1,
         "outputs": [document(each) for each in found],
         "entries": entries[:ENTRIES_MAX],
+        "entries_left_out": sum(each.files or 0 for _, each in _newest(found, target)) - len(entries[:ENTRIES_MAX]),
         "fault": fault,
     }
 

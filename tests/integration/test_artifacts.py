@@ -316,8 +316,24 @@ def test_a_success_is_kept_as_the_next_version(runner: Box) -> None:
     assert shown(runner, "net@1")["led_to"][0]["label"] == f"job:{job}"
     runner.ok("rm", job, "-y")
     assert listed(runner) == ["net@2", "net@1"]
+    empty = runner.cli("run", "--keep-model", "net", "--", "sh", "-c", 'echo oops > "$STOKER_SCRATCH_DIR/wrong"')
+    assert (empty.returncode, "net has no new version" in empty.stderr) == (0, True), empty.stderr
+    assert "net has no new version" in runner.ok("show", "@last")
     refused = runner.cli("submit", "--keep-model", "job-1", "--", "true")
     assert (refused.returncode, "no name for model" in refused.stderr) == (2, True)
+
+
+def test_a_long_list_says_that_it_is_cut(runner: Box) -> None:
+    """What `show` and `outputs ls` do not list they count; a format that one artifact has not is refused first."""
+    job = runner.submit("--", "sh", "-c", 'cd "$STOKER_OUTPUT_DIR"; seq 10003 | xargs touch')
+    runner.wait(job, timeout=180)
+    refused = runner.cli("data", "create", "many", job, "-o", "csv")
+    assert (refused.returncode, listed(runner, "data")) == (2, []), refused
+    runner.ok("data", "create", "many", job)
+    document = shown(runner, "many", "data")
+    assert (len(document["entries"]), document["entries_left_out"]) == (10_000, 3)
+    assert "and 3 more" in runner.ok("data", "show", "many")
+    assert "and 3 more" in runner.cli("outputs", "ls", job).stderr
 
 
 def test_files_are_copied_and_printed(runner: Box, tmp_path: Path) -> None:
@@ -345,6 +361,10 @@ def test_files_are_copied_and_printed(runner: Box, tmp_path: Path) -> None:
         runner.ok("cp", source, str(dest))
         assert path.read_bytes() == b"\xffx", (source, dest)
     assert (into / "there").read_text() == "1"
+    for place, says in (("s3://bucket/x", "push"), ("-", "outputs cat")):
+        refused = runner.cli("cp", f"{job}:a/f", place)
+        assert (refused.returncode, says in refused.stderr) == (2, True), refused.stderr
+    assert runner.cli("outputs", "pull", job, "s3://bucket/x").returncode == 2
     refused = runner.cli("cp", f"{job}:a/f", str(tmp_path / "as"))
     assert (refused.returncode, "--overwrite" in refused.stderr) == (5, True)
     runner.ok("cp", f"{job}:a/f", str(tmp_path / "as"), "--overwrite")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from runner.cli.commands.rm import removed
+from runner.cli.jobs import place_here
 from runner.cli.making import watch
 from runner.cli.operations import push, verify
 from runner.cli.parse import nearest
@@ -65,6 +66,7 @@ def _list(routes: str, args: Args, client: Client, out: Out) -> int:
 
 
 def _create(kind: str, routes: str, args: Args, client: Client, out: Out) -> int:
+    out.check_document()
     name, source = args.words
     env = {"HOME": os.environ["HOME"]} if "HOME" in os.environ else {}
     stated: dict[str, Any] = {key: args.get(key) for key in ("from", "endpoint", "key") if args.get(key)}
@@ -98,13 +100,17 @@ def _create(kind: str, routes: str, args: Args, client: Client, out: Out) -> int
 
 def _act(path: str, args: Args, client: Client, out: Out) -> int:
     """Pull, push, rename, verify, pin or unpin."""
+    out.check_document()
     if args.action == "push":
         return push(f"{path}/push", args.words[1], args, client, out)
     if args.action == "verify":
         return verify(f"{path}/verify", {}, args, client, out)
     body: dict[str, Any] | None = None
     if args.action == "pull":
-        body = {"destination": os.path.abspath(args.words[1]), "overwrite": bool(args.get("overwrite"))}
+        body = {
+            "destination": place_here(args.words[1], "`push` writes to an address"),
+            "overwrite": bool(args.get("overwrite")),
+        }
     elif args.action == "rename":
         body = {"name": args.words[1]}
     answer = client.post(f"{path}/{args.action}", body or {}, key=args.get("idempotency_key") or "", timeout_s=None)
