@@ -11,7 +11,7 @@ from typing import Any
 
 from runner.core.errors import UsageError
 from runner.core.flags import JOB_FLAGS
-from runner.core.nearest import nearest
+from runner.core.nearest import nearest, slipped
 
 DOCUMENT_MAX_BYTES = 1 << 20
 DEPTH_MAX = 32
@@ -205,7 +205,7 @@ def _output(flag: str, text: str) -> dict[str, Any]:
     What follows the sign is an address only where it looks like one, so a name may hold it.
     """
     found = _OUTPUT.fullmatch(text)
-    if text.endswith("="):
+    if found is None and text.endswith("="):
         hint = "--output out, or --output out=s3://bucket/dir/"
         raise UsageError(f"--output {text[:60]!r} has no address behind its =", hint=hint)
     if found is None:
@@ -224,6 +224,9 @@ def addressed(flag: str, value: str) -> dict[str, Any]:
         elif address and equals and name in _INPUT_VALUES:
             key, stated = _INPUT_VALUES[name], text
         else:
+            meant = slipped(name, _INPUT_VALUES if equals else _INPUT_WORDS) if address else ""
+            if meant:
+                raise UsageError(f"{flag}: there is no option {name!r}", hint=f"did you mean {meant!r}?")
             return {"uri": value, **options}
         if key in options:
             raise UsageError(f"{flag}: {name} is given twice", hint="once is enough")
