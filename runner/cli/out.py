@@ -88,7 +88,10 @@ class Out:
         columns = min(self._columns(self._stderr) - 3 - width(head) - width(tail), BAR_MAX)
         utf8 = self._stderr is not None and (self._stderr.encoding or "").lower() in {"utf-8", "utf8"}
         if not (data.get("total_bytes") and colon and columns >= BAR_MIN and utf8):
-            self.status(f"{title} · {sentence}" if title else sentence)
+            whole = f"{title} · {sentence}" if title else sentence
+            # What is cut off must not be how far it is.
+            texts = (whole, sentence, how_far)
+            self.status(next((each for each in texts if width(plain(each)) < self._columns(self._stderr)), how_far))
         elif not self.quiet and self.stderr_is_tty:
             from runner.cli.bars import bar  # it loads rich, and only who watches a transfer waits for that
 
