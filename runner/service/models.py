@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,17 @@ from storage.store import Store
 
 
 def listed(
-    connection: sqlite3.Connection, owner_uid: int, kind: str, live: LiveFacts, *, everything: bool
+    connection: sqlite3.Connection,
+    owner_uid: int,
+    kind: str,
+    live: LiveFacts,
+    *,
+    everything: bool,
+    tags: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return a user's artifacts of a kind, or of every kind, newest first."""
+    """Return a user's artifacts of a kind, or of every kind, newest first; of those with tags, if any are given."""
     found = artifacts.listing(connection, owner_uid, None if everything else kind)
+    found = [each for each in found if set(tags) <= set(each.tags)]
     key = "models" if kind == "model" else kind
     return {"version": 1, key: [_document(each, live) for each in found]}
 

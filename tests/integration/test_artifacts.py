@@ -316,11 +316,25 @@ def test_a_success_is_kept_as_the_next_version(runner: Box) -> None:
     assert shown(runner, "net@1")["led_to"][0]["label"] == f"job:{job}"
     runner.ok("rm", job, "-y")
     assert listed(runner) == ["net@2", "net@1"]
-    empty = runner.cli("run", "--keep-model", "net", "--", "sh", "-c", 'echo oops > "$STOKER_SCRATCH_DIR/wrong"')
+    empty = runner.cli(
+        "run", "--keep-model", "net", "--param", "lr=0.5", "--", "sh", "-c", 'echo oops > "$STOKER_SCRATCH_DIR/wrong"'
+    )
     assert (empty.returncode, "net has no new version" in empty.stderr) == (0, True), empty.stderr
-    assert "net has no new version" in runner.ok("show", "@last")
+    page = runner.ok("show", "@last")
+    assert "net has no new version" in page and "lr 0.5" in page
     refused = runner.cli("submit", "--keep-model", "job-1", "--", "true")
     assert (refused.returncode, "no name for model" in refused.stderr) == (2, True)
+
+
+def test_what_was_tagged_is_found_by_its_tags(runner: Box, tmp_path: Path) -> None:
+    """`ls --tag` lists what has all tags that it is given; flags of another action are refused, not ignored."""
+    tree(tmp_path, f="1")
+    for name, tags in (("a", ["x"]), ("b", ["x", "y=1"]), ("c", [])):
+        runner.ok("data", "create", name, f"{tmp_path}/f", *(word for tag in tags for word in ("--tag", tag)))
+    assert listed(runner, "data", "--tag", "x") == ["b@1", "a@1"]
+    assert listed(runner, "data", "--tag", "x", "--tag", "y=1") == ["b@1"]
+    refused = runner.cli("data", "ls", "--refresh")
+    assert (refused.returncode, "does not take --refresh" in refused.stderr) == (2, True), refused.stderr
 
 
 def test_a_long_list_says_that_it_is_cut(runner: Box) -> None:

@@ -42,6 +42,7 @@ def run(args: Args, client: Client, out: Out) -> int:
         if args.action == "ls":
             hint = nearest(args.words[0], SHELF_ACTIONS, hint)
         raise UsageError(f"`stoker {kind} {args.action}` {said}", hint=hint)
+    _check_flags(args)
     routes = "/v1/models" if kind == "model" else f"/v1/{kind}"
     if args.action == "ls":
         return _list(routes, args, client, out)
@@ -56,8 +57,18 @@ def run(args: Args, client: Client, out: Out) -> int:
     return _act(path, args, client, out)
 
 
+def _check_flags(args: Args) -> None:
+    """Refuse a flag whose help says that it is of other actions."""
+    for flag in args.verb.flags if args.verb else ():
+        actions, colon, _ = flag.help.partition(": ")
+        if colon and flag.key in args.options and args.action not in actions.split(", "):
+            raise UsageError(f"`{args.action}` does not take {flag.names[0]}", hint=f"{actions} does")
+
+
 def _list(routes: str, args: Args, client: Client, out: Out) -> int:
-    document = client.get(query(routes, all=1 if args.get("all") else None))
+    document = client.get(
+        query(routes, all=1 if args.get("all") else None, tags=" ".join(args.get("tag") or ()) or None)
+    )
     rows = document["models" if routes == "/v1/models" else "data"]
     more = (("KIND", lambda row: str(row["kind"])), *WIDE) if args.get("all") else WIDE
     columns = COLUMNS if not args.get("all") else (COLUMNS[0], more[0], *COLUMNS[1:])
