@@ -131,6 +131,10 @@ class Maker:
     def _wait_for_room(self, making: Making, error: NoRoom | DiskFull) -> None:
         if not isinstance(error, NoRoom):
             error = NoRoom("it", self.context.config.storage.min_free_bytes, cache.room_on_disk(self.context))
+        if error.need_bytes > cache.disk_size(self.context):
+            fault = f"{error.reason.sentence}; this disk cannot hold it"
+            self._end(making, partial(self._failed, making=making, fault=fault))
+            return
         self._tell(making, error.reason)
         cache.await_room(
             self.context,

@@ -458,3 +458,14 @@ def test_an_artifact_waits_for_room_on_the_disk(tmp_path: Path, web: Web) -> Non
         filler.unlink()
         wait_until(lambda: shown(box, "big")["state"] == "ready")
         assert shown(box, "big")["size_bytes"] == 12 << 20
+
+
+def test_what_no_disk_here_can_hold_fails_at_once(tmp_path: Path, web: Web) -> None:
+    """Nobody waits for room that cannot come: the fault says what is needed and what is free."""
+    (web.root / "huge").touch()
+    os.truncate(web.root / "huge", 200 << 20)
+    with tmpfs(tmp_path / "small", "96m"), Box(tmp_path / "small", STOKER_STORAGE__MIN_FREE="8MiB") as box:
+        box.start()
+        failed = box.cli("model", "create", "huge", f"{web.url}/huge")
+        assert failed.returncode == 1
+        assert "208.0 MiB of disk" in failed.stderr and "cannot hold it" in failed.stderr
