@@ -273,6 +273,8 @@ class Fetcher:
         """
         if wanted.uri.is_local and not self.options.allow_local_addresses:
             raise SourceRefused(f"{wanted.uri.shown} is a path, which only a runner of your own opens", "use --private")
+        if wanted.uri.is_local and self._is_own(wanted.uri.path):
+            raise SourceRefused(f"{wanted.uri.shown} is of this runner's own state", "name a place of your own")
         credential = self._credential(wanted)
         options = replace(self.options, endpoint=wanted.endpoint, credential=credential)
         if wanted.home is None or not options.allow_local_addresses:
@@ -281,6 +283,13 @@ class Fetcher:
         if credential is not None:
             return replace(options, ssh_dir=ssh) if credential.kind == "git-ssh" else options
         return replace(options, aws_dir=aws, gcloud_dir=gcloud, azure_dir=azure, ssh_dir=ssh)
+
+    def _is_own(self, path: str) -> bool:
+        """Say whether a path is below the state directory, and in no job's: keys, records and the store are there."""
+        real, paths = Path(os.path.realpath(path)), self.context.paths
+        return real.is_relative_to(os.path.realpath(paths.state_dir)) and not real.is_relative_to(
+            os.path.realpath(paths.jobs_dir)
+        )
 
     def _credential(self, wanted: Wanted) -> Credential | None:
         if wanted.opened_by is None:

@@ -469,3 +469,12 @@ def test_what_no_disk_here_can_hold_fails_at_once(tmp_path: Path, web: Web) -> N
         failed = box.cli("model", "create", "huge", f"{web.url}/huge")
         assert failed.returncode == 1
         assert "208.0 MiB of disk" in failed.stderr and "cannot hold it" in failed.stderr
+
+
+def test_the_runners_own_files_are_no_source(runner: Box) -> None:
+    """Neither the key that seals every secret nor the database gets into an artifact, by its path or by a link."""
+    link = runner.state_dir.parent / "link"
+    link.symlink_to(runner.state_dir / "key")
+    for path in (runner.state_dir / "key", link, f"{runner.state_dir}/run/"):
+        refused = runner.cli("data", "create", "mine", str(path))
+        assert (refused.returncode, "own state" in refused.stderr) == (1, True), refused.stderr
