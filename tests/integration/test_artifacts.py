@@ -478,3 +478,16 @@ def test_the_runners_own_files_are_no_source(runner: Box) -> None:
     for path in (runner.state_dir / "key", link, f"{runner.state_dir}/run/"):
         refused = runner.cli("data", "create", "mine", str(path))
         assert (refused.returncode, "own state" in refused.stderr) == (1, True), refused.stderr
+
+
+def test_a_rerun_says_what_brings_a_removed_input_back(runner: Box, tmp_path: Path) -> None:
+    """Of an artifact that was removed its source and digest are told, in a command that works."""
+    tree(tmp_path / "src", f="1")
+    runner.ok("data", "create", "gone", f"{tmp_path}/src/")
+    job, ended = made(runner, "--input", "d=data:gone", "--", "true")
+    runner.ok("data", "rm", "gone", "-y")
+    refused = runner.cli("rerun", job)
+    assert (refused.returncode, ended["inputs"][0]["digest"] in refused.stderr) == (3, True), refused.stderr
+    command = refused.stderr.partition("hint: stoker ")[2].split()
+    again = runner.ok(*command).split()[0]
+    assert runner.wait(again)["state"] == "succeeded"
