@@ -250,6 +250,10 @@ class Saver:
             return
         if published.tree_digest is not None:
             self._enter(change, attempt, published.tree_digest, published)
+        if published.linked:
+            count = "1 file" if published.linked == 1 else f"{published.linked} files"
+            data = {"count": published.linked, "sentence": f"{count} behind links saved as copies"}
+            jobs.note(change.connection, change.now_us, "output_links", attempt.ref, data)
         if published.skipped:
             left_out = [{"path": printable(each.path), "why": each.why} for each in published.skipped[:SKIPPED_KEPT]]
             data = {"attempt": attempt.number, "count": len(published.skipped), "left_out": left_out}

@@ -239,6 +239,12 @@ def test_a_job_that_can_never_run_again_keeps_what_it_left(runner: Box, tmp_path
     assert len(document["attempts"]) == 1
 
 
+def test_links_that_became_copies_are_told(runner: Box) -> None:
+    """A tree has no links: what one led to is there under both names, and the history of the job says so."""
+    job, _ = done(runner, "--", "sh", "-c", 'cd "$STOKER_OUTPUT_DIR"; echo 1 > best; ln -s best last')
+    assert "1 file behind links saved as copies" in runner.ok("show", job)
+
+
 def test_a_full_disk_holds_an_output_back_until_there_is_room(tmp_path: Path) -> None:
     """The job stays in `saving` and says what it needs; with room it is saved, and exactly once."""
     with tmpfs(tmp_path / "small", "128m"), Box(tmp_path / "small") as box:
