@@ -46,7 +46,12 @@ def take(context: Context, artifact_id: int, path: str) -> Fetched:
         raise NotReady(found.id, found.label)
     pins = {"artifact": found.label, "digest": found.tree_digest}
     if not context.store.has_tree(found.tree_digest):
-        raise NotStored("its bytes are damaged or gone", f"`stoker {found.kind} verify` says which; create it again")
+        check = (
+            "cache verify --all"
+            if found.kind == artifacts.OUTPUT
+            else f"{found.kind} verify {found.label.partition(':')[2]}"
+        )
+        raise NotStored("its bytes are damaged or gone", f"`stoker {check}` says which; make it again")
     if not path:
         return Fetched(found.tree_digest, found.size_bytes, found.files, pins)
     try:
