@@ -12,7 +12,7 @@ from runner.core.job import PLAIN, Ref
 from runner.core.reasons import Ending
 from runner.service.references import contents
 from runner.service.refs import Target
-from runner.state import artifacts, jobs
+from runner.state import artifacts, jobs, listing
 from runner.state.artifacts import Artifact
 from storage.errors import DiskFull, Exists, NotStored
 from storage.manifest import Manifest
@@ -93,6 +93,15 @@ def exported(
         "bytes": manifest.size_bytes,
         "digest": manifest.digest,
     }
+
+
+def not_kept(connection: sqlite3.Connection, target: Target, spec: dict[str, Any]) -> str | None:
+    """Say that a success left nothing to be the next version of its model, None where it did or names no model."""
+    name = spec.get("keep_model")
+    if name is None or not listing.left_nothing(connection, target.job_id, target.index):
+        return None
+    where = f"--output {spec['output']}" if spec.get("output") else "$STOKER_OUTPUT_DIR"
+    return f"{where} is empty, so {name} has no new version"
 
 
 def entries_of(manifest: Manifest, label: str = "") -> list[dict[str, Any]]:

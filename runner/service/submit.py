@@ -24,7 +24,7 @@ from runner.service.desk import Change, Enqueue, Look
 from runner.service.intake import Caller, flags_of
 from runner.service.lookout import Sight
 from runner.service.references import Meant, meant, tie
-from runner.service.sources import below, check_places, checked_part, destination_of, requirements_of, source_of
+from runner.service.sources import checked_part, destination_of, directories_of, requirements_of, source_of
 from runner.state import codes, jobs, listing
 from runner.state.books import list_prices
 from runner.state.codes import Code
@@ -140,15 +140,12 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
     if upload is not None and upload.text != upload.shown:
         kept[UPLOAD] = upload.text
     digest, sealed, left_out = envelope.seal(spec, kept)
-    output, checkpoint = below(spec.output, cwd, "--output"), below(spec.checkpoint, cwd, "--checkpoint")
-    check_places(output, checkpoint, cwd if spec.git is None else None)
     resolved = spec.model_copy(
         update={
             "cwd": str(cwd),
             "requirements": requirements_of(spec.requirements, cwd),
-            "output": output,
+            **directories_of(spec, cwd),
             "upload": upload and place and place.model_copy(update={"uri": upload.shown}),
-            "checkpoint": checkpoint,
             "env": dict.fromkeys(spec.env, ""),
             "git": spec.git and spec.git.model_copy(update={"uri": sources[CODE].shown}),
             "inputs": {

@@ -117,7 +117,7 @@ def show(connection: sqlite3.Connection, live: LiveFacts, target: Target, now_us
         "outputs": _artifacts(artifacts.of_job(connection, target.job_id), target),
         "kept": _artifacts(artifacts.kept_of_job(connection, target.job_id), target),
         "output_left_out": _left_out(connection, target),
-        "not_kept": _not_kept(connection, target, spec),
+        "not_kept": outputs.not_kept(connection, target, spec),
         "attempts": [_attempt(each) for each in attempts],
         "limits_enforced": {name: enforced.get(name, False) for name, is_stated in stated.items() if is_stated},
         "why_these_devices": last["why"] if last else None,
@@ -180,7 +180,7 @@ def outcome(connection: sqlite3.Connection, target: Target) -> dict[str, Any] | 
         "outputs": _artifacts(artifacts.of_job(connection, target.job_id), target),
         "kept": _artifacts(artifacts.kept_of_job(connection, target.job_id), target),
         "output_left_out": _left_out(connection, target),
-        "not_kept": _not_kept(connection, target, json.loads(facts[1])),
+        "not_kept": outputs.not_kept(connection, target, json.loads(facts[1])),
     }
 
 
@@ -354,15 +354,6 @@ def _left_out(connection: sqlite3.Connection, target: Target) -> dict[str, Any] 
     """Return what of a job's last output was not saved, None where all of it was."""
     count, files = listing.left_out(connection, target.job_id, target.index)
     return {"count": count, "files": files[:LEFT_OUT_SHOWN]} if count else None
-
-
-def _not_kept(connection: sqlite3.Connection, target: Target, spec: dict[str, Any]) -> str | None:
-    """Say that a success left nothing to be the next version of its model, None where it did or names no model."""
-    name = spec.get("keep_model")
-    if name is None or not listing.left_nothing(connection, target.job_id, target.index):
-        return None
-    where = f"--output {spec['output']}" if spec.get("output") else "$STOKER_OUTPUT_DIR"
-    return f"{where} is empty, so {name} has no new version"
 
 
 def _artifacts(found: list[artifacts.Artifact], target: Target) -> list[dict[str, Any]]:
