@@ -188,6 +188,7 @@ class Fetcher:
 
         `progress(done, total)` is called a few times a second at most, from any thread; `failed` before each retry.
         """
+        self._check_own(wanted.uri)
         sized, short, missing = False, False, 0
 
         def look(done: int, total: int | None) -> None:
@@ -240,6 +241,7 @@ class Fetcher:
 
         `progress(done, total)` is called a few times a second at most, from any thread; `failed` before each retry.
         """
+        self._check_own(wanted.uri)
         return push(
             self.context.store,
             digest,
@@ -273,8 +275,6 @@ class Fetcher:
         """
         if wanted.uri.is_local and not self.options.allow_local_addresses:
             raise SourceRefused(f"{wanted.uri.shown} is a path, which only a runner of your own opens", "use --private")
-        if wanted.uri.is_local and self._is_own(wanted.uri.path):
-            raise SourceRefused(f"{wanted.uri.shown} is of this runner's own state", "name a place of your own")
         credential = self._credential(wanted)
         options = replace(self.options, endpoint=wanted.endpoint, credential=credential)
         if wanted.home is None or not options.allow_local_addresses:
@@ -284,12 +284,15 @@ class Fetcher:
             return replace(options, ssh_dir=ssh) if credential.kind == "git-ssh" else options
         return replace(options, aws_dir=aws, gcloud_dir=gcloud, azure_dir=azure, ssh_dir=ssh)
 
-    def _is_own(self, path: str) -> bool:
-        """Say whether a path is below the state directory, and in no job's: keys, records and the store are there."""
-        real, paths = Path(os.path.realpath(path)), self.context.paths
-        return real.is_relative_to(os.path.realpath(paths.state_dir)) and not real.is_relative_to(
+    def _check_own(self, uri: Uri) -> None:
+        """Refuse a path below the state directory and in no job's: keys, records and the store are there."""
+        if not uri.is_local:
+            return
+        real, paths = Path(os.path.realpath(uri.path)), self.context.paths
+        if real.is_relative_to(os.path.realpath(paths.state_dir)) and not real.is_relative_to(
             os.path.realpath(paths.jobs_dir)
-        )
+        ):
+            raise SourceRefused(f"{uri.shown} is of this runner's own state", "name a place of your own")
 
     def _credential(self, wanted: Wanted) -> Credential | None:
         if wanted.opened_by is None:
