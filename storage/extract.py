@@ -25,7 +25,7 @@ from storage.manifest import Entry, Manifest
 from storage.store import Store
 
 _ZIP_THREADS = 2
-_KEEP = "with ,no-extract it is taken as the one file it is"
+_KEEP = "`no-extract` takes it as the one file it is"
 
 
 def extract(

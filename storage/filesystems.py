@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import configparser
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -143,8 +144,15 @@ def check_package(uri: Uri) -> None:
     if package is not None and importlib.util.find_spec(package.replace("-", "_")) is None:
         wanted = f"'stoker[{uri.scheme}]'" if uri.scheme in EXTRAS else package
         raise BadUri(
-            f"{uri.scheme}:// needs the package {package}", f"install it where Stoker is: pip install {wanted}"
+            f"{uri.scheme}:// needs the package {package}", f"install it where Stoker is: {_installer()} {wanted}"
         )
+
+
+def _installer() -> str:
+    """Return the beginning of the command that adds a package to the environment of this program."""
+    if importlib.util.find_spec("pip") is not None:
+        return f"{sys.executable} -m pip install"
+    return f"uv pip install --python {sys.executable}"
 
 
 def open_other(uri: Uri, options: SourceOptions) -> tuple[Any, str]:

@@ -23,12 +23,16 @@ _TRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A new artifact, and what of the directory could not be part of it; no digest where that was all there is."""
+    """A new artifact, and what of the directory could not be part of it; no digest where that was all there is.
+
+    `linked` files were reached through links, and are copies in it.
+    """
 
     tree_digest: str | None
     size_bytes: int
     files: int
     skipped: tuple[Skipped, ...] = ()
+    linked: int = 0
 
 
 def publish(
@@ -58,7 +62,9 @@ def publish(
             digest = store.put_tree(manifest)
     finally:
         os.close(root_fd)
-    return Published(digest, manifest.size_bytes, len(entries), tuple(skipped))
+    return Published(
+        digest, manifest.size_bytes, len(entries), tuple(skipped), sum(each.path != each.real for each in found)
+    )
 
 
 def take(batch: Batch, root_fd: int, path: str, real: str, cancelled: Callable[[], bool]) -> Entry:

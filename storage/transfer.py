@@ -376,7 +376,8 @@ class _One:
         if self._size is not None:
             return WrongBytes(f"{shown} sent more than it promised")
         return SourceRefused(
-            f"{shown} sends more than {limit} bytes without saying how many there are", "see [sources] unsized_limit"
+            f"{shown} sends more than {limit >> 20} MiB without saying how many there are",
+            "see [sources] unsized_limit",
         )
 
     def _begin(self, temp: Temp, etag: str | None, size: int | None, checksum: tuple[str, str] | None) -> None:

@@ -16,8 +16,10 @@ from runner.api.room import Room, room_of, uid_of
 from runner.api.strict import StrictRoute, check, read_body
 from runner.core.errors import StokerError, UsageError
 from runner.core.flags import BATCH_MAX_BYTES
+from runner.core.job import Ref
 from runner.core.lifecycle import State
 from runner.core.nearest import nearest
+from runner.core.reasons import WaitReason
 from runner.core.units import DURATION_MAX_S
 from runner.service import intake, remove, rerun, start, stop, submit, views
 from runner.service.code import Snapshots
@@ -120,7 +122,8 @@ def explain_job(request: Request, ref: str) -> JSONResponse:
 @router.post("/jobs/stop", openapi_extra=bodies.STOP)
 async def stop_jobs(request: Request) -> JSONResponse:
     """Stop jobs."""
-    return await _act(request, bodies.STOP, lambda document, uid: partial(_stop, document, uid))
+    saving = room_of(request).live.saving
+    return await _act(request, bodies.STOP, lambda document, uid: partial(_stop, document, uid, saving))
 
 
 @router.post("/jobs/start", openapi_extra=bodies.REFS)
@@ -171,11 +174,13 @@ async def _act(
     return JSONResponse(await Once(request, body).ask(make(document, uid_of(request))))
 
 
-def _stop(document: dict[str, Any], uid: int, change: Change) -> dict[str, Any]:
+def _stop(
+    document: dict[str, Any], uid: int, saving: Callable[[Ref], WaitReason | None], change: Change
+) -> dict[str, Any]:
     grace_s = intake.seconds(
         document.get("grace_s"), "grace_s", "send a number, or null for the job's own", GRACE_MAX_S
     )
-    return stop.stop(change, refs(document), uid, grace_s)
+    return stop.stop(change, refs(document), uid, grace_s, saving)
 
 
 def _prepare(room: Room, caller: Caller, merged: dict[str, Any], origins: dict[str, str]) -> submit.Prepared:

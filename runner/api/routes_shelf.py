@@ -18,6 +18,7 @@ from runner.api.routes_jobs import SMALL_MAX
 from runner.api.streams import Ear, frame
 from runner.api.strict import StrictRoute, read_body
 from runner.core.errors import StokerError
+from runner.core.references import PATH_MAX
 from runner.service import create, models, push
 from runner.service.desk import Change, Work
 from runner.service.intake import absolute_path
@@ -27,11 +28,18 @@ CREATE_MAX = 2 << 20
 KINDS = {"models": "model", "data": "data"}
 
 
-def list_artifacts(request: Request, everything: Annotated[int, Query(ge=0, le=1, alias="all")] = 0) -> JSONResponse:
-    """List those of this kind, or of every kind."""
+def list_artifacts(
+    request: Request,
+    everything: Annotated[int, Query(ge=0, le=1, alias="all")] = 0,
+    tags: Annotated[str, Query(max_length=PATH_MAX)] = "",
+) -> JSONResponse:
+    """List those of this kind, or of every kind; with `tags`, spaces between, those that have all of them."""
     room = room_of(request)
     uid, kind = uid_of(request), _kind(request)
-    return JSONResponse(models.listed(room.reader(), room.store, uid, kind, room.live, everything=bool(everything)))
+    found = models.listed(
+        room.reader(), room.store, uid, kind, room.live, everything=bool(everything), tags=tags.split()
+    )
+    return JSONResponse(found)
 
 
 async def create_artifact(request: Request) -> JSONResponse:

@@ -25,7 +25,9 @@ def job_text(job: dict[str, Any], state: Callable[[str], str], fits: int | None)
         ("code", job.get("exit_code")),
         ("signal", job.get("signal")),
         ("command", " ".join(str(word) for word in job.get("command") or ())),
-        ("directory", job.get("cwd")),
+        ("parameters", _inline((job.get("spec") or {}).get("param"))),
+        ("keys", ", ".join((job.get("spec") or {}).get("key") or ())),
+        ("directory", _directory(job)),
         ("code from", code_line(job.get("code") or {})),
         ("owner", owner_text(job)),
         ("account", job.get("account")),
@@ -43,6 +45,7 @@ def job_text(job: dict[str, Any], state: Callable[[str], str], fits: int | None)
         ("mirror", "; ".join(map(mirror_text, job.get("mirrors") or ()))),
         ("output", job.get("output_dir")),
         ("not saved", left_out_text(job["output_left_out"]) if job.get("output_left_out") else None),
+        ("not kept", job.get("not_kept")),
         ("notice", "; ".join(str(each["notice"]) for each in job.get("inputs") or () if each.get("notice"))),
         ("credits", credit(job.get("charge_micro"))),
     ]
@@ -58,6 +61,14 @@ def job_text(job: dict[str, Any], state: Callable[[str], str], fits: int | None)
     if job.get("events"):
         lines += ["", "history", events_text(job, fits)]
     return "\n".join(lines)
+
+
+def _directory(job: dict[str, Any]) -> str | None:
+    """Return where a job runs: in a copy of its code where it has one, which is another one for each attempt."""
+    code = job.get("code") or {}
+    if code.get("way") == "git":
+        return "/".join(part for part in ("$STOKER_CODE_DIR", str(code.get("directory") or "")) if part)
+    return job.get("cwd")
 
 
 def code_line(code: dict[str, Any]) -> str:

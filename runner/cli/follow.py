@@ -195,6 +195,8 @@ def end_with(outcome: dict[str, Any], out: Out) -> int:
         out.note(f"output: {output.get('name') or '-'} {output.get('digest')} {size(output.get('size_bytes'))}")
     for kept in outcome.get("kept") or ():
         out.note(f"kept: {kept['kind']}:{kept['name']}@{kept['version']}")
+    if outcome.get("not_kept"):
+        out.note(f"warning: nothing was kept: {outcome['not_kept']}")
     if outcome.get("output_left_out"):
         out.note(f"warning: not saved: {left_out_text(outcome['output_left_out'])}")
     code = int(outcome.get("code", 125))

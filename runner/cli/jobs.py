@@ -249,6 +249,13 @@ def resolved(ref: str, client: Client) -> str:
     return str(client.get(job_path(ref, "/explain"))["job"])
 
 
+def place_here(text: str, hint: str) -> str:
+    """Return the whole path of a place on this box. Raises `UsageError` for an address; `hint` says what takes it."""
+    if "://" in text:
+        raise UsageError(f"{text[:80]!r} is no path on this box", hint=hint)
+    return os.path.abspath(text)
+
+
 def job_path(ref: str, rest: str = "") -> str:
     """Return the path of a job in the API."""
     if len(ref) > REF_MAX:

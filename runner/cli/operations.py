@@ -53,6 +53,7 @@ def follow(operation: dict[str, Any], client: Client, out: Out, again: str) -> d
 
 def verify(path: str, body: dict[str, Any], args: Args, client: Client, out: Out) -> int:
     """Have something verified, tell what was bad, mended and lost; 1 where anything is lost."""
+    out.check_document()
     begun = client.post(path, body, key=args.get("idempotency_key") or "")
     document = follow(begun, client, out, "verify again: what was bad is set aside already")
     result = document["result"] or {"trees": 0, "views": [], "bad": [], "bad_count": 0, "mended": [], "lost": []}
@@ -62,6 +63,7 @@ def verify(path: str, body: dict[str, Any], args: Args, client: Client, out: Out
 
 def push(path: str, destination: str, args: Args, client: Client, out: Out) -> int:
     """Have trees written to a place of the user's; print where each is."""
+    out.check_document()
     body: dict[str, Any] = {
         "destination": destination,
         "caller": {"cwd": os.getcwd(), "env": {"HOME": os.environ["HOME"]} if "HOME" in os.environ else {}},

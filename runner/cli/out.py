@@ -88,7 +88,10 @@ class Out:
         columns = min(self._columns(self._stderr) - 3 - width(head) - width(tail), BAR_MAX)
         utf8 = self._stderr is not None and (self._stderr.encoding or "").lower() in {"utf-8", "utf8"}
         if not (data.get("total_bytes") and colon and columns >= BAR_MIN and utf8):
-            self.status(f"{title} · {sentence}" if title else sentence)
+            whole = f"{title} · {sentence}" if title else sentence
+            # What is cut off must not be how far it is.
+            texts = (whole, sentence, how_far)
+            self.status(next((each for each in texts if width(plain(each)) < self._columns(self._stderr)), how_far))
         elif not self.quiet and self.stderr_is_tty:
             from runner.cli.bars import bar  # it loads rich, and only who watches a transfer waits for that
 
@@ -111,14 +114,15 @@ class Out:
         text = f"{label} {plain(message)}\n" + (f"  hint: {plain_lines(hint)}\n" if hint else "")
         self._write(self._stderr, text)
 
+    def check_document(self) -> None:
+        """Refuse a format that one document does not have: before work is begun that ends with one."""
+        if self.format not in {"json", "jsonl", "table", "wide"}:
+            raise UsageError(f"this has no {self.format} form", hint="--format table or json")
+
     def document(self, document: Any, human: Callable[[Any], str]) -> None:
         """Print one document: as JSON, or as `human` tells it."""
-        if self.format in {"json", "jsonl"}:
-            self.data(dumps(versioned(document)))
-        elif self.format in {"table", "wide"}:
-            self.data(human(document))
-        else:
-            raise UsageError(f"this has no {self.format} form", hint="--format table or json")
+        self.check_document()
+        self.data(dumps(versioned(document)) if self.format in {"json", "jsonl"} else human(document))
 
     def listing(
         self,

@@ -87,4 +87,6 @@ def page(found: dict[str, Any], state: Callable[[str], str], fits: int | None) -
     for name, columns, rows in tables:
         if rows:
             lines += ["", name, *rows_of(columns, rows, fits)]
+    if found.get("entries_left_out"):
+        lines.append(f"and {found['entries_left_out']} more: `pull` copies all of them")
     return "\n".join(lines)

@@ -123,7 +123,7 @@ _FOLLOW = Flag("-f/--follow", "Go on as it grows.")
 SHELF_ACTIONS = ("ls", "show", "create", "pull", "push", "rename", "rm", "verify", "pin", "unpin")
 _SHELF = (
     Flag("--description", "create: what it is.", "TEXT"),
-    Flag("--tag", "create: a word to find it by; may be given again.", "TAG", repeats=True),
+    Flag("--tag", "create, ls: a word to find it by; ls takes those that have all of them.", "TAG", repeats=True),
     Flag("--from", "create, push: the kind of place, where its address does not say.", "KIND"),
     Flag("--endpoint", "create, push: the server, where it is not the provider's own.", "URL"),
     Flag("--key", "create, push: open it with this key of yours.", "NAME"),

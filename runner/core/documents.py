@@ -11,7 +11,7 @@ from typing import Any
 
 from runner.core.errors import UsageError
 from runner.core.flags import JOB_FLAGS
-from runner.core.nearest import nearest
+from runner.core.nearest import nearest, slipped
 
 DOCUMENT_MAX_BYTES = 1 << 20
 DEPTH_MAX = 32
@@ -24,6 +24,7 @@ _ADDED_UP = {"pass_env", "key"}
 _NAMED_ONCE = {"input", "metric", "param"}
 # Tables that are one value: whoever states another address means none of the old one's key or server.
 _ONE_ADDRESS = {"git", "upload"}
+_STATED_ONCE = {"output", "upload", "checkpoint"}
 _OUTPUT = re.compile(r"([^=]*)=([A-Za-z][A-Za-z0-9+.-]*:/.*|/.*)", re.DOTALL)
 _WHOLE = {"gpus", "priority", "retries"}
 # What may follow an address: a word stands for a value, a name takes one.
@@ -116,6 +117,10 @@ def _layers(flags: Iterable[tuple[str, str, str]]) -> list[Layer]:
                     hint = f"each {key} has a name of its own"
                     raise UsageError(f"{flag} {name[:60]} is given twice", hint=hint)
                 seen.add((key, name))
+        for key in _STATED_ONCE & document.keys():
+            if (key, "") in seen:
+                raise UsageError(f"{flag} is given twice", hint="a job has one output and one checkpoint")
+            seen.add((key, ""))
         layers.append((f"{flag} {origin}".strip(), document))
     return layers
 
@@ -202,6 +207,9 @@ def _output(flag: str, text: str) -> dict[str, Any]:
     What follows the sign is an address only where it looks like one, so a name may hold it.
     """
     found = _OUTPUT.fullmatch(text)
+    if found is None and text.endswith("="):
+        hint = "--output out, or --output out=s3://bucket/dir/"
+        raise UsageError(f"--output {text[:60]!r} has no address behind its =", hint=hint)
     if found is None:
         return {"output": text}
     return {**({"output": found[1]} if found[1] else {}), "upload": addressed(flag, found[2])}
@@ -227,6 +235,9 @@ def addressed(flag: str, value: str, values: Mapping[str, str] = _INPUT_VALUES) 
         elif address and equals and name in values:
             key, stated = values[name], text
         else:
+            meant = slipped(name, _INPUT_VALUES if equals else _INPUT_WORDS) if address else ""
+            if meant:
+                raise UsageError(f"{flag}: there is no option {name!r}", hint=f"did you mean {meant!r}?")
             return {"uri": value, **options}
         if key in options:
             raise UsageError(f"{flag}: {name} is given twice", hint="once is enough")

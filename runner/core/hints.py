@@ -23,7 +23,7 @@ HINTS = {
     "name": "letters, digits, dot, dash and underscore; it begins with a letter or digit, 63 characters at most",
     "pass_env": "a name is letters, digits and underscore: --env NAME",
     "priority": "a whole number from -1000 to 1000",
-    "snapshot": "true or false",
+    "snapshot": "true or false, and not beside --git: a job runs from one of them",
     "signal": "a name like TERM, INT or USR1",
     "time": "write it as 90s, 30m, 1h30m or 2d",
 }

@@ -28,6 +28,12 @@ def room_on_disk(context: Context) -> int:
     return room.f_bavail * room.f_frsize
 
 
+def disk_size(context: Context) -> int:
+    """Return what the store's disk holds when it is empty."""
+    room = os.statvfs(context.paths.store_dir)
+    return room.f_blocks * room.f_frsize
+
+
 def await_room(
     context: Context, *, need_bytes: int, free_bytes: int, wanted: Callable[[], bool], then: Callable[[], object]
 ) -> None:

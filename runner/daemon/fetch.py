@@ -198,6 +198,7 @@ class Fetcher:
 
         `progress(done, total)` is called a few times a second at most, from any thread; `failed` before each retry.
         """
+        self._check_own(wanted.uri)
         sized, short, missing = False, False, 0
 
         def look(done: int, total: int | None) -> None:
@@ -251,6 +252,7 @@ class Fetcher:
         `progress(done, total)` is called a few times a second at most, from any thread; `failed` before each retry.
         What was fetched from there is forgotten, before too: a kill may leave some of it written.
         """
+        self._check_own(wanted.uri)
         options = self.options_for(wanted)
         self._forget(wanted.uri)
         try:
@@ -303,6 +305,16 @@ class Fetcher:
         if credential is not None:
             return replace(options, ssh_dir=ssh) if credential.kind == "git-ssh" else options
         return replace(options, aws_dir=aws, gcloud_dir=gcloud, azure_dir=azure, ssh_dir=ssh)
+
+    def _check_own(self, uri: Uri) -> None:
+        """Refuse a path below the state directory and in no job's: keys, records and the store are there."""
+        if not uri.is_local:
+            return
+        real, paths = Path(os.path.realpath(uri.path)), self.context.paths
+        if real.is_relative_to(os.path.realpath(paths.state_dir)) and not real.is_relative_to(
+            os.path.realpath(paths.jobs_dir)
+        ):
+            raise SourceRefused(f"{uri.shown} is of this runner's own state", "name a place of your own")
 
     def _credential(self, wanted: Wanted) -> Credential | None:
         if wanted.opened_by is None:

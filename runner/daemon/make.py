@@ -9,11 +9,12 @@ from functools import partial
 
 from runner.core.reasons import Waiting, WaitReason
 from runner.core.spec import Input
-from runner.core.units import format_duration, format_size
+from runner.core.units import format_duration
 from runner.daemon import cache
 from runner.daemon.context import Context
 from runner.daemon.fetch import Fetcher, NoRoom, Wanted
 from runner.daemon.guard import safely
+from runner.daemon.pace import Pace
 from runner.daemon.shelf import NotReady, once_made, pins_text, remember, take
 from runner.service.create import SOURCE
 from runner.service.desk import Change, Work
@@ -113,9 +114,10 @@ class Maker:
         return self.fetcher.wanted(stated, address, owner_uid=found.owner_uid, home=home, key_name=stated.key)
 
     def _fetch(self, making: Making, wanted: Wanted) -> Fetched:
+        pace = Pace(self.context.clock, Waiting.STAGING, "fetched")
+
         def progress(done: int, total: int | None) -> None:
-            share = f"{100 * done // total}% of {format_size(total)}" if total else format_size(done)
-            self._tell(making, WaitReason(Waiting.STAGING, share, {"done_bytes": done, "total_bytes": total}))
+            self._tell(making, pace.reason(done, total))
 
         def failed(error: SourceFailed, wait_s: float) -> None:
             again = f"{_sentence(error)}; tried again in {format_duration(wait_s)}"
@@ -129,6 +131,10 @@ class Maker:
     def _wait_for_room(self, making: Making, error: NoRoom | DiskFull) -> None:
         if not isinstance(error, NoRoom):
             error = NoRoom("it", self.context.config.storage.min_free_bytes, cache.room_on_disk(self.context))
+        if error.need_bytes > cache.disk_size(self.context):
+            fault = f"{error.reason.sentence}; this disk cannot hold it"
+            self._end(making, partial(self._failed, making=making, fault=fault))
+            return
         self._tell(making, error.reason)
         cache.await_room(
             self.context,

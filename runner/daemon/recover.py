@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import logging
 
-from runner.core.job import Ref
-from runner.core.reasons import Becomes, Ending
 from runner.daemon.context import Context
 from runner.daemon.ingest import put_away
-from runner.daemon.launch import attempt_dir
 from runner.daemon.loop import Loop
 from runner.daemon.prepare import Preparer
 from runner.daemon.save import Saver
 from runner.daemon.start import Starter
-from runner.daemon.verdict import Ended
 from runner.state import jobs
 
 log = logging.getLogger("stoker.recover")
@@ -34,7 +30,7 @@ def recover(context: Context, loop: Loop, *, starter: Starter, preparer: Prepare
     for attempt_id in _leftover_control(context, open_ids):
         put_away(context, loop, attempt_id)
     for element in jobs.saving_elements(context.database.writer):
-        _save_again(context, saver, element.ref)
+        saver.resume(element.ref)
     saver.proceed()
     saver.tidy()
     preparer.proceed()
@@ -52,15 +48,3 @@ def _leftover_control(context: Context, open_ids: set[int]) -> list[int]:
         return []
     found = [int(each.name) for each in root.iterdir() if each.name.isdigit() and int(each.name) not in open_ids]
     return [each for each in found if jobs.attempt(context.database.writer, each) is not None]
-
-
-def _save_again(context: Context, saver: Saver, ref: Ref) -> None:
-    attempt = jobs.last_attempt(context.database.writer, ref)
-    assert attempt is not None, f"job {ref.label} is being saved without an attempt"
-    output = attempt_dir(context.paths, ref, attempt.number) / "output"
-    saving = jobs.saving_of(context.database.writer, attempt.id)
-    if saving is None or jobs.last_word(context.database.writer, ref) is not None:
-        saver.salvage(ref)
-        return
-    ending, code, number, sentence, destination = saving
-    saver.save(attempt, output, Ended(Ending(ending), code, number, sentence), Becomes(destination))

@@ -74,14 +74,23 @@ class Saver:
         if attempt.ref not in self._saving:
             self._new.append(Saving(attempt, output, ended, becomes_, self.uploader.wanted(attempt.ref)))
 
-    def salvage(self, ref: Ref) -> None:
-        """Publish what the last attempt of an element left that will not run again; its row says why it will not."""
+    def resume(self, ref: Ref) -> None:
+        """Publish what the last attempt of an element in saving left.
+
+        One that will not run again has a row that says why; any other goes where its attempt leads.
+        """
         connection = self.context.database.writer
         attempt, word = jobs.last_attempt(connection, ref), jobs.last_word(connection, ref)
-        assert attempt is not None and word is not None, f"job {ref.label} is salvaged without a reason"
+        assert attempt is not None, f"job {ref.label} is being saved without an attempt"
+        output = attempt_dir(self.context.paths, ref, attempt.number) / "output"
+        if word is None:
+            stored = jobs.saving_of(connection, attempt.id)
+            assert stored is not None, f"job {ref.label} is being saved without a reason"
+            ending, code, number, sentence, destination = stored
+            self.save(attempt, output, Ended(Ending(ending), code, number, sentence), Becomes(destination))
+            return
         ended = Ended(Ending(word[0]), None, None, word[1])
         leads_to = Becomes.STOPPED if stays_stopped(ended.ending) else Becomes.FAILED
-        output = attempt_dir(self.context.paths, ref, attempt.number) / "output"
         saving = Saving(attempt, output, ended, leads_to, self.uploader.wanted(ref), salvaged=True)
         if has_files(output) or self.mirrorer.has_last(ref):
             self._new.append(saving)
@@ -252,6 +261,10 @@ class Saver:
             return
         if published.tree_digest is not None:
             self._enter(change, attempt, published.tree_digest, published)
+        if published.linked:
+            count = "1 file" if published.linked == 1 else f"{published.linked} files"
+            data = {"count": published.linked, "sentence": f"{count} behind links saved as copies"}
+            jobs.note(change.connection, change.now_us, "output_links", attempt.ref, data)
         if published.skipped:
             left_out = [{"path": printable(each.path), "why": each.why} for each in published.skipped[:SKIPPED_KEPT]]
             data = {"attempt": attempt.number, "count": len(published.skipped), "left_out": left_out}

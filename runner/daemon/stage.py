@@ -164,10 +164,9 @@ class Stager:
         """Bring every input into the store, its read-only view with it."""
         found: dict[str, tuple[Source, Fetched]] = {}
         handed: dict[str, Handed] = {}
-        base = 0
         for source in self.sources(facts):
             try:
-                fetched = self._known(source, lease) or self._fetch(preparation, source, base)
+                fetched = self._known(source, lease) or self._fetch(preparation, source)
                 _same(source, fetched)
                 if source.name == CODE and facts.code_directory:
                     self._check_directory(fetched.tree_digest, facts.code_directory)
@@ -177,7 +176,6 @@ class Stager:
                 raise
             except (StorageError, OSError) as error:
                 raise Failed(Ending.INPUT_FAILED, _missing(source, error), name=source.name) from error
-            base += fetched.size_bytes
         return {name: self._staged(facts, *each, handed[name].way) for name, each in found.items()}
 
     def build(self, preparation: Preparation, facts: JobFacts) -> str | None:
@@ -291,7 +289,7 @@ class Stager:
         known = self.fetcher.known(source.wanted, lease)
         return known if known is None or source.digest in (None, known.tree_digest) else None
 
-    def _fetch(self, preparation: Preparation, source: Source, base: int) -> Fetched:
+    def _fetch(self, preparation: Preparation, source: Source) -> Fetched:
         what = _called(source)
         if source.artifact_id is not None:
             return take(self.context, source.artifact_id, source.wanted.uri.path)
@@ -314,7 +312,7 @@ class Stager:
                 if preparation.need_bytes > admitted:
                     admitted = preparation.need_bytes
                     put_off = put_off or self.admits(preparation)
-            self.tell(preparation, pace.reason(base + done, None if total is None else base + total))
+            self.tell(preparation, pace.reason(done, total))
 
         def failed(error: SourceFailed, wait_s: float) -> None:
             again = f"{_sentence(source, error)}; tried again in {format_duration(wait_s)}"

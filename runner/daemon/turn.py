@@ -234,7 +234,7 @@ class Turn:
             case Halt():
                 self.starter.halt(effect)
             case Salvage():
-                self.saver.salvage(effect.ref)
+                self.saver.resume(effect.ref)
             case AbortSaving():
                 self.saver.abort(effect.ref)
             case Discard():

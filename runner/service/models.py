@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,18 @@ DAMAGED_SHOWN = 1000
 
 
 def listed(
-    connection: sqlite3.Connection, store: Store, owner_uid: int, kind: str, live: LiveFacts, *, everything: bool
+    connection: sqlite3.Connection,
+    store: Store,
+    owner_uid: int,
+    kind: str,
+    live: LiveFacts,
+    *,
+    everything: bool,
+    tags: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return a user's artifacts of a kind, or of every kind, newest first."""
+    """Return a user's artifacts of a kind, or of every kind, newest first; of those with tags, if any are given."""
     found = artifacts.listing(connection, owner_uid, None if everything else kind)
+    found = [each for each in found if set(tags) <= set(each.tags)]
     key = "models" if kind == "model" else kind
     return {"version": 1, key: [_document(each, live) | _damage(store, each) for each in found]}
 
@@ -57,6 +66,7 @@ def shown(connection: sqlite3.Connection, store: Store, which: Which, live: Live
                 {"label": each.label, "digest": each.tree_digest} for each in artifacts.descendants(connection, found)
             ],
             "entries": entries,
+            "entries_left_out": max(0, (found.files or 0) - len(entries)) if entries else 0,
         }
     )
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from runner.core.errors import Conflict, NotFound, Unavailable, UsageError
+from runner.core.job import PLAIN, Ref
+from runner.core.reasons import Ending
 from runner.service.references import contents
 from runner.service.refs import Target
-from runner.state import artifacts
+from runner.state import artifacts, jobs, listing
 from runner.state.artifacts import Artifact
 from storage.errors import Corrupt, DiskFull, Exists, NotStored
 from storage.manifest import Manifest
@@ -36,7 +38,17 @@ def listed(connection: sqlite3.Connection, store: Store, target: Target) -> dict
     entries = [
         entry for label, newest in _newest(found, target) for entry in entries_of(contents(store, newest), label)
     ]
-    return {"version": 1, "outputs": [document(each) for each in found], "entries": entries[:ENTRIES_MAX]}
+    fault = None
+    if not found and not (target.is_array and target.index is None):
+        word = jobs.last_word(connection, Ref(target.job_id, PLAIN if target.index is None else target.index))
+        fault = word[1] if word is not None and word[0] == Ending.OUTPUT_FAILED else None
+    return {
+        "version": 1,
+        "outputs": [document(each) for each in found],
+        "entries": entries[:ENTRIES_MAX],
+        "entries_left_out": sum(each.files or 0 for _, each in _newest(found, target)) - len(entries[:ENTRIES_MAX]),
+        "fault": fault,
+    }
 
 
 def pulled(
@@ -81,6 +93,15 @@ def exported(
         "bytes": manifest.size_bytes,
         "digest": manifest.digest,
     }
+
+
+def not_kept(connection: sqlite3.Connection, target: Target, spec: dict[str, Any]) -> str | None:
+    """Say that a success left nothing to be the next version of its model, None where it did or names no model."""
+    name = spec.get("keep_model")
+    if name is None or not listing.left_nothing(connection, target.job_id, target.index):
+        return None
+    where = f"--output {spec['output']}" if spec.get("output") else "$STOKER_OUTPUT_DIR"
+    return f"{where} is empty, so {name} has no new version"
 
 
 def entries_of(manifest: Manifest, label: str = "") -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.core import documents
-from runner.core.errors import Conflict, UsageError
+from runner.core.errors import Conflict, NotFound, UsageError
 from runner.core.spec import CODE
 from runner.identity.sealing import Sealer
 from runner.service.code import KEEPS, Rebuilt, Snapshots, inside
@@ -18,7 +18,7 @@ from runner.service.refs import Target
 from runner.service.submit import Envelope, Prepared, secret_sources, split_environment
 from runner.service.submit import prepare as prepare_job
 from runner.service.written import MIRROR, UPLOAD
-from runner.state import codes, jobs, staged
+from runner.state import artifacts, codes, jobs, staged
 from runner.state.codes import RECORDED, Code
 from storage.hubs import git_address
 
@@ -72,6 +72,7 @@ def prepare(
     if target.is_array and target.index is not None:
         document["array"] = str(target.index)
     merged, origins = documents.merge([(f"job {target.label}", document), *flags_of(body)])
+    _check_named(connection, target, merged.get("input", {}))
     if body.get("command"):
         merged["command"] = body["command"]
     prepared = prepare_job(merged, origins, envelope)
@@ -83,6 +84,21 @@ def prepare(
         return replace(prepared, code=code, code_size=rebuilt.size, warnings=(*prepared.warnings, *rebuilt.warnings))
     size_bytes, files, _ = staged.had(connection, envelope.caller.uid, code.tree_digest or "", "") or (0, 0, "")
     return replace(prepared, code=code, code_size=(size_bytes, files))
+
+
+def _check_named(connection: sqlite3.Connection, target: Target, inputs: dict[str, Any]) -> None:
+    """Refuse an input that is an artifact which was removed since, with what brings its bytes back."""
+    for name, uri, artifact_id, _, digest, *_ in jobs.staged(connection, target.job_id):
+        artifact = artifacts.get(connection, artifact_id) if artifact_id is not None else None
+        if artifact is None or artifact.removed_us is None or inputs.get(name, {}).get("uri") != uri:
+            continue
+        whole = uri == artifact.label and digest is not None
+        again = f"--input {name}={artifact.source or 'URI'}" + (f",digest={digest}" if whole else "")
+        raise NotFound(
+            f"{artifact.label}, the input {name} of job {target.label}, was removed: it was {artifact.tree_digest}"
+            + (f" from {artifact.source}" if artifact.source else ""),
+            hint=f"stoker rerun {target.label} {again}",
+        )
 
 
 def _pin_code(connection: sqlite3.Connection, target: Target, document: dict[str, Any], code: Code | None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 from runner.core import addresses
 from runner.core.errors import UsageError
-from runner.core.spec import Input, Upload
+from runner.core.spec import Input, JobSpec, Upload
 from storage import uri as uris
 from storage.destinations import check_destination
 from storage.errors import StorageError
@@ -84,6 +84,24 @@ def below(directory: str | None, cwd: Path, flag: str) -> str | None:
             f"{flag} {directory!r} is not a directory below {str(cwd)!r}", hint=f"give a relative one: {flag} out"
         )
     return str(PurePath(directory))
+
+
+def directories_of(spec: JobSpec, cwd: Path) -> dict[str, str | None]:
+    """Return the output and checkpoint of a job, which must neither hide each other nor stand where a file does."""
+    output, checkpoint = below(spec.output, cwd, "--output"), below(spec.checkpoint, cwd, "--checkpoint")
+    if output is not None and checkpoint is not None:
+        one, other = PurePath(output), PurePath(checkpoint)
+        if one.is_relative_to(other) or other.is_relative_to(one):
+            message = f"--output {output!r} and --checkpoint {checkpoint!r} are one inside the other"
+            raise UsageError(message, hint="give each a directory of its own: --output out --checkpoint ckpt")
+    for flag, directory in (("--output", output), ("--checkpoint", checkpoint)):
+        if directory is None or spec.git is not None:  # what a checkout holds is not known yet
+            continue
+        for each in (PurePath(directory), *PurePath(directory).parents):
+            if os.path.exists(cwd / each) and not os.path.isdir(cwd / each):
+                message = f"{flag} {directory!r}: {str(cwd / each)!r} is a file, and a directory is to stand there"
+                raise UsageError(message, hint=f"give {flag} another name, or move the file away")
+    return {"output": output, "checkpoint": checkpoint}
 
 
 def requirements_of(file: str | None, cwd: Path) -> str | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from runner.core.job import Element, Ref
 from runner.core.lifecycle import ACTIVE, FINISHED, Event, State
-from runner.core.reasons import Ending
+from runner.core.reasons import Ending, Waiting, WaitReason
 from runner.core.spec import JobSpec
 from runner.service.desk import AbortSaving, Change, Halt, Salvage, Withdraw
 from runner.service.refs import resolve
@@ -16,16 +17,36 @@ from runner.state import jobs
 
 _SAVING = "its output is being saved and stays in the store"
 _SALVAGED = "it will not run again; what its last attempt left is being saved"
-_FATES = {_SAVING: "saving their output", _SALVAGED: "saving what their last attempt left"}
+_NO_ROOM = "it waits no longer for room for its output: the files stay on this box, and `stoker start` saves them"
+_FATES = {
+    _SAVING: "saving their output",
+    _NO_ROOM: "waiting no longer for room for their output",
+    _SALVAGED: "saving what their last attempt left",
+}
 
 
-def stop(change: Change, refs: list[str], owner_uid: int, grace_s: float | None) -> dict[str, Any]:
-    """Stop every element that the references mean; a job that has finished is left as it is."""
+def stop(
+    change: Change,
+    refs: list[str],
+    owner_uid: int,
+    grace_s: float | None,
+    saving: Callable[[Ref], WaitReason | None],
+) -> dict[str, Any]:
+    """Stop every element that the references mean; a job that has finished is left as it is.
+
+    `saving` says what the output of an element waits for.
+    """
+
+    def fate(element: Element) -> str:
+        reason = saving(element.ref) if element.state is State.SAVING else None
+        told = stop_element(change, element, Ending.STOPPED_BY_USER, grace_s)
+        return _NO_ROOM if reason is not None and reason.kind is Waiting.DISK else told
+
     answers = []
     for text in refs:
         target = resolve(change.connection, text, owner_uid)
         found = jobs.elements(change.connection, target.job_id, target.index)
-        told = Counter(stop_element(change, element, Ending.STOPPED_BY_USER, grace_s) for element in found)
+        told = Counter(map(fate, found))
         answers.append({"id": target.label, "sentence": next(iter(told)) if target.is_one else _of_many(told)})
     return {"jobs": answers}
 

@@ -25,7 +25,7 @@ from runner.service.desk import Change, Enqueue, Look
 from runner.service.intake import Caller, flags_of
 from runner.service.lookout import Sight
 from runner.service.references import Meant, meant, tie
-from runner.service.sources import below, checked_part, destination_of, requirements_of, source_of
+from runner.service.sources import checked_part, destination_of, directories_of, requirements_of, source_of
 from runner.service.written import MIRROR, UPLOAD, keys_stated, with_keys
 from runner.state import codes, jobs, listing
 from runner.state.books import list_prices
@@ -143,9 +143,8 @@ def prepare(document: dict[str, Any], origins: dict[str, str], envelope: Envelop
         update={
             "cwd": str(cwd),
             "requirements": requirements_of(spec.requirements, cwd),
-            "output": below(spec.output, cwd, "--output"),
+            **directories_of(spec, cwd),
             "upload": upload and place and place.model_copy(update={"uri": upload.shown}),
-            "checkpoint": below(spec.checkpoint, cwd, "--checkpoint"),
             "mirror": spec.mirror and mirror and spec.mirror.model_copy(update={"uri": mirror.shown}),
             "env": dict.fromkeys(spec.env, ""),
             "git": spec.git and spec.git.model_copy(update={"uri": sources[CODE].shown}),

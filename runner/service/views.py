@@ -111,6 +111,7 @@ def show(connection: sqlite3.Connection, live: LiveFacts, target: Target, now_us
         "kept": _artifacts(artifacts.kept_of_job(connection, target.job_id), target),
         "output_left_out": _left_out(connection, target),
         "mirrors": mirrored(connection, target, now_us),
+        "not_kept": outputs.not_kept(connection, target, spec),
         "attempts": [_attempt(each) for each in attempts],
         "limits_enforced": {name: enforced.get(name, False) for name, is_stated in stated.items() if is_stated},
         "why_these_devices": last["why"] if last else None,
@@ -153,6 +154,8 @@ def outcome(connection: sqlite3.Connection, target: Target) -> dict[str, Any] | 
         return None
     groups = _groups_of(connection, target)
     row = _speaker(groups)
+    facts = jobs.job_facts(connection, target.job_id)
+    assert facts is not None
     ending = Ending(row.ending) if row.ending else None
     code = outcome_code(ending, row.exit_code, row.signal)
     if code and target.is_array and target.index is None:
@@ -171,6 +174,7 @@ def outcome(connection: sqlite3.Connection, target: Target) -> dict[str, Any] | 
         "outputs": _artifacts(artifacts.of_job(connection, target.job_id), target),
         "kept": _artifacts(artifacts.kept_of_job(connection, target.job_id), target),
         "output_left_out": _left_out(connection, target),
+        "not_kept": outputs.not_kept(connection, target, json.loads(facts[1])),
     }
 
 

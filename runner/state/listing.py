@@ -314,6 +314,16 @@ def left_out(connection: sqlite3.Connection, job_id: int, index: int | None) -> 
     return sum(each["count"] for each in found), [file for each in found for file in each["left_out"]]
 
 
+def left_nothing(connection: sqlite3.Connection, job_id: int, index: int | None) -> bool:
+    """Say whether an element of those that are meant succeeded and left no output."""
+    row = connection.execute(
+        "SELECT 1 FROM elements e JOIN attempts a ON a.job_id = e.job_id AND a.idx = e.idx AND a.number = e.attempts"
+        " WHERE e.job_id = ? AND (? IS NULL OR e.idx = ?) AND e.state = 'succeeded' AND a.output_digest IS NULL",
+        (job_id, index, index),
+    ).fetchone()
+    return row is not None
+
+
 def events_after(connection: sqlite3.Connection, seq: int, limit: int) -> list[dict[str, Any]]:
     """Return events after a sequence number, for followers."""
     rows = connection.execute(

@@ -94,8 +94,11 @@ def trees(connection: sqlite3.Connection, owner_uid: int | None = None) -> list[
 
 
 def stored_bytes(connection: sqlite3.Connection) -> int:
-    """Return how much of what was staged is kept, each tree counted once."""
-    row = connection.execute("SELECT SUM(size) FROM (SELECT MAX(size_bytes) AS size FROM sources GROUP BY tree_digest)")
+    """Return how much of what was staged is kept for its own sake, each tree counted once: what has a name is not."""
+    row = connection.execute(
+        "SELECT SUM(size) FROM (SELECT MAX(size_bytes) AS size FROM sources s WHERE NOT EXISTS (SELECT 1"
+        " FROM artifacts a WHERE a.tree_digest = s.tree_digest AND a.removed_us IS NULL) GROUP BY tree_digest)"
+    )
     return int(row.fetchone()[0] or 0)
 
 

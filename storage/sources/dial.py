@@ -51,8 +51,13 @@ class Dials:
                     each.shutdown(socket.SHUT_RDWR)
 
 
-def dial(host: str, port: int, options: SourceOptions, shown: str, dials: Dials) -> tuple[socket.socket, Address]:
-    """Return a connection and the address it leads to; raise `SourceFailed` or `SourceRefused`, naming `shown`."""
+def dial(
+    host: str, port: int, options: SourceOptions, shown: str, dials: Dials, *, redirected: bool = False
+) -> tuple[socket.socket, Address]:
+    """Return a connection and the address it leads to; raise `SourceFailed` or `SourceRefused`, naming `shown`.
+
+    `redirected` says that a server named the host, and no user.
+    """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -62,7 +67,7 @@ def dial(host: str, port: int, options: SourceOptions, shown: str, dials: Dials)
     last: OSError | None = None
     for family, kind, protocol, _, place in found:
         ip = address(str(place[0]))
-        if not allowed(ip, host, options):
+        if not allowed(ip, host, options, redirected=redirected):
             continue
         connected = socket.socket(family, kind, protocol)
         connected.settimeout(options.stall_s)
@@ -74,6 +79,8 @@ def dial(host: str, port: int, options: SourceOptions, shown: str, dials: Dials)
         except OSError as error:
             dials.end(connected)
             last = error
+    if last is None and redirected:
+        raise SourceRefused(f"{shown} redirects to a local address, which nothing is fetched from")
     if last is None:
         raise SourceRefused(f"{shown} is at a local address, which this runner does not fetch from", "see allow_hosts")
     certificate = isinstance(last, ssl.SSLCertVerificationError)
@@ -103,8 +110,10 @@ def why(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
-def allowed(ip: Address, host: str, options: SourceOptions) -> bool:
-    """Say whether these options let anybody fetch from an address."""
+def allowed(ip: Address, host: str, options: SourceOptions, *, redirected: bool = False) -> bool:
+    """Say whether these options let anybody fetch from an address; no redirect leads to a link-local one."""
+    if redirected and ip.is_link_local:
+        return False
     if options.allow_local_addresses:
         return True
     if ip.is_link_local or ip.is_multicast or ip.is_unspecified:

@@ -159,7 +159,7 @@ class Session:
             size = self._packed()
             if size > limit and address.protocol != "file":
                 raise SourceRefused(
-                    f"{shown} sends more than {limit} bytes without saying how many there are",
+                    f"{shown} sends more than {limit >> 20} MiB without saying how many there are",
                     "see [sources] unsized_limit",
                 )
             if size:

@@ -106,11 +106,11 @@ class Wire:
         never the URL.
         """
         origin = _origin(urlsplit(url))
-        for _ in range(redirects + 1):
+        for times in range(redirects + 1):
             parts = urlsplit(url)
             own = _origin(parts) == origin
             sent = self._headers(method, url, headers, own=own)
-            response, public = self._send(method, parts, sent, body, shown=shown, was_public=was_public)
+            response, public = self._send(method, parts, sent, body, shown=shown, was_public=was_public, times=times)
             was_public = was_public or public
             target = response.headers.get("location")
             if response.status not in _REDIRECTS or target is None:
@@ -185,10 +185,12 @@ class Wire:
         *,
         shown: str,
         was_public: bool,
+        times: int,
     ) -> tuple[Response, bool]:
+        """Ask once, after so many redirects; return the answer and whether a public address gave it."""
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         while True:
-            connection, kept = self._take(parts, shown)
+            connection, kept = self._take(parts, shown, redirected=times > 0)
             try:
                 if was_public and not connection.public:
                     raise SourceRefused(f"{shown} redirects from a public to a private address")
@@ -225,7 +227,7 @@ class Wire:
 
         return close
 
-    def _take(self, parts: SplitResult, shown: str) -> tuple[Exchange, bool]:
+    def _take(self, parts: SplitResult, shown: str, *, redirected: bool) -> tuple[Exchange, bool]:
         with self._guard:
             idle = self._idle.get(_origin(parts))
             if idle:
@@ -235,15 +237,17 @@ class Wire:
             if parts.scheme == "https" and self._tls is None:
                 ca_file = self._options.ca_file
                 self._tls = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-        return self._connect(parts, shown), False
+        return self._connect(parts, shown, redirected=redirected), False
 
-    def _connect(self, parts: SplitResult, shown: str) -> Exchange:
+    def _connect(self, parts: SplitResult, shown: str, *, redirected: bool = False) -> Exchange:
         host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
         proxy = proxy_for(self._options.proxies, parts.scheme, host, port)
         if proxy is not None:
-            connection = self._through(proxy, parts, shown, public=self.is_public(host, port, shown))
+            connection = self._through(
+                proxy, parts, shown, public=self.is_public(host, port, shown, redirected=redirected)
+            )
         else:
-            connected, ip = dial(host, port, self._options, shown, self._dials)
+            connected, ip = dial(host, port, self._options, shown, self._dials, redirected=redirected)
             connection = Exchange(connected, self._options.stall_s, public=ip.is_global, end=self._dials.end)
         if parts.scheme == "https" and self._tls is not None:
             try:
@@ -257,13 +261,13 @@ class Wire:
                 ) from error
         return connection
 
-    def is_public(self, host: str, port: int, shown: str) -> bool:
+    def is_public(self, host: str, port: int, shown: str, *, redirected: bool = False) -> bool:
         """Say whether a host that others are to reach is public, as far as this box knows; raise `SourceRefused`."""
         try:
             found = [address(str(each[4][0])) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
         except (OSError, UnicodeError):
             return True  # the proxy may know it
-        if not all(allowed(ip, host, self._options) for ip in found):
+        if not all(allowed(ip, host, self._options, redirected=redirected) for ip in found):
             raise SourceRefused(
                 f"{shown} is at a local address, which this runner does not fetch from", "see allow_hosts"
             )

@@ -584,7 +584,8 @@ def test_a_package_that_is_missing_is_named() -> None:
     """Before anything is queued, with what installs it."""
     with pytest.raises(BadUri, match="needs the package ocifs") as caught:
         check_package(uri("oci://bucket@place/f"))
-    assert "pip install ocifs" in caught.value.hint
+    assert "pip install" in caught.value.hint and sys.executable in caught.value.hint
+    assert caught.value.hint.endswith(" ocifs")
     check_package(uri("sftp://host/f"))
 
 

@@ -255,6 +255,24 @@ def test_a_push_goes_through_the_proxy_that_is_set(
     assert (tmp_path / "buckets/bucket/p/f").read_text() == "x"
 
 
+@pytest.mark.parametrize("place", ["169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]"])
+@pytest.mark.parametrize("proxied", [False, True])
+def test_no_redirect_leads_to_what_answers_with_credentials(
+    web: Web, tmp_path: Path, place: str, proxied: bool
+) -> None:
+    """The metadata service of a cloud is link-local: nobody is led there, from loopback or through a proxy either."""
+
+    def redirect(answer: Answer) -> None:
+        answer.status, answer.headers, answer.body = 302, {"Location": f"http://{place}/latest"}, b""
+
+    web.fault = redirect
+    with proxy_server() as proxy:
+        proxies = Proxies(http=f"http://127.0.0.1:{proxy.port}") if proxied else Proxies()
+        with pytest.raises(SourceRefused, match="local address"):
+            take(tmp_path, f"{web.url}/f", SourceOptions(proxies=proxies))
+        assert not any("latest" in str(each) for each in proxy.asked)
+
+
 def test_a_redirect_from_https_to_http_is_refused(web: Web, secure: tuple[Web, Path], tmp_path: Path) -> None:
     """What was asked for over TLS is not taken from whoever sits on the line."""
     there, ca_file = secure

@@ -507,6 +507,26 @@ def test_no_view_names_what_is_not_there(box: Box) -> None:
         views.outcome(box.room.reader(), resolve(box.room.reader(), f"{array}[7]", 0))
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([("--output", "o"), ("--checkpoint", "o")], "inside the other"),
+        ([("--output", "o"), ("--checkpoint", "./o/ckpt")], "inside the other"),
+        ([("--output", "o"), ("--output", "p")], "--output is given twice"),
+        ([("--output", "=s3://b/x/"), ("--output", "p=s3://b/y/")], "--output is given twice"),
+        ([("--output", "o=")], "no address"),
+        ([("--output", "file")], "is a file"),
+        ([("--checkpoint", "file/ckpt")], "is a file"),
+    ],
+)
+def test_directories_that_could_hold_nothing_are_refused(box: Box, flags: list[tuple[str, str]], says: str) -> None:
+    """One that hides the other, one given twice, one where a file stands: nothing is queued that could save nothing."""
+    (box.work / "file").touch()
+    status, problem = box.ask("POST", "/v1/jobs", box.submission("true", flags=flags))
+    assert status == 400 and says in str(problem), problem
+    assert box.queued() == 0
+
+
 def test_without_mounts_a_directory_is_a_link(box: Box) -> None:
     """Where mounts are not permitted DIR becomes a link to the job's own directory, made when the job is accepted."""
     box.mounts_permitted = False
@@ -524,7 +544,6 @@ def test_without_mounts_nobody_shares_a_directory(box: Box) -> None:
     for flags in (
         [("--checkpoint", "fresh"), ("--output", "there")],
         [("--output", "fresh"), ("--checkpoint", "out")],
-        [("--output", "fresh"), ("--checkpoint", "fresh")],
         [("--output", "dangling")],
         [("--output", "fresh"), ("--array", "0-1")],
     ):

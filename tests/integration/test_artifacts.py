@@ -334,8 +334,38 @@ def test_a_success_is_kept_as_the_next_version(runner: Box) -> None:
     assert shown(runner, "net@1")["led_to"][0]["label"] == f"job:{job}"
     runner.ok("rm", job, "-y")
     assert listed(runner) == ["net@2", "net@1"]
+    empty = runner.cli(
+        "run", "--keep-model", "net", "--param", "lr=0.5", "--", "sh", "-c", 'echo oops > "$STOKER_SCRATCH_DIR/wrong"'
+    )
+    assert (empty.returncode, "net has no new version" in empty.stderr) == (0, True), empty.stderr
+    page = runner.ok("show", "@last")
+    assert "net has no new version" in page and "lr 0.5" in page
     refused = runner.cli("submit", "--keep-model", "job-1", "--", "true")
     assert (refused.returncode, "no name for model" in refused.stderr) == (2, True)
+
+
+def test_what_was_tagged_is_found_by_its_tags(runner: Box, tmp_path: Path) -> None:
+    """`ls --tag` lists what has all tags that it is given; flags of another action are refused, not ignored."""
+    tree(tmp_path, f="1")
+    for name, tags in (("a", ["x"]), ("b", ["x", "y=1"]), ("c", [])):
+        runner.ok("data", "create", name, f"{tmp_path}/f", *(word for tag in tags for word in ("--tag", tag)))
+    assert listed(runner, "data", "--tag", "x") == ["b@1", "a@1"]
+    assert listed(runner, "data", "--tag", "x", "--tag", "y=1") == ["b@1"]
+    refused = runner.cli("data", "ls", "--refresh")
+    assert (refused.returncode, "does not take --refresh" in refused.stderr) == (2, True), refused.stderr
+
+
+def test_a_long_list_says_that_it_is_cut(runner: Box) -> None:
+    """What `show` and `outputs ls` do not list they count; a format that one artifact has not is refused first."""
+    job = runner.submit("--", "sh", "-c", 'cd "$STOKER_OUTPUT_DIR"; seq 10003 | xargs touch')
+    runner.wait(job, timeout=180)
+    refused = runner.cli("data", "create", "many", job, "-o", "csv")
+    assert (refused.returncode, listed(runner, "data")) == (2, []), refused
+    runner.ok("data", "create", "many", job)
+    document = shown(runner, "many", "data")
+    assert (len(document["entries"]), document["entries_left_out"]) == (10_000, 3)
+    assert "and 3 more" in runner.ok("data", "show", "many")
+    assert "and 3 more" in runner.cli("outputs", "ls", job).stderr
 
 
 def test_files_are_copied_and_printed(runner: Box, tmp_path: Path) -> None:
@@ -363,6 +393,10 @@ def test_files_are_copied_and_printed(runner: Box, tmp_path: Path) -> None:
         runner.ok("cp", source, str(dest))
         assert path.read_bytes() == b"\xffx", (source, dest)
     assert (into / "there").read_text() == "1"
+    for place, says in (("s3://bucket/x", "push"), ("-", "outputs cat")):
+        refused = runner.cli("cp", f"{job}:a/f", place)
+        assert (refused.returncode, says in refused.stderr) == (2, True), refused.stderr
+    assert runner.cli("outputs", "pull", job, "s3://bucket/x").returncode == 2
     refused = runner.cli("cp", f"{job}:a/f", str(tmp_path / "as"))
     assert (refused.returncode, "--overwrite" in refused.stderr) == (5, True)
     runner.ok("cp", f"{job}:a/f", str(tmp_path / "as"), "--overwrite")
@@ -442,3 +476,36 @@ def test_an_artifact_waits_for_room_on_the_disk(tmp_path: Path, web: Web) -> Non
         filler.unlink()
         wait_until(lambda: shown(box, "big")["state"] == "ready")
         assert shown(box, "big")["size_bytes"] == 12 << 20
+
+
+def test_what_no_disk_here_can_hold_fails_at_once(tmp_path: Path, web: Web) -> None:
+    """Nobody waits for room that cannot come: the fault says what is needed and what is free."""
+    (web.root / "huge").touch()
+    os.truncate(web.root / "huge", 200 << 20)
+    with tmpfs(tmp_path / "small", "96m"), Box(tmp_path / "small", STOKER_STORAGE__MIN_FREE="8MiB") as box:
+        box.start()
+        failed = box.cli("model", "create", "huge", f"{web.url}/huge")
+        assert failed.returncode == 1
+        assert "208.0 MiB of disk" in failed.stderr and "cannot hold it" in failed.stderr
+
+
+def test_the_runners_own_files_are_no_source(runner: Box) -> None:
+    """Neither the key that seals every secret nor the database gets into an artifact, by its path or by a link."""
+    link = runner.state_dir.parent / "link"
+    link.symlink_to(runner.state_dir / "key")
+    for path in (runner.state_dir / "key", link, f"{runner.state_dir}/run/"):
+        refused = runner.cli("data", "create", "mine", str(path))
+        assert (refused.returncode, "own state" in refused.stderr) == (1, True), refused.stderr
+
+
+def test_a_rerun_says_what_brings_a_removed_input_back(runner: Box, tmp_path: Path) -> None:
+    """Of an artifact that was removed its source and digest are told, in a command that works."""
+    tree(tmp_path / "src", f="1")
+    runner.ok("data", "create", "gone", f"{tmp_path}/src/")
+    job, ended = made(runner, "--input", "d=data:gone", "--", "true")
+    runner.ok("data", "rm", "gone", "-y")
+    refused = runner.cli("rerun", job)
+    assert (refused.returncode, ended["inputs"][0]["digest"] in refused.stderr) == (3, True), refused.stderr
+    command = refused.stderr.partition("hint: stoker ")[2].split()
+    again = runner.ok(*command).split()[0]
+    assert runner.wait(again)["state"] == "succeeded"

@@ -95,6 +95,19 @@ def test_past_its_limit_the_cache_goes_down_to_the_low_water_mark(tmp_path: Path
     assert [each["uri"].rpartition("/")[2] for each in shown] == ["d"]
 
 
+def test_what_has_a_name_does_not_count_against_the_limit(tmp_path: Path, web: Web) -> None:
+    """It never gives way, so it must not drive out what may: a warm input stays warm beside a large data set."""
+    put(web, named=4 << 20, warm=1 << 20)
+    with Box(tmp_path, STOKER_STORAGE__CACHE_LIMIT="3MiB") as box:
+        box.start()
+        ran(box, web, "warm")
+        box.ok("data", "create", "big", f"{web.url}/named")
+        asked = web.gets("/warm")
+        ran(box, web, "warm")
+        assert web.gets("/warm") == asked
+        assert json.loads(box.ok("cache", "df", "--json"))["cached_bytes"] == 1 << 20
+
+
 def test_bad_words_and_flags_are_refused(runner: Box) -> None:
     """What `cache` does not know, or its action has no use for, is bad input."""
     for words in (

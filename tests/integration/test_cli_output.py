@@ -409,7 +409,7 @@ def test_rm_asks_before_outputs_go(cli: Cli, api: FakeApi) -> None:
     code, shown = cli.on_terminal("rm", "42", typed="y\n")
     assert code == 0
     assert "removed 42" in shown
-    assert cli("rm", "42", "-y").stdout == "removed 42 · 2.0 KiB freed\n"
+    assert cli("rm", "42", "-y").stdout == "removed 42 · outputs of 2.0 KiB\n"
     assert [request.document["confirmed"] for request in api.requests] == [False, False, False, True, True]
 
 

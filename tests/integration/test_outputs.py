@@ -239,6 +239,12 @@ def test_a_job_that_can_never_run_again_keeps_what_it_left(runner: Box, tmp_path
     assert len(document["attempts"]) == 1
 
 
+def test_links_that_became_copies_are_told(runner: Box) -> None:
+    """A tree has no links: what one led to is there under both names, and the history of the job says so."""
+    job, _ = done(runner, "--", "sh", "-c", 'cd "$STOKER_OUTPUT_DIR"; echo 1 > best; ln -s best last')
+    assert "1 file behind links saved as copies" in runner.ok("show", job)
+
+
 def test_a_full_disk_holds_an_output_back_until_there_is_room(tmp_path: Path) -> None:
     """The job stays in `saving` and says what it needs; with room it is saved, and exactly once."""
     with tmpfs(tmp_path / "small", "128m"), Box(tmp_path / "small") as box:
@@ -254,16 +260,23 @@ def test_a_full_disk_holds_an_output_back_until_there_is_room(tmp_path: Path) ->
         assert (document["state"], len(document["outputs"])) == ("succeeded", 1)
 
 
-def test_a_stop_ends_the_wait_for_room(tmp_path: Path) -> None:
-    """Who stops a job whose output finds no room gets it failed, with the place of the files."""
+def test_a_stop_ends_the_wait_for_room_and_a_start_saves_what_was_left(tmp_path: Path) -> None:
+    """Who stops a job whose output finds no room is told where the files are; with room they become its output."""
+    filler = tmp_path / "small/filler"
     with tmpfs(tmp_path / "small", "128m"), Box(tmp_path / "small") as box:
         box.start()
-        job = box.submit("--", "sh", "-c", _fill(box, tmp_path / "small/filler"))
+        job = box.submit("--", "sh", "-c", _fill(box, filler))
         wait_until(lambda: _saving_reason(box, job))
-        box.ok("stop", job)
+        assert "in the store" not in (told := box.ok("stop", job)) and "the files stay" in told
         document = box.wait(job)
         assert (document["state"], document["reason"]["ending"]) == ("failed", "output_failed")
         assert "/output" in document["reason"]["sentence"]
+        listed = box.cli("outputs", "ls", job)
+        assert f"stoker start {job}" in listed.stderr, listed
+        filler.unlink()
+        box.ok("start", job)
+        document = box.wait(job)
+        assert (document["state"], len(document["attempts"]), len(document["outputs"])) == ("succeeded", 1, 1)
 
 
 def test_models_have_a_lineage_and_are_refused_while_in_use(runner: Box, tmp_path: Path) -> None:

@@ -382,6 +382,30 @@ def test_the_last_word_counts_and_is_known(layers: list[tuple[str, dict[str, Any
             assert value == last[1]
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("s3://b/x,refesh", "refresh"),
+        ("s3://b/x,no_extract", "no-extract"),
+        ("s3://b/x,Refresh,rw", "refresh"),
+        ("s3://b/x,paht=sub", "path"),
+        ("s3://b/x,foo", ""),
+        ("s3://b/x,a=b", ""),
+        ("s3://b/x,raw", ""),
+        ("refesh", ""),
+    ],
+)
+def test_a_slip_in_an_option_becomes_no_part_of_the_address(text: str, meant: str) -> None:
+    """Who mistypes an option is told which it was; what is not like one may be the end of an address."""
+    if not meant:
+        ((_, document),) = documents.from_flags([("--input", f"d={text}")], "")
+        assert document == {"input": {"d": {"uri": text}}}
+        return
+    with pytest.raises(UsageError) as caught:
+        documents.from_flags([("--input", f"d={text}")], "")
+    assert repr(meant) in caught.value.hint
+
+
 def test_every_key_has_its_flag() -> None:
     """What a document can say, a flag can say, but for what is no part of one job's command line.
 

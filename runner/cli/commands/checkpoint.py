@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from runner.cli.commands.rm import removed
 from runner.cli.detail import mirror_text
-from runner.cli.jobs import job_path
+from runner.cli.jobs import job_path, place_here
 from runner.cli.text import counted, plain, size, when
 from runner.core.errors import UsageError
 
@@ -52,7 +50,7 @@ def _restore(path: str, args: Args, client: Client, out: Out) -> int:
     other = args.words[1]
     body: dict[str, Any] = {"overwrite": bool(args.get("overwrite"))}
     if "/" in other or other in {".", ".."}:
-        body["destination"] = os.path.abspath(other)
+        body["destination"] = place_here(other, "it is restored to another job, or into a directory here")
     else:
         body["job"] = other
     answer = client.post(path + "/restore", body, key=args.get("idempotency_key") or "", timeout_s=None)

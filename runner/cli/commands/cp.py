@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from runner.cli.jobs import place_here
 from runner.cli.text import counted, plain, size
 from runner.core.errors import UsageError
 
@@ -18,11 +17,15 @@ def run(args: Args, client: Client, out: Out) -> int:
     """Copy, and print where it went."""
     if len(args.words) != 2:
         raise UsageError("`stoker cp` needs SOURCE DEST", hint="stoker cp 42:best.pt .")
+    out.check_document()
     source, destination = args.words
+    job, _, path = source.partition(":")
+    if destination == "-":
+        raise UsageError("`stoker cp` writes to files", hint=f"stoker outputs cat {job}:{path or 'FILE'} prints one")
     slash = "/" if destination.endswith("/") else ""
     body = {
         "source": source,
-        "destination": os.path.abspath(destination) + slash,
+        "destination": place_here(destination, "`stoker outputs|model|data push` writes to an address") + slash,
         "overwrite": bool(args.get("overwrite")),
     }
     answer = client.post("/v1/copy", body, key=args.get("idempotency_key") or "", timeout_s=None)

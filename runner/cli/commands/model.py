@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from runner.cli.commands.rm import removed
+from runner.cli.jobs import place_here
 from runner.cli.making import watch
 from runner.cli.operations import push, verify
 from runner.cli.parse import nearest
@@ -41,6 +42,7 @@ def run(args: Args, client: Client, out: Out) -> int:
         if args.action == "ls":
             hint = nearest(args.words[0], SHELF_ACTIONS, hint)
         raise UsageError(f"`stoker {kind} {args.action}` {said}", hint=hint)
+    _check_flags(args)
     routes = "/v1/models" if kind == "model" else f"/v1/{kind}"
     if args.action == "ls":
         return _list(routes, args, client, out)
@@ -55,8 +57,18 @@ def run(args: Args, client: Client, out: Out) -> int:
     return _act(path, args, client, out)
 
 
+def _check_flags(args: Args) -> None:
+    """Refuse a flag whose help says that it is of other actions."""
+    for flag in args.verb.flags if args.verb else ():
+        actions, colon, _ = flag.help.partition(": ")
+        if colon and flag.key in args.options and args.action not in actions.split(", "):
+            raise UsageError(f"`{args.action}` does not take {flag.names[0]}", hint=f"{actions} does")
+
+
 def _list(routes: str, args: Args, client: Client, out: Out) -> int:
-    document = client.get(query(routes, all=1 if args.get("all") else None))
+    document = client.get(
+        query(routes, all=1 if args.get("all") else None, tags=" ".join(args.get("tag") or ()) or None)
+    )
     rows = document["models" if routes == "/v1/models" else "data"]
     more = (("KIND", lambda row: str(row["kind"])), *WIDE) if args.get("all") else WIDE
     columns = COLUMNS if not args.get("all") else (COLUMNS[0], more[0], *COLUMNS[1:])
@@ -65,6 +77,7 @@ def _list(routes: str, args: Args, client: Client, out: Out) -> int:
 
 
 def _create(kind: str, routes: str, args: Args, client: Client, out: Out) -> int:
+    out.check_document()
     name, source = args.words
     env = {"HOME": os.environ["HOME"]} if "HOME" in os.environ else {}
     stated: dict[str, Any] = {key: args.get(key) for key in ("from", "endpoint", "key") if args.get(key)}
@@ -98,13 +111,17 @@ def _create(kind: str, routes: str, args: Args, client: Client, out: Out) -> int
 
 def _act(path: str, args: Args, client: Client, out: Out) -> int:
     """Pull, push, rename, verify, pin or unpin."""
+    out.check_document()
     if args.action == "push":
         return push(f"{path}/push", args.words[1], args, client, out)
     if args.action == "verify":
         return verify(f"{path}/verify", {}, args, client, out)
     body: dict[str, Any] | None = None
     if args.action == "pull":
-        body = {"destination": os.path.abspath(args.words[1]), "overwrite": bool(args.get("overwrite"))}
+        body = {
+            "destination": place_here(args.words[1], "`push` writes to an address"),
+            "overwrite": bool(args.get("overwrite")),
+        }
     elif args.action == "rename":
         body = {"name": args.words[1]}
     answer = client.post(f"{path}/{args.action}", body or {}, key=args.get("idempotency_key") or "", timeout_s=None)

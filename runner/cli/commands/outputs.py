@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 
-from runner.cli.jobs import job_path
+from runner.cli.jobs import job_path, place_here
 from runner.cli.operations import push
 from runner.cli.shelf import ENTRY_COLUMNS
 from runner.cli.text import counted, plain, size
@@ -25,7 +24,10 @@ def run(args: Args, client: Client, out: Out) -> int:
     if args.action == "cat":
         return _cat(args, client, out)
     if args.action == "pull":
-        destination = os.path.abspath(args.words[1] if len(args.words) > 1 else f"output-{ref.strip('@')}")
+        out.check_document()
+        destination = place_here(
+            args.words[1] if len(args.words) > 1 else f"output-{ref.strip('@')}", f"stoker outputs push {ref} URI"
+        )
         body = {"destination": destination, "overwrite": bool(args.get("overwrite"))}
         path = job_path(ref, "/outputs/pull")
         answer = client.post(path, body, key=args.get("idempotency_key") or "", timeout_s=None)
@@ -43,9 +45,13 @@ def run(args: Args, client: Client, out: Out) -> int:
         name = output.get("name") or f"attempt {output.get('attempt')}"
         out.note(f"{name} {output['digest']}")
         out.note(f"  {counted(output['files'], 'file')}, {size(output['size_bytes'])}")
+    if document.get("fault"):
+        out.note(f"{document['fault']}; `stoker start {ref}` saves them")
     wide = (("DIGEST", lambda entry: str(entry["digest"])),)
     fields = ("path", "size_bytes", "digest")
     out.listing(document, document["entries"], ENTRY_COLUMNS, more=wide, name="path", fields=fields)
+    if document.get("entries_left_out"):
+        out.note(f"and {document['entries_left_out']} more: `stoker outputs pull {ref}` copies all of them")
     return 0
 
 

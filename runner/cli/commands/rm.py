@@ -38,7 +38,9 @@ def run(args: Args, client: Client, out: Out) -> int:
             return 1
         answer = client.post("/v1/jobs/remove", {**body, "confirmed": True}, key=key and key + ".yes")
     removed = [str(job) for job in answer["removed"]]
-    out.document(answer, lambda _: f"removed {', '.join(removed) or 'nothing'} · {size(answer.get('bytes'))} freed")
+    out.document(
+        answer, lambda _: f"removed {', '.join(removed) or 'nothing'} · outputs of {size(answer.get('bytes'))}"
+    )
     return 0
 
 
