@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from storage.manifest import MANIFEST_NAME
+from storage.manifest import MANIFEST_NAME, UNFINISHED
 from tests.kit import Box
 from tests.servers import S3
 
@@ -108,7 +108,7 @@ def test_damaged_bytes_leave_the_store_by_no_way(tmp_path: Path, s3: S3) -> None
         spoiled = bytes([WEIGHTS[0] ^ 1])
         left = [path for root in (out, there, s3.root) for path in root.rglob("*") if path.is_file()]
         assert not any(path.read_bytes().startswith(spoiled) for path in left)
-        assert not any(path.name == MANIFEST_NAME for path in left)
+        assert all(path.read_bytes().startswith(UNFINISHED) for path in left if path.name == MANIFEST_NAME)
         spoil(runner, CONFIG)
         refused = runner.cli("outputs", "cat", f"{job}:config.json")
         assert (refused.returncode, refused.stdout) == (5, "")
