@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 # Files of tests that run at once.
-WORKERS ?= 4
+WORKERS ?= 3
 UV_VERSION := 0.13.8
 UV := .venv-tools/bin/uv
 BIN := .venv/bin

@@ -10,6 +10,7 @@ import re
 import socket
 import ssl
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -20,6 +21,7 @@ MAX_HEAD_BYTES = 64 << 10
 MAX_INTERIM = 16
 MAX_TRAILER_BYTES = 8 << 10
 _READ_BYTES = 128 << 10
+_RECORDS_BYTES = 512 << 10
 _STATUS = re.compile(r"HTTP/1\.([01]) ([1-5]\d\d)(?: .*)?", re.ASCII)
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
 _UNSENDABLE = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
@@ -255,6 +257,11 @@ def _check_time(latest: float) -> None:
         raise TimeoutError
 
 
+# A record of TLS holds 16 KiB, and each read of one lets the interpreter go: threads that read records at once wake
+# each other for every one of them. What takes turns here is CPU alone: nobody waits for a peer.
+_one_at_a_time = threading.Lock()
+
+
 class _Tls:
     """TLS over a socket by memory, so that one system call brings many records and the socket's time-out holds."""
 
@@ -262,7 +269,7 @@ class _Tls:
         self._socket, self._timeout_s = connected, timeout_s
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._session = context.wrap_bio(self._in, self._out, server_hostname=host)
-        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._buffer = memoryview(bytearray(_RECORDS_BYTES))
         latest = time.monotonic() + timeout_s
         while True:
             try:
@@ -283,23 +290,20 @@ class _Tls:
 
     def recv_into(self, buffer: memoryview) -> int:
         """Fill the buffer with what is there, at least one byte; 0 at the end of the stream."""
-        at, latest = 0, time.monotonic() + self._timeout_s
-        try:
-            while at < len(buffer):
+        at, latest, read = 0, time.monotonic() + self._timeout_s, self._session.read
+        with suppress(ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            while True:
                 try:
-                    count = self._session.read(len(buffer) - at, buffer[at:])
+                    with _one_at_a_time:
+                        while at < len(buffer) and (count := read(len(buffer) - at, buffer[at:])):
+                            at += count
+                    return at
                 except ssl.SSLWantReadError:
                     if at:
-                        break
+                        return at
                     _check_time(latest)
                     self._flush()
                     self._feed()
-                    continue
-                if not count:
-                    break
-                at += int(count)
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            pass
         return at
 
     def _feed(self) -> int:
