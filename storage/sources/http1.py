@@ -296,7 +296,7 @@ class _Tls:
                 try:
                     with _one_at_a_time:
                         while at < len(buffer) and (count := read(len(buffer) - at, buffer[at:])):
-                            at += count
+                            at += int(count)
                     return at
                 except ssl.SSLWantReadError:
                     if at:
