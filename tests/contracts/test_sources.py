@@ -453,7 +453,8 @@ def test_parts_that_arrived_are_not_asked_for_again(web: Web, store: Store) -> N
     web.requests.clear()
     assert contents(store, take(store, uri, options)) == {"f": data}
     asked = {headers.get("range") for _, _, headers in web.requests}
-    assert asked == {"bytes=0-0", bad, f"bytes={3 * PART}-{4 * PART - 1}"}
+    # The last one may have come before anybody heard of the failure.
+    assert {"bytes=0-0", bad} <= asked <= {"bytes=0-0", bad, f"bytes={3 * PART}-{4 * PART - 1}"}
     assert not any((store.root / "partial").iterdir())
 
 
