@@ -121,6 +121,26 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def put(path: Path, data: bytes, sync: Callable[[int], None] = os.fsync) -> None:
+    """Write a small file whole and durably; `sync` is given its descriptor before it has its name.
+
+    Of a file that was killed amidst this the next one takes the place: nothing is left of it.
+    """
+    temp = path.with_name(f"{path.name}.new")
+    temp.unlink(missing_ok=True)
+    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        write_at(fd, memoryview(data), 0)
+        sync(fd)
+    except OSError:
+        temp.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+    temp.rename(path)
+    sync_directory(path.parent)
+
+
 def open_beneath(root_fd: int, relative: str, flags: int = os.O_RDONLY) -> int:
     """Open a path below a directory, following no link on the way; the empty path is the directory itself."""
     parts = relative.split("/") if relative else ["."]

@@ -2,7 +2,7 @@
 
 A download's journal belongs to one (address, strong tag, size): other bytes never mix in. It names the boot, because
 after a power loss a part may be recorded that never reached the disk. Two files under `partial/`: the data,
-preallocated, and the list of complete parts. A push's journal belongs to one place and one tree, and is a list alone.
+preallocated, and the list of complete parts. A push's journal belongs to one place and is a list alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -162,13 +161,10 @@ class PushJournal:
         self._others, self.known = [], dict(known)
         rows: list[Row] = [[path, *each] for path, each in known.items()]
         rows += [row for each in self._files.values() for row in each.rows]
-        temp = self._path.with_suffix(f".{secrets.token_hex(4)}")
+        lines = (self._first, *map(json.dumps, rows))
+        # Durably: a power loss must not leave an upload that nobody knows.
         with disk_errors(self._path.parent):
-            try:
-                temp.write_text("".join(f"{line}\n" for line in (self._first, *map(json.dumps, rows))))
-                temp.rename(self._path)
-            finally:
-                temp.unlink(missing_ok=True)
+            files.put(self._path, "".join(f"{line}\n" for line in lines).encode("ascii"))
 
     def parts(self, path: str, identity: str) -> Parts:
         """Return how far a file is."""

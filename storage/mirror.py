@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -242,17 +241,7 @@ class _Directory:
     def write(self, path: str, data: bytes) -> None:
         with disk_errors(self._root):
             files.make_directories(self._root)
-            temp = self._root / f"{path}.{secrets.token_hex(4)}"
-            try:
-                with temp.open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temp.chmod(0o644)
-                temp.rename(self._root / path)
-            finally:
-                temp.unlink(missing_ok=True)
-            files.sync_directory(self._root)
+            files.put(self._root / path, data)
 
 
 @contextmanager

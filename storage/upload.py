@@ -150,7 +150,8 @@ def _to_directory(
     check_room(manifest, directory, overwrite=True)
     left = manifest
     if journal is None:
-        _put(marker, unfinished(manifest), os.fsync)
+        with disk_errors(directory):
+            files.put(marker, unfinished(manifest))
     else:
         left = _replace(directory, manifest, journal, older or b"")
         done = manifest.size_bytes - left.size_bytes
@@ -159,7 +160,8 @@ def _to_directory(
     if journal is not None:
         files.sync_filesystem(directory)  # the files before the note of them
         journal.begin({each.path: _noted(directory, each) for each in manifest.entries}, {})
-    _put(marker, manifest.encoded, files.syncfs)
+    with disk_errors(directory):
+        files.put(marker, manifest.encoded, files.syncfs)
     mixed = older is not None and journal is None
     there = [Path(top, name) for top, _, names in os.walk(directory) for name in names] if mixed else []
     beside = _beside(manifest, (str(each.relative_to(directory)) for each in there))
@@ -171,28 +173,14 @@ def _beside(manifest: Manifest, there: Iterable[str]) -> int:
     return len(set(there) - {entry.path for entry in manifest.entries} - {MANIFEST_NAME})
 
 
-def _put(path: Path, data: bytes, sync: Callable[[int], None]) -> None:
-    """Write a small local file whole and durably; `sync` is given its descriptor before it has its name."""
-    temp = path.with_name(f"{path.name}.new")
-    with disk_errors(path.parent):
-        temp.unlink(missing_ok=True)  # of a push that was killed
-        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        try:
-            files.write_at(fd, memoryview(data), 0)
-            sync(fd)
-        finally:
-            os.close(fd)
-        temp.rename(path)
-        files.sync_directory(path.parent)
-
-
 def _replace(directory: Path, manifest: Manifest, journal: PushJournal, earlier: bytes) -> Manifest:
     """Make room for a tree where another was written: what is not of both goes. Return what is still to be written."""
     known = journal.known
     kept = {each.path: row for each in manifest.entries if known.get(each.path) == (row := _noted(directory, each))}
     stale = _stale(manifest, known, earlier)
     journal.begin({**dict.fromkeys(stale, ("", "")), **kept}, {})
-    _put(directory / MANIFEST_NAME, unfinished(manifest), os.fsync)
+    with disk_errors(directory):
+        files.put(directory / MANIFEST_NAME, unfinished(manifest))
     _remove(directory, stale)
     return build(each for each in manifest.entries if each.path not in kept)
 
